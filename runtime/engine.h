@@ -14,12 +14,21 @@
 
 namespace fewbit {
 
+// One collected step, for histograms.
+struct StepReport {
+  int32_t sequences = 0;  // in the step
+  int32_t tokens = 0;     // run, prefill and decode
+  double seconds = 0.0;   // wall time from Launch to the end of Collect
+};
+
 // Where a step's events go. Called on the engine thread once per step; must neither block nor do string work.
 // Implemented by the server's emitter and by the tests' collector.
 class EventSink {
  public:
   virtual ~EventSink() = default;
   virtual void OnEvents(std::span<const TokenEvent> events) = 0;
+  // Called on the engine thread for every collected step, before its OnEvents, also when it made no event.
+  virtual void OnStep(const StepReport& /*report*/) {}
 };
 
 struct EngineOptions {
