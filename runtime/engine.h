@@ -1,5 +1,6 @@
-// THE engine thread: takes the inbox, plans a step, launches it, collects it, applies it, hands the events on. It is the only
-// thread that touches a Request after Submit. It refuses text, protocol and policy: the scheduler plans, the sink speaks.
+// THE engine thread: takes the inbox, plans a step, launches it, collects it, applies it, hands the
+// events on. It is the only thread that touches a Request after Submit. It refuses text, protocol
+// and policy: the scheduler plans, the sink speaks.
 #pragma once
 
 #include <cstdint>
@@ -21,22 +22,29 @@ struct StepReport {
   double seconds = 0.0;   // wall time from Launch to the end of Collect
 };
 
-// Where a step's events go. Called on the engine thread once per step; must neither block nor do string work.
-// Implemented by the server's emitter and by the tests' collector.
+// Where a step's events go. Called on the engine thread once per step; must neither block nor do
+// string work. Implemented by the server's emitter and by the tests' collector.
 class EventSink {
  public:
   virtual ~EventSink() = default;
   virtual void OnEvents(std::span<const TokenEvent> events) = 0;
-  // Called on the engine thread for every collected step, before its OnEvents, also when it made no event.
+  // Called on the engine thread for every collected step, before its OnEvents, also when it made no
+  // event.
   virtual void OnStep(const StepReport& /*report*/) {}
 };
 
 struct EngineOptions {
-  int32_t max_running = 64;          // sequences in a step
-  int32_t max_waiting = 256;         // requests in inbox and queue; beyond: RESOURCE_EXHAUSTED
-  int64_t max_waiting_tokens = 1 << 20;  // prompt tokens in inbox and queue; beyond: RESOURCE_EXHAUSTED
-  int32_t step_token_budget = 512;   // tokens per step, prefill chunks included
+  int32_t max_running = 64;   // sequences in a step, at most step_token_budget
+  int32_t max_waiting = 256;  // requests in inbox and queue; beyond: RESOURCE_EXHAUSTED
+  int64_t max_waiting_tokens =
+      1 << 20;                      // prompt tokens in inbox and queue; beyond: RESOURCE_EXHAUSTED
+  int32_t step_token_budget = 512;  // tokens per step, prefill chunks included
 };
+
+// INVALID_ARGUMENT names the option that is out of range or that the executor cannot serve
+// (max_running <= max_sequences, step_token_budget <= max_step_tokens, max_running <=
+// step_token_budget).
+absl::Status ValidateEngineOptions(const EngineOptions& options, const ExecutorInfo& info);
 
 // A consistent copy of the engine's counters; reading it never waits for a step.
 struct EngineStats {
@@ -46,31 +54,35 @@ struct EngineStats {
   int32_t blocks_total = 0;
   int32_t blocks_used = 0;
   uint64_t steps = 0;
-  uint64_t step_tokens = 0;          // tokens run, prefill and decode
+  uint64_t step_tokens = 0;  // tokens run, prefill and decode
   uint64_t prefill_tokens = 0;
   uint64_t decode_tokens = 0;
-  double busy_seconds = 0.0;         // wall time inside executor steps
-  int64_t last_progress_unix_ns = 0; // readiness: when the last step was collected, or when the engine was last seen idle
-  bool failed = false;               // an executor error: every request has been failed
+  double busy_seconds = 0.0;  // wall time inside executor steps
+  int64_t last_progress_unix_ns =
+      0;  // readiness: when the last step was collected, or when the engine was last seen idle
+  bool failed = false;  // an executor error: every request has been failed
 };
 
 class Engine {
  public:
-  // `executor` and `sink` outlive the engine. Starts the thread.
+  // `executor` and `sink` outlive the engine. Starts the thread. REQUIRES: ValidateEngineOptions is
+  // ok.
   Engine(const EngineOptions& options, Executor* executor, EventSink* sink);
   ~Engine();  // as Drain(absl::Now())
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Hands a request over. RESOURCE_EXHAUSTED names the full limit, UNAVAILABLE says draining or failed, INVALID_ARGUMENT a
-  // request that the KV cache could never hold. On success exactly one kFinished event follows. Thread-safe.
+  // Hands a request over. RESOURCE_EXHAUSTED names the full limit, UNAVAILABLE says draining or
+  // failed, INVALID_ARGUMENT a request that the KV cache could never hold. On success exactly one
+  // kFinished event follows. Thread-safe.
   absl::Status Submit(std::unique_ptr<Request> request);
 
   // Asks for the final event; a no-op for an unknown or finished id. Thread-safe.
   void Cancel(RequestId id);
 
-  // Refuses new requests, lets running and waiting ones finish until `deadline`, then ends them with kDrained. Returns when all
-  // events have been handed on and the thread has ended. Thread-safe, idempotent.
+  // Refuses new requests, lets running and waiting ones finish until `deadline`, then ends them
+  // with kDrained. Returns when all events have been handed on and the thread has ended.
+  // Thread-safe, idempotent.
   void Drain(absl::Time deadline);
 
   EngineStats stats() const;  // thread-safe
