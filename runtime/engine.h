@@ -17,16 +17,20 @@ namespace fewbit {
 
 // One collected step, for histograms.
 struct StepReport {
-  int32_t sequences = 0;  // in the step
-  int32_t tokens = 0;     // run, prefill and decode
-  double seconds = 0.0;   // wall time from Launch to the end of Collect
+  int32_t sequences = 0;       // in the step
+  int32_t tokens = 0;          // run, prefill and decode
+  double seconds = 0.0;        // wall time from Launch to the end of Collect
+  int32_t prefill_tokens = 0;  // those of `tokens` that belong to prompts
+  int32_t sampled_rows = 0;    // rows of logits that became tokens or prompt scores
 };
 
-// Where a step's events go. Called on the engine thread once per step; must neither block nor do
-// string work. Implemented by the server's emitter and by the tests' collector.
+// Where a step's events go. Called on the engine thread; must neither block, nor do string work,
+// nor call Drain. Implemented by the server's emitter and by the tests' collector.
 class EventSink {
  public:
   virtual ~EventSink() = default;
+  // Never empty, valid only during the call. Once per step with what the step made, and before a
+  // step with the requests that ended without one (cancelled, expired, drained).
   virtual void OnEvents(std::span<const TokenEvent> events) = 0;
   // Called on the engine thread for every collected step, before its OnEvents, also when it made no
   // event.
@@ -34,11 +38,10 @@ class EventSink {
 };
 
 struct EngineOptions {
-  int32_t max_running = 64;   // sequences in a step, at most step_token_budget
-  int32_t max_waiting = 256;  // requests in inbox and queue; beyond: RESOURCE_EXHAUSTED
-  int64_t max_waiting_tokens =
-      1 << 20;                      // prompt tokens in inbox and queue; beyond: RESOURCE_EXHAUSTED
-  int32_t step_token_budget = 512;  // tokens per step, prefill chunks included
+  int32_t max_running = 64;              // sequences in a step, at most step_token_budget
+  int32_t max_waiting = 256;             // requests in inbox and queue; beyond: RESOURCE_EXHAUSTED
+  int64_t max_waiting_tokens = 1 << 20;  // prompt tokens in inbox and queue; likewise
+  int32_t step_token_budget = 512;       // tokens per step, prefill chunks included
 };
 
 // INVALID_ARGUMENT names the option that is out of range or that the executor cannot serve
@@ -58,8 +61,8 @@ struct EngineStats {
   uint64_t prefill_tokens = 0;
   uint64_t decode_tokens = 0;
   double busy_seconds = 0.0;  // wall time inside executor steps
-  int64_t last_progress_unix_ns =
-      0;  // readiness: when the last step was collected, or when the engine was last seen idle
+  // Readiness: when the last step was collected, or now while the engine sleeps with nothing to do.
+  int64_t last_progress_unix_ns = 0;
   bool failed = false;  // an executor error: every request has been failed
 };
 
