@@ -1,5 +1,6 @@
-// The immutable specification of one generation request, in token ids. Made and validated by the server's codec, owned by
-// the engine thread from Engine::Submit on. It holds no text and no counters (sequence.h has those).
+// The immutable specification of one generation request, in token ids. Made and validated by the
+// server's codec, owned by the engine thread from Engine::Submit on. It holds no text and no
+// counters (sequence.h has those).
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,8 @@
 
 namespace fewbit {
 
-// How the next token is drawn from the logits; the order of operations is stated in runtime/sampler.h.
-// Ranges are the codec's to check: here they are facts.
+// How the next token is drawn from the logits; the order of operations is stated in
+// runtime/sampler.h. Ranges are the codec's to check: here they are facts.
 struct SamplingParams {
   float temperature = 0.0f;         // 0: greedy
   int32_t top_k = 0;                // 0: off
