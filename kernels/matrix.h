@@ -1,5 +1,6 @@
-// Weight matrices as kernels see them: pointers and shapes. W is [rows = output channels, cols = input channels], row-major, so that a
-// linear layer is y[T, rows] = x[T, cols] W^T. Memory belongs to somebody else (a mapped file, as a rule).
+// Weight matrices as kernels see them: pointers and shapes. W is [rows = output channels, cols =
+// input channels], row-major, so that a linear layer is y[T, rows] = x[T, cols] W^T. Memory belongs
+// to somebody else (a mapped file, as a rule).
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,8 @@ struct DenseMatrix {
   int32_t cols = 0;
 };
 
-// weight[r, c] = (codes[r, c] - 128) * scales[r]; code 0 is not used, so weights are symmetric in [-127, 127] steps.
+// weight[r, c] = (codes[r, c] - 128) * scales[r]; code 0 is not used, so weights are symmetric in
+// [-127, 127] steps.
 struct Int8Matrix {
   const uint8_t* codes = nullptr;  // [rows, cols]
   const float* scales = nullptr;   // [rows]

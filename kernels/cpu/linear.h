@@ -1,10 +1,12 @@
-// Linear layers on the CPU: y[T, N] = x[T, K] W^T for the three kinds of weight matrix, each on any range of output rows, so that
-// the caller shares rows out among threads. Weights are read where they lie; no dense copy is ever made.
+// Linear layers on the CPU: y[T, N] = x[T, K] W^T for the three kinds of weight matrix, each on any
+// range of output rows, so that the caller shares rows out among threads. Weights are read where
+// they lie; no dense copy is ever made.
 //
-// Order of summation, part of the contract: a result depends on its own row of x and its own row of W only, never on T, on the
-// rows computed beside it, on the thread or on the batch. For packed and 8-bit weights it does not depend on the instruction set
-// either, bit for bit: per chunk (packed) or per 128 channels (8-bit) an exact int32 sum, then one fused multiply-add in float per
-// chunk in chunk order, then the outliers in list order.
+// Order of summation, part of the contract: a result depends on its own row of x and its own row of
+// W only, never on T, on the rows computed beside it, on the thread or on the batch. For packed and
+// 8-bit weights it does not depend on the instruction set either, bit for bit: per chunk (packed)
+// or per 128 channels (8-bit) an exact int32 sum, then one fused multiply-add in float per chunk in
+// chunk order, then the outliers in list order.
 #pragma once
 
 #include <cstddef>
@@ -20,22 +22,26 @@ bool IsaSupported(Isa isa);
 Isa BestIsa();
 const char* IsaName(Isa isa);
 
-// Scratch that PrepareActivations fills for T tokens and one matrix, in bytes (0 for dense weights). 64-byte aligned by the caller.
+// Scratch that PrepareActivations fills for T tokens and one matrix, in bytes (0 for dense
+// weights). 64-byte aligned by the caller.
 size_t ActivationBytes(const Matrix& w, int tokens);
 
-// Stages x [T, K] (float, row stride x_stride elements) for `w`: permuted into strip order and quantized to int8 with one float scale per
-// token and chunk (packed) or per 128 channels (8-bit). A no-op for dense weights. Tokens are independent: [token_begin, token_end)
-// of a scratch sized for `tokens` may be staged by different threads.
+// Stages x [T, K] (float, row stride x_stride elements) for `w`: permuted into strip order and
+// quantized to int8 with one float scale per token and chunk (packed) or per 128 channels (8-bit).
+// A no-op for dense weights. Tokens are independent: [token_begin, token_end) of a scratch sized
+// for `tokens` may be staged by different threads.
 void PrepareActivations(Isa isa, const Matrix& w, const float* x, size_t x_stride, int tokens,
                         int token_begin, int token_end, void* activations);
 
-// y[t, r] for every t < tokens and r in [row_begin, row_end). y has row stride y_stride elements; row r lands at y[t * y_stride + r].
-// REQUIRES: row_begin is a multiple of 16; row_end is one too, or is N. `x` is used for dense weights, and for packed weights
-// with outliers; `activations` for the others.
+// y[t, r] for every t < tokens and r in [row_begin, row_end). y has row stride y_stride elements;
+// row r lands at y[t * y_stride + r]. REQUIRES: row_begin is a multiple of 16; row_end is one too,
+// or is N. `x` is used for dense weights, and for packed weights with outliers; `activations` for
+// the others.
 void Linear(Isa isa, const Matrix& w, const float* x, size_t x_stride, const void* activations,
             int tokens, int row_begin, int row_end, float* y, size_t y_stride);
 
-// Row r of W as floats [K]: embedding lookup, and the reference of the tests. For packed weights this dequantizes one row.
+// Row r of W as floats [K]: embedding lookup, and the reference of the tests. For packed weights
+// this dequantizes one row.
 void DequantizeRow(const Matrix& w, int row, float* out);
 
 }  // namespace fewbit::cpu
