@@ -61,7 +61,8 @@ struct EngineStats {
   uint64_t prefill_tokens = 0;
   uint64_t decode_tokens = 0;
   double busy_seconds = 0.0;  // wall time inside executor steps
-  // Readiness: when the last step was collected, or now while the engine sleeps with nothing to do.
+  // Readiness: when the last step was collected or the engine was last seen asleep with nothing to
+  // do, whichever is later.
   int64_t last_progress_unix_ns = 0;
   bool failed = false;  // an executor error: every request has been failed
 };
