@@ -1,6 +1,7 @@
-// Writes a quantized checkpoint: a Hugging Face-style directory with one safetensors shard per layer, so that peak memory is one layer and an
-// interrupted run can resume. Every file is written under a temporary name, fsynced and renamed; the directory appears under its final
-// name only in Finish.
+// Writes a quantized checkpoint: a Hugging Face-style directory with one safetensors shard per
+// layer, so that peak memory is one layer and an interrupted run can resume. Every file is written
+// under a temporary name, fsynced and renamed; the directory appears under its final name only in
+// Finish.
 #pragma once
 
 #include <memory>
@@ -29,16 +30,18 @@ struct QuantizedBytes {
 
 class QuantizedWriter {
  public:
-  // `source` gives config.json, norms, biases and tokenizer files. ALREADY_EXISTS when `directory` exists and is not empty.
-  static absl::StatusOr<std::unique_ptr<QuantizedWriter>> Create(const std::string& directory,
-                                                                 const class CheckpointReader& source,
-                                                                 int embedding_bits /* 8 or 16 */);
+  // `source` gives config.json, norms, biases and tokenizer files. ALREADY_EXISTS when `directory`
+  // exists and is not empty.
+  static absl::StatusOr<std::unique_ptr<QuantizedWriter>> Create(
+      const std::string& directory, const class CheckpointReader& source,
+      int embedding_bits /* 8 or 16 */);
   ~QuantizedWriter();  // without Finish: removes what it wrote
 
-  absl::Status WriteEmbeddings();  // embedding, final norm, untied head; 8-bit rows are rounded here
+  absl::Status
+  WriteEmbeddings();  // embedding, final norm, untied head; 8-bit rows are rounded here
   absl::Status WriteLayer(int layer, const QuantizedLayer& linears);
-  // Writes config.json (with `quantization_config`: method, layout_version, zero_points, average_bits, settings), index and copies, then
-  // renames the directory.
+  // Writes config.json (with `quantization_config`: method, layout_version, zero_points,
+  // average_bits, settings), index and copies, then renames the directory.
   absl::Status Finish(const nlohmann::json& settings);
 
   const QuantizedBytes& bytes() const;
