@@ -1,0 +1,174 @@
+#include "runtime/quantize/calibration.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "runtime/models/decoder.h"
+#include "scheduler/check.h"
+
+namespace fewbit {
+namespace {
+
+constexpr int kBatchTokens = 2048;  // tokens that run through a layer at once
+constexpr int kGramRows = 8;
+constexpr int kGramTokens = 256;
+
+// SplitMix64 (Steele, Lea, Flood, 2014).
+uint64_t NextRandom(uint64_t* state) {
+  uint64_t z = (*state += 0x9E3779B97F4A7C15u);
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
+
+absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, TokenId bos,
+                                              int context, int max_windows, uint64_t seed,
+                                              int vocab_size) {
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (ToInt(text[i]) >= 0 && ToInt(text[i]) < vocab_size) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("calibration token ", i, " has the id ", ToInt(text[i]),
+                     ", outside the model's vocabulary of ", vocab_size));
+  }
+  const bool with_bos = ToInt(bos) >= 0;
+  const size_t stride = static_cast<size_t>(context) - (with_bos ? 1 : 0);
+  const size_t available = text.size() / stride;
+  if (available == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the calibration text is too short: ", text.size(),
+                     " tokens, and one window takes ", stride, " (context ", context, ")"));
+  }
+  std::vector<size_t> order(available);
+  for (size_t i = 0; i < available; ++i) order[i] = i;
+  const size_t count = std::min(available, static_cast<size_t>(max_windows));
+  uint64_t state = seed;
+  for (size_t i = 0; i < count; ++i) {
+    std::swap(order[i], order[i + NextRandom(&state) % (available - i)]);
+  }
+  order.resize(count);
+  std::sort(order.begin(), order.end());
+  CalibrationWindows windows;
+  windows.context = context;
+  windows.tokens.reserve(count * context);
+  for (const size_t w : order) {
+    if (with_bos) windows.tokens.push_back(bos);
+    const auto begin = text.begin() + static_cast<std::ptrdiff_t>(w * stride);
+    windows.tokens.insert(windows.tokens.end(), begin, begin + static_cast<std::ptrdiff_t>(stride));
+  }
+  return windows;
+}
+
+class Calibration::Observer : public LinearInputObserver {
+ public:
+  Observer(Calibration* owner, bool full) : owner_(*owner), full_(full) {}
+
+  void OnInput(LinearRole role, const float* x, int tokens, int cols) override {
+    const int input = InputOf(role);
+    std::vector<double>& squares = squares_[input];
+    squares.resize(cols);
+    tokens_[input] += tokens;
+    owner_.kernels_.add_squares(x, tokens, cols, squares.data());
+    if (full_) AddGram(x, tokens, cols, &owner_.hessians_[input].matrix);
+  }
+
+  // Sums to means.
+  void Finish() {
+    for (int i = 0; i < kNumInputs; ++i) {
+      FEWBIT_CHECK(tokens_[i] > 0) << "the layer did not show input " << i;
+      const double scale = 1.0 / static_cast<double>(tokens_[i]);
+      Hessian& hessian = owner_.hessians_[i];
+      hessian.diagonal.resize(squares_[i].size());
+      for (size_t k = 0; k < squares_[i].size(); ++k) {
+        hessian.diagonal[k] = static_cast<float>(squares_[i][k] * scale);
+      }
+      const int cols = static_cast<int>(squares_[i].size());
+      if (full_) Mirror(cols, static_cast<float>(scale), &hessian.matrix);
+    }
+  }
+
+ private:
+  // The lower triangle in tiles of 8 rows x 16 columns; each tile belongs to one rank, tokens in
+  // order.
+  void AddGram(const float* x, int tokens, int cols, std::vector<float>* gram) {
+    gram->resize(static_cast<size_t>(cols) * cols);
+    const int row_tiles = cols / kGramRows;
+    ThreadTeam* team = owner_.team_;
+    const LaneKernels& kernels = owner_.kernels_;
+    team->Run([&](int rank) {
+      for (int begin = 0; begin < tokens; begin += kGramTokens) {
+        const int count = std::min(kGramTokens, tokens - begin);
+        const float* rows = x + static_cast<size_t>(begin) * cols;
+        for (int r = rank; r < row_tiles; r += team->size()) {
+          for (int c = 0; c <= r * kGramRows; c += kLanes) {
+            kernels.add_gram_tile(rows + r * kGramRows, rows + c, count, cols,
+                                  gram->data() + static_cast<size_t>(r) * kGramRows * cols + c);
+          }
+        }
+      }
+    });
+  }
+
+  static void Mirror(int cols, float scale, std::vector<float>* gram) {
+    for (int r = 0; r < cols; ++r) {
+      for (int c = 0; c <= r; ++c) {
+        const float mean = (*gram)[static_cast<size_t>(r) * cols + c] * scale;
+        (*gram)[static_cast<size_t>(r) * cols + c] = mean;
+        (*gram)[static_cast<size_t>(c) * cols + r] = mean;
+      }
+    }
+  }
+
+  Calibration& owner_;
+  const bool full_;
+  std::vector<double> squares_[kNumInputs];
+  int64_t tokens_[kNumInputs] = {};
+};
+
+Calibration::Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
+                         ThreadTeam* team, cpu::Isa isa)
+    : spec_(spec),
+      windows_(std::move(windows)),
+      team_(team),
+      isa_(isa),
+      kernels_(LaneKernelsFor(isa)),
+      hidden_(windows_.tokens.size() * spec.hidden_size) {
+  EmbedTokens(embedding, windows_.tokens, hidden_.data());
+}
+
+int Calibration::InputOf(LinearRole role) {
+  switch (role) {
+    case LinearRole::kQ:
+    case LinearRole::kK:
+    case LinearRole::kV:
+      return 0;
+    case LinearRole::kO:
+      return 1;
+    case LinearRole::kGate:
+    case LinearRole::kUp:
+      return 2;
+    case LinearRole::kDown:
+      return 3;
+  }
+  return 0;
+}
+
+void Calibration::RunLayer(const LayerWeights& weights, bool full) {
+  for (Hessian& hessian : hessians_) hessian = Hessian{};
+  Observer observer(this, full);
+  const int batch = std::max(1, kBatchTokens / windows_.context);
+  for (int begin = 0; begin < windows_.count(); begin += batch) {
+    const int count = std::min(batch, windows_.count() - begin);
+    std::vector<int32_t> q_start(count + 1);
+    for (int i = 0; i <= count; ++i) q_start[i] = i * windows_.context;
+    float* hidden =
+        hidden_.data() + static_cast<size_t>(begin) * windows_.context * spec_.hidden_size;
+    fewbit::RunLayer(spec_, weights, q_start, hidden, team_, isa_, &observer);
+  }
+  observer.Finish();
+}
+
+}  // namespace fewbit

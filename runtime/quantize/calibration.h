@@ -1,0 +1,60 @@
+// The calibration text on its way through the original model, one layer at a time: hidden states of
+// all windows, and what each linear layer sees of them.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/cpu/linear.h"
+#include "runtime/models/model.h"
+#include "runtime/quantize/lane_kernels.h"
+#include "runtime/quantize/matrix_quantizer.h"
+#include "runtime/thread_team.h"
+#include "scheduler/ids.h"
+
+namespace fewbit {
+
+struct CalibrationWindows {
+  int context = 0;              // tokens per window
+  std::vector<TokenId> tokens;  // [windows * context]
+  int count() const { return context == 0 ? 0 : static_cast<int>(tokens.size()) / context; }
+};
+
+// Cuts `text` into windows that do not overlap, each begun with `bos` (none if negative), and draws
+// `max_windows` of them without replacement by `seed`, in the order of the text. INVALID_ARGUMENT:
+// not one whole window, or an id outside the vocabulary.
+absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, TokenId bos,
+                                              int context, int max_windows, uint64_t seed,
+                                              int vocab_size);
+
+// Thread rule: one caller at a time, which is not inside team->Run.
+class Calibration {
+ public:
+  // Embeds the windows. `spec` and `team` outlive the object.
+  Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
+              ThreadTeam* team, cpu::Isa isa);
+
+  // Runs all windows through the layer. `full` gathers the Hessians' matrices too, not only their
+  // diagonals.
+  void RunLayer(const LayerWeights& weights, bool full);
+
+  // Of the inputs of a role in the layer run last.
+  const Hessian& hessian(LinearRole role) const { return hessians_[InputOf(role)]; }
+
+ private:
+  class Observer;
+  static constexpr int kNumInputs = 4;  // of q/k/v, o, gate/up, down
+  static int InputOf(LinearRole role);
+
+  const ModelSpec& spec_;
+  const CalibrationWindows windows_;
+  ThreadTeam* const team_;
+  const cpu::Isa isa_;
+  const LaneKernels& kernels_;
+  std::vector<float> hidden_;  // [windows * context, E]
+  Hessian hessians_[kNumInputs];
+};
+
+}  // namespace fewbit

@@ -1,0 +1,266 @@
+#include "runtime/quantize/checkpoint_quantizer.h"
+
+#include <cmath>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "nlohmann/json.hpp"
+#include "runtime/quantize/calibration.h"
+#include "runtime/weights/checkpoint.h"
+
+namespace fewbit {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxWindows = 1 << 20;
+
+absl::Status CheckChannels(const ModelSpec& spec) {
+  const struct {
+    const char* what;
+    int channels;
+  } inputs[] = {{"hidden_size, the input of q_proj", spec.hidden_size},
+                {"heads * head_dim, the input of o_proj", spec.q_size()},
+                {"intermediate_size, the input of down_proj", spec.ffn_size}};
+  for (const auto& input : inputs) {
+    if (input.channels % quant::kStripChannels == 0) continue;
+    return absl::InvalidArgumentError(absl::StrCat("cannot quantize: K = ", input.channels, " (",
+                                                   input.what, ") is not a multiple of ",
+                                                   quant::kStripChannels));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckFinite(const std::string& name, std::span<const float> values) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::isfinite(values[i])) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, ": value ", i, " is ", std::isnan(values[i]) ? "NaN" : "infinite"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckEnds(const CheckpointReader& reader) {
+  const ModelSpec& spec = reader.spec();
+  absl::StatusOr<std::vector<float>> norm = reader.FinalNorm();
+  if (!norm.ok()) return norm.status();
+  if (absl::Status status = CheckFinite("final norm", *norm); !status.ok()) return status;
+  std::vector<float> row(spec.hidden_size);
+  for (const bool head : {false, true}) {
+    if (head && spec.tied_head) break;
+    absl::StatusOr<Matrix> matrix = head ? reader.Head() : reader.Embedding();
+    if (!matrix.ok()) return matrix.status();
+    for (int r = 0; r < MatrixRows(*matrix); ++r) {
+      cpu::DequantizeRow(*matrix, r, row.data());
+      absl::Status status =
+          CheckFinite(absl::StrCat(head ? "output head" : "embedding", " row ", r), row);
+      if (!status.ok()) return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckVectors(int layer, const LayerWeights& weights) {
+  const struct {
+    const char* name;
+    const std::vector<float>& values;
+  } vectors[] = {{"input_layernorm", weights.input_norm},
+                 {"post_attention_layernorm", weights.post_attention_norm},
+                 {"q_norm", weights.q_norm},
+                 {"k_norm", weights.k_norm},
+                 {"q_proj.bias", weights.q_bias},
+                 {"k_proj.bias", weights.k_bias},
+                 {"v_proj.bias", weights.v_bias}};
+  for (const auto& vector : vectors) {
+    absl::Status status =
+        CheckFinite(absl::StrCat("layers.", layer, ".", vector.name), vector.values);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+void DequantizeAll(const Matrix& matrix, ThreadTeam* team, std::vector<float>* dense) {
+  const int rows = MatrixRows(matrix);
+  const size_t cols = MatrixCols(matrix);
+  dense->resize(rows * cols);
+  team->Run([&](int rank) {
+    const Share share = ShareOf(rows, 1, rank, team->size());
+    for (int r = share.begin; r < share.end; ++r) {
+      cpu::DequantizeRow(matrix, r, dense->data() + r * cols);
+    }
+  });
+}
+
+// One run. Thread rule: one thread.
+class CheckpointJob {
+ public:
+  CheckpointJob(const QuantizeOptions& options,
+                const std::function<void(const QuantizeProgress&)>& progress,
+                const std::atomic<bool>* stop)
+      : options_(options),
+        progress_(progress),
+        stop_(stop),
+        team_(options.threads),
+        isa_(cpu::BestIsa()),
+        settings_{.method = FindQuantizeMethod(options.method),
+                  .share4 = options.share4,
+                  .outliers = options.outliers} {}
+
+  absl::StatusOr<QuantizeReport> Run(std::span<const TokenId> calibration);
+
+ private:
+  absl::Status QuantizeLayer(int layer, const LayerWeights& weights, const Calibration& calibration,
+                             QuantizedLayer* result);
+  absl::Status Step(int layer, const char* activity);
+  nlohmann::json Settings() const;
+
+  const QuantizeOptions& options_;
+  const std::function<void(const QuantizeProgress&)>& progress_;
+  const std::atomic<bool>* const stop_;
+  ThreadTeam team_;
+  const cpu::Isa isa_;
+  const MatrixSettings settings_;
+  int num_layers_ = 0;
+  int steps_done_ = 0;
+  std::vector<float> dense_;
+  QuantizeReport report_;
+};
+
+// Reports what begins now; CANCELLED when the caller wants to stop.
+absl::Status CheckpointJob::Step(int layer, const char* activity) {
+  if (stop_ != nullptr && stop_->load(std::memory_order_relaxed)) {
+    return absl::CancelledError("stopped");
+  }
+  if (progress_) {
+    progress_({.layer = layer,
+               .num_layers = num_layers_,
+               .activity = activity,
+               .done = steps_done_,
+               .total = num_layers_ * (kNumLinearRoles + 1)});
+  }
+  ++steps_done_;
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointJob::QuantizeLayer(int layer, const LayerWeights& weights,
+                                          const Calibration& calibration, QuantizedLayer* result) {
+  for (int r = 0; r < kNumLinearRoles; ++r) {
+    const auto role = static_cast<LinearRole>(r);
+    if (absl::Status status = Step(layer, LinearRoleName(role)); !status.ok()) return status;
+    const Matrix& matrix = weights[role];
+    DequantizeAll(matrix, &team_, &dense_);
+    absl::StatusOr<QuantizedMatrix> quantized =
+        QuantizeMatrix(absl::StrCat("layers.", layer, ".", LinearRoleName(role)), dense_.data(),
+                       MatrixRows(matrix), MatrixCols(matrix), calibration.hessian(role), settings_,
+                       &team_, LaneKernelsFor(isa_));
+    if (!quantized.ok()) return quantized.status();
+    result->linears[r] = quant::Pack(quantized->unpacked);
+    report_.roles[r].Add(quantized->quality);
+    report_.all.Add(quantized->quality);
+  }
+  return absl::OkStatus();
+}
+
+nlohmann::json CheckpointJob::Settings() const {
+  return {{"method", options_.method},
+          {"zero_points", settings_.method->zero_points},
+          {"share4", options_.share4},
+          {"outliers", options_.outliers},
+          {"embedding_bits", options_.embedding_bits},
+          {"calibration_windows", report_.windows},
+          {"calibration_context", options_.context},
+          {"seed", options_.seed}};
+}
+
+absl::StatusOr<QuantizeReport> CheckpointJob::Run(std::span<const TokenId> calibration_ids) {
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
+      CheckpointReader::Open(options_.model_dir);
+  if (!reader.ok()) return reader.status();
+  const ModelSpec& spec = (*reader)->spec();
+  num_layers_ = spec.num_layers;
+  if ((*reader)->quantization().quantized) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options_.model_dir, " is quantized already (method ",
+                     (*reader)->quantization().method, "); start from the original"));
+  }
+  if (absl::Status status = CheckChannels(spec); !status.ok()) return status;
+  if (options_.context > spec.max_context) {
+    return absl::InvalidArgumentError(absl::StrCat("context is ", options_.context, ", but ",
+                                                   options_.model_dir, " takes at most ",
+                                                   spec.max_context, " tokens"));
+  }
+  absl::StatusOr<CalibrationWindows> windows =
+      CutWindows(calibration_ids, spec.bos, options_.context, options_.calibration_windows,
+                 options_.seed, spec.vocab_size);
+  if (!windows.ok()) return windows.status();
+  report_.windows = windows->count();
+  report_.calibration_tokens = static_cast<int64_t>(windows->tokens.size());
+
+  absl::StatusOr<std::unique_ptr<QuantizedWriter>> writer =
+      QuantizedWriter::Create(options_.out_dir, **reader, options_.embedding_bits);
+  if (!writer.ok()) return writer.status();
+  if (absl::Status status = CheckEnds(**reader); !status.ok()) return status;
+  absl::StatusOr<Matrix> embedding = (*reader)->Embedding();
+  if (!embedding.ok()) return embedding.status();
+  Calibration calibration(spec, *embedding, *std::move(windows), &team_, isa_);
+  if (absl::Status status = (*writer)->WriteEmbeddings(); !status.ok()) return status;
+
+  for (int layer = 0; layer < num_layers_; ++layer) {
+    absl::StatusOr<LayerWeights> weights = (*reader)->Layer(layer);
+    if (!weights.ok()) return weights.status();
+    if (absl::Status status = CheckVectors(layer, *weights); !status.ok()) return status;
+    if (absl::Status status = Step(layer, "calibrating"); !status.ok()) return status;
+    calibration.RunLayer(*weights, settings_.method->error_feedback);
+    QuantizedLayer quantized;
+    absl::Status status = QuantizeLayer(layer, *weights, calibration, &quantized);
+    if (status.ok()) status = (*writer)->WriteLayer(layer, quantized);
+    if (!status.ok()) return status;
+    (*reader)->ReleaseLayer(layer);
+  }
+  if (absl::Status status = (*writer)->Finish(Settings()); !status.ok()) return status;
+  report_.bytes = (*writer)->bytes();
+  report_.average_bits = 8.0 * static_cast<double>(report_.bytes.linear_bytes) /
+                         static_cast<double>(report_.bytes.linear_weights);
+  report_.embedding_bits = 8.0 * static_cast<double>(report_.bytes.embedding_bytes) /
+                           static_cast<double>(report_.bytes.embedding_weights);
+  return report_;
+}
+
+}  // namespace
+
+absl::Status QuantizeOptions::Validate() const {
+  const auto bad = [](auto... parts) { return absl::InvalidArgumentError(absl::StrCat(parts...)); };
+  if (model_dir.empty()) return bad("model is empty: give the directory of the checkpoint");
+  if (out_dir.empty()) return bad("out is empty: give the directory to write");
+  if (FindQuantizeMethod(method) == nullptr) {
+    std::string names;
+    for (const QuantizeMethod& row : kQuantizeMethods) {
+      absl::StrAppend(&names, names.empty() ? "" : ", ", row.name);
+    }
+    return bad("method is \"", method, "\", known are: ", names);
+  }
+  if (!(share4 >= 0.0 && share4 <= 1.0)) return bad("share4 is ", share4, ", not in 0 to 1");
+  if (!(outliers >= 0.0 && outliers <= 0.1)) {
+    return bad("outliers is ", outliers, ", not in 0 to 0.1");
+  }
+  if (embedding_bits != 8 && embedding_bits != 16) {
+    return bad("embedding_bits is ", embedding_bits, ", not 8 or 16");
+  }
+  if (threads < 0 || threads > kMaxThreads) {
+    return bad("threads is ", threads, ", not in 0 (all processors) to ", kMaxThreads);
+  }
+  if (calibration_windows < 1 || calibration_windows > kMaxWindows) {
+    return bad("calibration_windows is ", calibration_windows, ", not in 1 to ", kMaxWindows);
+  }
+  if (context < 2) return bad("context is ", context, ", below 2 tokens");
+  return absl::OkStatus();
+}
+
+absl::StatusOr<QuantizeReport> QuantizeCheckpoint(
+    const QuantizeOptions& options, std::span<const TokenId> calibration,
+    const std::function<void(const QuantizeProgress&)>& progress, const std::atomic<bool>* stop) {
+  if (absl::Status status = options.Validate(); !status.ok()) return status;
+  return CheckpointJob(options, progress, stop).Run(calibration);
+}
+
+}  // namespace fewbit

@@ -1,0 +1,68 @@
+// A whole checkpoint to 2/4/16 bits, streamed: one layer's weights and the hidden states of the
+// calibration windows are all that is in memory. It owns no text: calibration comes as token ids,
+// progress goes out as numbers.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "runtime/models/model.h"
+#include "runtime/quantize/matrix_quantizer.h"
+#include "runtime/weights/quantized_writer.h"
+#include "scheduler/ids.h"
+
+namespace fewbit {
+
+struct QuantizeOptions {
+  std::string model_dir;
+  std::string out_dir;             // must not exist, or be empty
+  std::string method = "default";  // a row of kQuantizeMethods
+  double share4 = 0.25;            // of the strips of each matrix, 0 to 1
+  double outliers = 0.002;         // of the weights of each matrix, 0 to 0.1
+  int embedding_bits = 16;         // 8 or 16
+  int threads = 0;                 // 0: one per processor
+  int calibration_windows = 64;    // at most; each `context` tokens
+  int context = 512;               // tokens
+  uint64_t seed = 0;               // which windows
+
+  absl::Status Validate() const;  // INVALID_ARGUMENT names the option, its value and the limits
+};
+
+struct QuantizeProgress {
+  int layer = 0;
+  int num_layers = 0;
+  const char* activity = "";  // "calibrating", or the role's name
+  int done = 0;               // of `total`, in steps of about equal kind
+  int total = 0;
+};
+
+struct QuantizeReport {
+  QuantizedBytes bytes;
+  std::array<MatrixQuality, kNumLinearRoles> roles;  // sums over layers
+  MatrixQuality all;
+  int windows = 0;  // calibration windows used
+  int64_t calibration_tokens = 0;
+  double average_bits = 0.0;    // linear layers, from the bytes in the file
+  double embedding_bits = 0.0;  // embedding and untied head, likewise
+};
+
+// Reads options.model_dir, writes options.out_dir. `progress` may be empty; called on the caller's
+// thread. When *stop becomes true the run ends with CANCELLED at the next matrix. On any error
+// nothing is left at out_dir. Errors: those of CheckpointReader::Open and QuantizedWriter,
+// INVALID_ARGUMENT for weights or calibration that cannot be used, FAILED_PRECONDITION for a source
+// that is quantized already.
+absl::StatusOr<QuantizeReport> QuantizeCheckpoint(
+    const QuantizeOptions& options, std::span<const TokenId> calibration,
+    const std::function<void(const QuantizeProgress&)>& progress, const std::atomic<bool>* stop);
+
+// The closing table, several lines.
+std::string FormatReport(const QuantizeOptions& options, const QuantizeReport& report);
+
+}  // namespace fewbit

@@ -1,0 +1,46 @@
+// Error feedback (GPTQ, Frantar et al., arXiv 2210.17323): channels are quantized one after the
+// other, and the error of each is made up for by the channels that are still to come, as the
+// correlations of the inputs tell.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runtime/quantize/tile_fit.h"
+#include "runtime/thread_team.h"
+
+namespace fewbit {
+
+// Thread rule: immutable after Create.
+class ErrorFeedback {
+ public:
+  // `hessian` [K, K] in source order; channels[i] is the source channel that is quantized i-th. 1 %
+  // of the mean diagonal is added to the diagonal. INTERNAL if the matrix is not positive definite
+  // even so (inputs with NaN).
+  static absl::StatusOr<std::unique_ptr<ErrorFeedback>> Create(const std::vector<float>& hessian,
+                                                               std::span<const int> channels,
+                                                               ThreadTeam* team,
+                                                               const LaneKernels& kernels);
+
+  // What an error in channel i costs once all later channels have made up for it as well as they
+  // can: 1 / U_ii^2.
+  float weight(int i) const { return weights_[i]; }
+
+  // Takes the errors [16 rows] of channel i out of the later channels of `work` [K channels][16
+  // rows].
+  void Spread(const LaneKernels& kernels, int i, const float* errors, float* work) const;
+
+ private:
+  ErrorFeedback() = default;
+
+  int size_ = 0;
+  std::vector<float> upper_;    // [K, K] row i, columns above i: U_ij / U_ii, with U^T U = H^-1
+  std::vector<float> weights_;  // [K]
+};
+
+// The best 4-bit sub-scale of one strip under the d of `fit`, for the weights now in `block`.
+void RefitSubScale(const LaneKernels& kernels, const TileBlock& block, int strip, TileFit* fit);
+
+}  // namespace fewbit

@@ -1,0 +1,2 @@
+#define FEWBIT_LANES lanes_portable
+#include "runtime/quantize/lane_kernels_body.inc"

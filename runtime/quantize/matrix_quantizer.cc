@@ -1,0 +1,466 @@
+#include "runtime/quantize/matrix_quantizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <numeric>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "runtime/quantize/error_feedback.h"
+#include "runtime/quantize/strip_choice.h"
+#include "runtime/quantize/tile_fit.h"
+#include "scheduler/check.h"
+
+namespace fewbit {
+namespace {
+
+// Outliers are picked in this many rounds, at most one per group and round: taking one out moves
+// the scales of its group.
+constexpr int kOutlierRounds = 3;
+// A channel that calibration hardly saw still keeps this share of the mean Hessian diagonal.
+constexpr float kHessianFloor = 0.01f;
+constexpr float kLargestHalf = 65504.0f;
+
+std::vector<float> FlooredDiagonal(const std::vector<float>& diagonal) {
+  const double mean =
+      std::accumulate(diagonal.begin(), diagonal.end(), 0.0) / static_cast<double>(diagonal.size());
+  // All zero (nothing reached the layer): every channel counts alike.
+  const float floor = mean > 0.0 ? static_cast<float>(mean) * kHessianFloor : 1.0f;
+  std::vector<float> result(diagonal);
+  for (float& h : result) h = std::max(h, 0.0f) + floor;
+  return result;
+}
+
+// Strips are counted in compact order here: the 2-bit ones, then the 4-bit ones, no padding.
+class MatrixJob {
+ public:
+  MatrixJob(const float* weights, int rows, int cols, const Hessian& hessian,
+            const MatrixSettings& settings, ThreadTeam* team, const LaneKernels& kernels)
+      : weights_(weights),
+        rows_(rows),
+        cols_(cols),
+        h_(FlooredDiagonal(hessian.diagonal)),
+        hessian_(hessian),
+        settings_(settings),
+        method_(*settings.method),
+        team_(team),
+        kernels_(kernels),
+        counts_(ChooseStripCounts(rows, cols, settings.share4, method_.zero_points)),
+        row_blocks_(counts_.shape.row_blocks()),
+        blocks_(team->size()) {
+    for (auto& block : blocks_) block = std::make_unique<TileBlock>();
+  }
+
+  absl::StatusOr<QuantizedMatrix> Run(const std::string& name);
+
+ private:
+  int strips() const { return counts_.strips2 + counts_.strips4; }
+  int tile_strips(int bits) const { return quant::kTileChunks * quant::ChunkStrips(bits); }
+  int first_strip(int bits) const { return bits == 2 ? 0 : counts_.strips2; }
+  int num_strips(int bits) const { return bits == 2 ? counts_.strips2 : counts_.strips4; }
+  int position(int strip) const {
+    return strip < counts_.strips2
+               ? strip
+               : quant::ChunkStrips(2) * counts_.shape.chunks2 + strip - counts_.strips2;
+  }
+  bool IsOutlier(int row, int strip, int channel) const {
+    return !masks_.empty() && strip < counts_.strips2 &&
+           ((masks_[static_cast<size_t>(row) * counts_.strips2 + strip] >> channel) & 1) != 0;
+  }
+
+  template <typename Fn>
+  void ForRowBlocks(const Fn& fn);
+  std::vector<double> StripSensitivities();
+  void LoadGroup(int row_block, int source_strip, float* w) const;
+  void LoadTile(int row_block, int bits, int tile, const float* work, TileBlock* block) const;
+  void Fit(const TileBlock& block, TileFit* fit) const;
+  void ChooseOutliers();
+  void MarkOutliers(int64_t budget, const std::vector<float>& gains,
+                    const std::vector<uint8_t>& channels);
+  void Encode(int row_block, TileBlock* block, QuantizedMatrix* result, MatrixQuality* quality,
+              std::vector<quant::Outlier>* outliers) const;
+  void StoreTile(int row_block, int bits, int tile, const TileFit& fit,
+                 quant::UnpackedMatrix* m) const;
+  void EncodeChannel(int row_block, int strip, int channel, const TileFit& fit, int strip_in_tile,
+                     const float* targets, float* errors, QuantizedMatrix* result,
+                     MatrixQuality* quality, std::vector<quant::Outlier>* outliers) const;
+
+  const float* const weights_;
+  const int rows_;
+  const int cols_;
+  const std::vector<float> h_;  // [K] in source order, all positive
+  const Hessian& hessian_;
+  const MatrixSettings& settings_;
+  const QuantizeMethod& method_;
+  ThreadTeam* const team_;
+  const LaneKernels& kernels_;
+  const StripCounts counts_;
+  const int row_blocks_;
+  std::vector<std::unique_ptr<TileBlock>> blocks_;  // one per rank
+  std::vector<uint16_t> order_;                     // [num_positions]
+  std::vector<uint16_t> masks_;  // [16 * row_blocks, strips2] bit k: channel k is an outlier
+  std::unique_ptr<ErrorFeedback> feedback_;
+};
+
+template <typename Fn>
+void MatrixJob::ForRowBlocks(const Fn& fn) {
+  team_->Run([&](int rank) {
+    const Share share = ShareOf(row_blocks_, 1, rank, team_->size());
+    for (int b = share.begin; b < share.end; ++b) fn(b, blocks_[rank].get());
+  });
+}
+
+void MatrixJob::LoadGroup(int row_block, int source_strip, float* w) const {
+  for (int l = 0; l < kLanes; ++l) {
+    const int row = row_block * quant::kBlockRows + l;
+    for (int k = 0; k < kGroup; ++k) {
+      w[k * kLanes + l] =
+          row < rows_ ? weights_[static_cast<size_t>(row) * cols_ + source_strip * kGroup + k]
+                      : 0.0f;
+    }
+  }
+}
+
+// `work`: the row block in compact order as error feedback has changed it, or null for the weights
+// themselves.
+void MatrixJob::LoadTile(int row_block, int bits, int tile, const float* work,
+                         TileBlock* block) const {
+  const int begin = tile * tile_strips(bits);
+  block->bits = bits;
+  block->strips = std::min(tile_strips(bits), num_strips(bits) - begin);
+  for (int g = 0; g < block->strips; ++g) {
+    const int strip = first_strip(bits) + begin + g;
+    const int source = order_[position(strip)];
+    if (work != nullptr) {
+      std::copy_n(work + static_cast<size_t>(strip) * kGroup * kLanes, kGroup * kLanes,
+                  block->w[g]);
+    } else {
+      LoadGroup(row_block, source, block->w[g]);
+    }
+    for (int k = 0; k < kGroup; ++k) {
+      const float h = feedback_ ? feedback_->weight(strip * kGroup + k) : h_[source * kGroup + k];
+      for (int l = 0; l < kLanes; ++l) {
+        const int row = row_block * quant::kBlockRows + l;
+        block->h[g][k * kLanes + l] = IsOutlier(row, strip, k) ? 0.0f : h;
+      }
+    }
+  }
+}
+
+void MatrixJob::Fit(const TileBlock& block, TileFit* fit) const {
+  if (method_.search_scales) {
+    FitSearched(kernels_, block, fit);
+  } else {
+    FitMinMax(block, fit);
+  }
+}
+
+std::vector<double> MatrixJob::StripSensitivities() {
+  std::vector<double> parts(static_cast<size_t>(row_blocks_) * strips());
+  ForRowBlocks([&](int row_block, TileBlock* block) {
+    float* w = block->w[0];
+    float* h = block->h[0];
+    for (int s = 0; s < strips(); ++s) {
+      LoadGroup(row_block, s, w);
+      float h_sum = 0.0f;
+      for (int k = 0; k < kGroup; ++k) {
+        h_sum += h_[s * kGroup + k];
+        std::fill_n(h + k * kLanes, kLanes, h_[s * kGroup + k]);
+      }
+      double sum = 0.0;
+      if (method_.sensitivity == Sensitivity::kRange) {
+        for (int l = 0; l < kLanes; ++l) {
+          float low = w[l], high = w[l];
+          for (int k = 1; k < kGroup; ++k) {
+            low = std::min(low, w[k * kLanes + l]);
+            high = std::max(high, w[k * kLanes + l]);
+          }
+          sum += static_cast<double>(high - low) * (high - low) * h_sum;
+        }
+      } else {
+        float steps[kLanes], errors[kLanes];
+        if (method_.search_scales) {
+          BestFreeStep(kernels_, 2, w, h, steps, errors);
+        } else {
+          MinMaxErrors(2, w, h, errors);
+        }
+        for (const float e : errors) sum += e;
+      }
+      parts[static_cast<size_t>(row_block) * strips() + s] = sum;
+    }
+  });
+  std::vector<double> result(strips());
+  for (size_t i = 0; i < parts.size(); ++i) result[i % strips()] += parts[i];
+  return result;
+}
+
+void MatrixJob::ChooseOutliers() {
+  const int64_t budget =
+      static_cast<int64_t>(settings_.outliers * static_cast<double>(rows_) * cols_);
+  const size_t groups = static_cast<size_t>(row_blocks_) * kLanes * counts_.strips2;
+  if (budget <= 0 || groups == 0) return;
+  masks_.assign(groups, 0);
+  std::vector<float> gains(groups);
+  std::vector<uint8_t> channels(groups);
+  for (int round = 0; round < kOutlierRounds; ++round) {
+    ForRowBlocks([&](int row_block, TileBlock* block) {
+      for (int tile = 0; tile < counts_.shape.tiles(2); ++tile) {
+        TileFit fit;
+        LoadTile(row_block, 2, tile, nullptr, block);
+        Fit(*block, &fit);
+        for (int g = 0; g < block->strips; ++g) {
+          BestOutlier best;
+          if (method_.search_scales) {
+            FindOutliersSearched(kernels_, *block, fit, g, &best);
+          } else {
+            FindOutliersMinMax(*block, fit, g, &best);
+          }
+          for (int l = 0; l < kLanes; ++l) {
+            const size_t i =
+                static_cast<size_t>(row_block * quant::kBlockRows + l) * counts_.strips2 +
+                tile * tile_strips(2) + g;
+            gains[i] = best.gain[l];
+            channels[i] = best.channel[l];
+          }
+        }
+      }
+    });
+    MarkOutliers(budget * (round + 1) / kOutlierRounds - budget * round / kOutlierRounds, gains,
+                 channels);
+  }
+}
+
+void MatrixJob::MarkOutliers(int64_t budget, const std::vector<float>& gains,
+                             const std::vector<uint8_t>& channels) {
+  std::vector<size_t> candidates;
+  for (size_t i = 0; i < gains.size(); ++i) {
+    if (gains[i] > 0.0f) candidates.push_back(i);
+  }
+  const auto before = [&](size_t a, size_t b) {
+    return gains[a] != gains[b] ? gains[a] > gains[b] : a < b;
+  };
+  if (static_cast<int64_t>(candidates.size()) > budget) {
+    std::nth_element(candidates.begin(), candidates.begin() + budget, candidates.end(), before);
+    candidates.resize(budget);
+  }
+  for (const size_t i : candidates) masks_[i] |= static_cast<uint16_t>(1u << channels[i]);
+}
+
+void MatrixJob::StoreTile(int row_block, int bits, int tile, const TileFit& fit,
+                          quant::UnpackedMatrix* m) const {
+  const int tiles = counts_.shape.tiles(bits);
+  const int begin = tile * tile_strips(bits);
+  const int count = std::min(tile_strips(bits), num_strips(bits) - begin);
+  const int positions = counts_.shape.num_positions();
+  for (int l = 0; l < kLanes; ++l) {
+    const int row = row_block * quant::kBlockRows + l;
+    if (row >= rows_) break;
+    m->second_order[bits == 2 ? 0 : 1][static_cast<size_t>(row) * tiles + tile] = fit.stored[l];
+    for (int g = 0; g < count; ++g) {
+      const size_t i =
+          static_cast<size_t>(row) * positions + position(first_strip(bits) + begin + g);
+      m->sub_scales[i] = fit.sub[g][l];
+      if (method_.zero_points) m->zeros[i] = fit.zero[g][l];
+    }
+  }
+}
+
+// `targets` [16 rows]: the weights to hit; `errors`: what is left of them. Quality is against the
+// source weights.
+void MatrixJob::EncodeChannel(int row_block, int strip, int channel, const TileFit& fit,
+                              int strip_in_tile, const float* targets, float* errors,
+                              QuantizedMatrix* result, MatrixQuality* quality,
+                              std::vector<quant::Outlier>* outliers) const {
+  const int bits = strip < counts_.strips2 ? 2 : 4;
+  const int column = position(strip) * kGroup + channel;
+  const int source = order_[position(strip)] * kGroup + channel;
+  const int columns = counts_.shape.num_positions() * kGroup;
+  for (int l = 0; l < kLanes; ++l) {
+    const int row = row_block * quant::kBlockRows + l;
+    errors[l] = 0.0f;
+    if (row >= rows_) continue;
+    const float step = fit.step(strip_in_tile, l);
+    const int zero = fit.zero[strip_in_tile][l];
+    const int code = method_.zero_points ? NearestCode(bits, targets[l], step, zero)
+                                         : NearestCode(bits, targets[l], step);
+    float value =
+        method_.zero_points ? CodeWeight(bits, code, step, zero) : CodeWeight(bits, code, step);
+    if (IsOutlier(row, strip, channel)) {
+      const uint16_t correction = quant::FloatToHalf(targets[l] - value);
+      value += quant::HalfToFloat(correction);
+      outliers->push_back({.row = row, .position = column, .value = correction});
+      ++quality->outliers;
+    }
+    result->unpacked.codes[static_cast<size_t>(row) * columns + column] =
+        static_cast<uint8_t>(code);
+    errors[l] = targets[l] - value;
+    const double weight = weights_[static_cast<size_t>(row) * cols_ + source];
+    const double error = weight - value;
+    quality->weighted_error += h_[source] * error * error;
+    quality->weighted_norm += h_[source] * weight * weight;
+    quality->error += error * error;
+    quality->norm += weight * weight;
+    ++quality->weights;
+    if (bits == 4) ++quality->weights4;
+  }
+}
+
+void MatrixJob::Encode(int row_block, TileBlock* block, QuantizedMatrix* result,
+                       MatrixQuality* quality, std::vector<quant::Outlier>* outliers) const {
+  std::vector<float> work;
+  if (feedback_) {
+    work.resize(static_cast<size_t>(strips()) * kGroup * kLanes);
+    for (int s = 0; s < strips(); ++s) {
+      LoadGroup(row_block, order_[position(s)], work.data() + s * kGroup * kLanes);
+    }
+  }
+  for (const int bits : {2, 4}) {
+    for (int tile = 0; tile < counts_.shape.tiles(bits); ++tile) {
+      TileFit fit;
+      LoadTile(row_block, bits, tile, feedback_ ? work.data() : nullptr, block);
+      Fit(*block, &fit);
+      for (int g = 0; g < block->strips; ++g) {
+        const int strip = first_strip(bits) + tile * tile_strips(bits) + g;
+        if (feedback_) {
+          float* group = work.data() + static_cast<size_t>(strip) * kGroup * kLanes;
+          std::copy_n(group, kGroup * kLanes, block->w[g]);
+          if (method_.search_scales) RefitSubScale(kernels_, *block, g, &fit);
+        }
+        for (int k = 0; k < kGroup; ++k) {
+          float errors[kLanes];
+          const float* targets =
+              feedback_ ? work.data() + (static_cast<size_t>(strip) * kGroup + k) * kLanes
+                        : block->w[g] + k * kLanes;
+          EncodeChannel(row_block, strip, k, fit, g, targets, errors, result, quality, outliers);
+          if (feedback_) feedback_->Spread(kernels_, strip * kGroup + k, errors, work.data());
+        }
+      }
+      StoreTile(row_block, bits, tile, fit, &result->unpacked);
+    }
+  }
+}
+
+absl::StatusOr<QuantizedMatrix> MatrixJob::Run(const std::string& name) {
+  std::vector<double> sensitivity;
+  if (counts_.strips2 > 0 && counts_.strips4 > 0) sensitivity = StripSensitivities();
+  order_ = OrderStrips(counts_, sensitivity);
+  ChooseOutliers();
+  if (method_.error_feedback) {
+    std::vector<int> channels;  // source channels in compact order
+    for (int s = 0; s < strips(); ++s) {
+      for (int k = 0; k < kGroup; ++k) channels.push_back(order_[position(s)] * kGroup + k);
+    }
+    auto feedback = ErrorFeedback::Create(hessian_.matrix, channels, team_, kernels_);
+    if (!feedback.ok()) {
+      return absl::Status(feedback.status().code(),
+                          absl::StrCat(name, ": ", feedback.status().message()));
+    }
+    feedback_ = *std::move(feedback);
+  }
+
+  QuantizedMatrix result;
+  quant::UnpackedMatrix& m = result.unpacked;
+  const size_t positions = counts_.shape.num_positions();
+  m.shape = counts_.shape;
+  m.strip_order = order_;
+  m.codes.assign(rows_ * positions * kGroup, 0);
+  m.sub_scales.assign(rows_ * positions, 0);
+  if (method_.zero_points) m.zeros.assign(rows_ * positions, 0);
+  m.second_order[0].assign(static_cast<size_t>(rows_) * counts_.shape.tiles(2), 0);
+  m.second_order[1].assign(static_cast<size_t>(rows_) * counts_.shape.tiles(4), 0);
+
+  std::vector<MatrixQuality> qualities(row_blocks_);
+  std::vector<std::vector<quant::Outlier>> outliers(row_blocks_);
+  ForRowBlocks([&](int row_block, TileBlock* block) {
+    Encode(row_block, block, &result, &qualities[row_block], &outliers[row_block]);
+  });
+  for (int b = 0; b < row_blocks_; ++b) {
+    result.quality.Add(qualities[b]);
+    m.outliers.insert(m.outliers.end(), outliers[b].begin(), outliers[b].end());
+  }
+  return result;
+}
+
+absl::Status CheckWeights(const std::string& name, const float* weights, int rows, int cols) {
+  // d is at most the largest step / 15, a step at most the range of a group / 3.
+  const float limit = kLargestHalf / quant::kStoredSecondOrderFactor * quant::kMaxSubScale;
+  for (int r = 0; r < rows; ++r) {
+    for (int k = 0; k < cols; ++k) {
+      const float w = weights[static_cast<size_t>(r) * cols + k];
+      if (std::abs(w) <= limit) continue;
+      const char* what = std::isnan(w) ? "NaN" : std::isinf(w) ? "infinite" : "";
+      if (*what != '\0') {
+        return absl::InvalidArgumentError(
+            absl::StrCat(name, ": weight [", r, ", ", k, "] is ", what));
+      }
+      return absl::InvalidArgumentError(absl::StrCat(name, ": weight [", r, ", ", k, "] is ", w,
+                                                     ", beyond the format's limit of ", limit));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void MatrixQuality::Add(const MatrixQuality& other) {
+  weighted_error += other.weighted_error;
+  weighted_norm += other.weighted_norm;
+  error += other.error;
+  norm += other.norm;
+  weights += other.weights;
+  weights4 += other.weights4;
+  outliers += other.outliers;
+}
+
+absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const float* weights,
+                                               int rows, int cols, const Hessian& hessian,
+                                               const MatrixSettings& settings, ThreadTeam* team,
+                                               const LaneKernels& kernels) {
+  if (rows <= 0 || cols <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": empty, ", rows, " x ", cols));
+  }
+  if (cols % quant::kStripChannels != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        name, ": K = ", cols, " input channels is not a multiple of ", quant::kStripChannels));
+  }
+  if (absl::Status status = CheckWeights(name, weights, rows, cols); !status.ok()) return status;
+  FEWBIT_CHECK(static_cast<int>(hessian.diagonal.size()) == cols) << name;
+  return MatrixJob(weights, rows, cols, hessian, settings, team, kernels).Run(name);
+}
+
+std::vector<float> Dequantize(const quant::UnpackedMatrix& m) {
+  const quant::PackedShape& shape = m.shape;
+  const int positions = shape.num_positions();
+  const int positions2 = quant::ChunkStrips(2) * shape.chunks2;
+  std::vector<float> dense(static_cast<size_t>(shape.rows) * shape.cols);
+  for (int r = 0; r < shape.rows; ++r) {
+    for (int p = 0; p < positions; ++p) {
+      if (m.strip_order[p] == quant::kNoStrip) continue;
+      const int bits = p < positions2 ? 2 : 4;
+      const int tile =
+          (p - (bits == 2 ? 0 : positions2)) / (quant::kTileChunks * quant::ChunkStrips(bits));
+      const uint16_t stored =
+          m.second_order[bits == 2 ? 0 : 1][static_cast<size_t>(r) * shape.tiles(bits) + tile];
+      const size_t i = static_cast<size_t>(r) * positions + p;
+      const float step = static_cast<float>(m.sub_scales[i]) *
+                         (quant::HalfToFloat(stored) / quant::kStoredSecondOrderFactor);
+      for (int k = 0; k < kGroup; ++k) {
+        const int code = m.codes[i * kGroup + k];
+        dense[static_cast<size_t>(r) * shape.cols + m.strip_order[p] * kGroup + k] =
+            shape.zero_points ? CodeWeight(bits, code, step, m.zeros[i])
+                              : CodeWeight(bits, code, step);
+      }
+    }
+  }
+  for (const quant::Outlier& outlier : m.outliers) {
+    const int channel =
+        m.strip_order[outlier.position / kGroup] * kGroup + outlier.position % kGroup;
+    dense[static_cast<size_t>(outlier.row) * shape.cols + channel] +=
+        quant::HalfToFloat(outlier.value);
+  }
+  return dense;
+}
+
+}  // namespace fewbit

@@ -1,0 +1,60 @@
+// One weight matrix to 2/4/16 bits: which strips get 4 bits, which weights stay at 16, the codes
+// and scales of all others.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/quant_pack.h"
+#include "runtime/quantize/lane_kernels.h"
+#include "runtime/quantize/methods.h"
+#include "runtime/thread_team.h"
+
+namespace fewbit {
+
+// What calibration knows about the inputs x of one linear layer, as means over tokens.
+struct Hessian {
+  std::vector<float> diagonal;  // [K] mean of x_k^2
+  std::vector<float> matrix;    // [K, K] mean of x_i x_j; only for methods with error feedback
+};
+
+struct MatrixSettings {
+  const QuantizeMethod* method = &kQuantizeMethods[0];
+  double share4 = 0.25;     // of the strips of each matrix
+  double outliers = 0.002;  // at most this share of the weights of each matrix
+};
+
+// Sums over a matrix; sums over several matrices add up.
+struct MatrixQuality {
+  double weighted_error = 0.0;  // sum of H_kk (w - w^)^2
+  double weighted_norm = 0.0;   // sum of H_kk w^2
+  double error = 0.0;           // sum of (w - w^)^2
+  double norm = 0.0;            // sum of w^2
+  int64_t weights = 0;
+  int64_t weights4 = 0;  // in 4-bit strips
+  int64_t outliers = 0;
+
+  void Add(const MatrixQuality& other);
+};
+
+struct QuantizedMatrix {
+  quant::UnpackedMatrix unpacked;
+  MatrixQuality quality;
+};
+
+// Quantizes `weights` [rows, cols]. The result depends on the arguments only, not on the team's
+// size or the processor. INVALID_ARGUMENT naming `name` (the tensor): cols no multiple of 16, a NaN
+// or infinite weight (with its place), a weight too large for the fp16 scales. `team` must not be
+// inside a Run.
+absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const float* weights,
+                                               int rows, int cols, const Hessian& hessian,
+                                               const MatrixSettings& settings, ThreadTeam* team,
+                                               const LaneKernels& kernels);
+
+// The dense matrix that `m` stands for, [rows, cols] in source channel order: what every kernel
+// computes with.
+std::vector<float> Dequantize(const quant::UnpackedMatrix& m);
+
+}  // namespace fewbit

@@ -1,0 +1,41 @@
+// The quantization methods as rows of a table. What each row does, and how far "published" follows
+// the paper, is in README.md.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace fewbit {
+
+// How a strip earns its 4 bits.
+enum class Sensitivity : uint8_t {
+  kRange,  // squared value range, weighted by the Hessian diagonal
+  kError,  // Hessian-weighted squared error at 2 bits
+};
+
+struct QuantizeMethod {
+  const char* name = "";
+  bool zero_points = false;  // asymmetric codes with a stored zero per (row, strip)
+  bool search_scales =
+      false;  // scales from a search of the weighted error, else from minimum and maximum
+  bool error_feedback = false;  // the error of a channel is made up for by the channels after it
+  Sensitivity sensitivity = Sensitivity::kError;
+  const char* summary = "";
+};
+
+inline constexpr QuantizeMethod kQuantizeMethods[] = {
+    {"default", false, true, false, Sensitivity::kError,
+     "searched scales, symmetric levels, strips by Hessian-weighted error"},
+    {"published", true, false, false, Sensitivity::kRange,
+     "min-max scales with zero-points, strips by Hessian-weighted range (arXiv 2311.16442)"},
+};
+
+// Null for an unknown name.
+constexpr const QuantizeMethod* FindQuantizeMethod(std::string_view name) {
+  for (const QuantizeMethod& method : kQuantizeMethods) {
+    if (name == method.name) return &method;
+  }
+  return nullptr;
+}
+
+}  // namespace fewbit
