@@ -4,6 +4,7 @@
 // steps or messages.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -53,21 +54,25 @@ class Detokenizer {
 
  private:
   // Knuth, Morris and Pratt's matcher ("Fast pattern matching in strings", 1977), one per stop
-  // string: how many bytes of it the text seen so far ends with.
+  // string: how many of its bytes the text so far ends with.
   struct Matcher {
-    std::vector<uint16_t> fallback;  // [length + 1]: the next shorter prefix that is also a suffix
-    uint16_t matched = 0;            // bytes, below the length between characters
+    std::vector<uint16_t> fallback;  // [length + 1]: of a matched prefix, the longest shorter one
+                                     // that is also its suffix
+    uint16_t matched = 0;
   };
 
-  void AddBytes(std::string_view bytes, bool more_may_come, std::string* text);
+  void NotePrompt(std::span<const TokenId> prompt);
+  std::string_view WithoutLeadingSpace(TokenId id);
+  void TakePartial(bool more_may_come, std::string* text);
   void AddCharacter(std::string_view character, std::string* text);
-  std::string_view WithoutLeadingSpace(TokenKind kind, std::string_view bytes);
-  void Stop(std::string* text);
+  int32_t LongestMatch(std::string_view character);
 
   const Tokenizer* tokenizer_;
   DetokenizerOptions options_;
   std::vector<Matcher> matchers_;  // one per stop string
-  std::string partial_;   // bytes of a character that is not complete; at most 3 between calls
+  std::string partial_;  // bytes of a character that is not complete; at most 3 between calls
+  size_t partial_of_prompt_ =
+      0;                  // how many of them came with the prompt: those never read U+FFFD here
   std::string held_;      // whole characters that may begin a stop string
   int32_t tokens_ = 0;    // pushed
   int32_t matched_ = -1;  // index into stop_strings

@@ -1,7 +1,6 @@
 // Text to token ids and back, by a checkpoint's tokenizer.model (SentencePiece, BPE or unigram,
 // with or without byte fallback). It owns the vocabulary and nothing of a request. It refuses
-// tokenizer.json: a checkpoint without tokenizer.model does not load. SentencePiece itself is seen
-// by tokenizer.cc alone, because its header puts names into namespace absl.
+// tokenizer.json: a checkpoint without tokenizer.model does not load.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +15,14 @@
 
 namespace fewbit {
 
+class SentencePiece;
+
 // What a token adds to the text.
 enum class TokenKind : uint8_t {
   kText,     // its surface, always valid UTF-8
   kByte,     // one byte, perhaps of a longer character
   kUnknown,  // the tokenizer's mark for text that it cannot express
-  kControl,  // nothing: <s>, </s>, unused entries, and ids that the model has beyond the
-             // tokenizer's vocabulary
+  kControl,  // nothing: <s>, </s>, and ids that the model has beyond the tokenizer's vocabulary
 };
 
 // Immutable after Load, so thread-safe.
@@ -51,8 +51,8 @@ class Tokenizer {
   // no text.
   int32_t vocab_size() const { return static_cast<int32_t>(entries_.size()); }
 
-  // The entry as a person reads it: word starts as a space, bytes as <0xE2>. Ids without an entry
-  // read <id 32001>.
+  // The vocabulary entry, valid UTF-8: a word begins with U+2581, bytes read <0xE2>. Ids without an
+  // entry read <id 32001>.
   std::string Piece(TokenId id) const;
 
   // The text of a whole sequence: always valid UTF-8, each byte that belongs to no character as
@@ -65,20 +65,23 @@ class Tokenizer {
   std::string_view Bytes(TokenId id) const;
   TokenKind Kind(TokenId id) const;
 
-  // How the first word of a text sheds its space: no space, the first one only, or all of them.
+  // How a text's first word sheds the space before it: not at all, only the first token, or every
+  // token until there is text.
   enum class LeadingSpace : uint8_t { kKeep, kDropOne, kDropAll };
   LeadingSpace leading_space() const { return leading_space_; }
 
  private:
-  class SentencePiece;
   struct Entry {
-    uint32_t offset;  // into surfaces_
-    uint32_t length;
-    TokenKind kind;
+    uint32_t offset = 0;  // into surfaces_
+    uint32_t length = 0;
+    TokenKind kind = TokenKind::kControl;
   };
 
   Tokenizer();
   const Entry* Find(TokenId id) const;
+  absl::Status ReadModel(const std::string& path, int32_t model_vocab_size);
+  absl::Status AddEntry(int32_t id);
+  absl::Status ReadConfig(const std::string& path);
 
   std::unique_ptr<SentencePiece> sentence_piece_;
   std::vector<Entry> entries_;
