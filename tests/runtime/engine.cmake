@@ -1,0 +1,7 @@
+add_library(fewbit_fake_executor STATIC ${CMAKE_CURRENT_LIST_DIR}/fake_executor.cc)
+target_link_libraries(fewbit_fake_executor PUBLIC fewbit_engine absl::flat_hash_set)
+
+fewbit_test(engine_test
+  SOURCES ${CMAKE_CURRENT_LIST_DIR}/engine_test.cc
+  LIBS fewbit_engine fewbit_fake_executor
+  LABELS runtime)
