@@ -36,7 +36,7 @@ struct AttentionTile {
   int32_t rows = 0;                    // at most kMaxTileRows
   int32_t window = 0;                  // 0: from key 0
   const uint8_t* layer = nullptr;      // the layer's block 0
-  const int32_t* blocks = nullptr;     // the sequence's block table
+  const void* blocks = nullptr;        // the sequence's block table: 32-bit block numbers
   kv::BlockShape shape;
   int32_t head = 0;       // kv head
   float* out = nullptr;   // [rows, padded D]

@@ -94,8 +94,8 @@ inline float FoldMax(Vec v) {
   return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
 
-#include "kernels/cpu/ops_attention.inc"
-#include "kernels/cpu/ops_rows.inc"
+#include "kernels/cpu/ops_attention_body.h"
+#include "kernels/cpu/ops_rows_body.h"
 
 }  // namespace
 

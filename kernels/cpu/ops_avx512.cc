@@ -61,8 +61,8 @@ inline float FoldSum(Vec v) {
 }
 inline float FoldMax(Vec v) { return _mm512_reduce_max_ps(v); }
 
-#include "kernels/cpu/ops_attention.inc"
-#include "kernels/cpu/ops_rows.inc"
+#include "kernels/cpu/ops_attention_body.h"
+#include "kernels/cpu/ops_rows_body.h"
 
 }  // namespace
 

@@ -123,8 +123,8 @@ inline float FoldMax(const Vec& v) {
   return max;
 }
 
-#include "kernels/cpu/ops_attention.inc"
-#include "kernels/cpu/ops_rows.inc"
+#include "kernels/cpu/ops_attention_body.h"
+#include "kernels/cpu/ops_rows_body.h"
 
 }  // namespace
 

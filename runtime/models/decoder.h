@@ -15,12 +15,14 @@ namespace fewbit {
 
 struct DecoderLimits {
   int32_t max_step_tokens = 512;  // T
-  int32_t max_logit_rows = 64;    // R
+  int32_t max_logit_rows = 64;    // R of one Logits or Forward
+  int32_t max_context = 0;        // positions; 0: spec.max_context
 };
 
 // Scratch for one step of one model; owns no weights. Thread rule: one caller at a time.
 class Decoder {
  public:
+  // `model` (all layers loaded) and `team` outlive the decoder.
   Decoder(const Model* model, ThreadTeam* team, cpu::Isa isa, const DecoderLimits& limits);
   ~Decoder();
 
@@ -28,6 +30,11 @@ class Decoder {
   // of `logit_rows` (ascending indices in T) into `logits` [R, V]. No allocation. A token's result depends on its own sequence only.
   void Forward(const ForwardBatch& batch, KvCache* kv, std::span<const int32_t> logit_rows,
                float* logits);
+
+  // Forward in two halves, for steps that want more rows than max_logit_rows: RunTokens keeps the last hidden state of the rows of
+  // `logit_rows` (any number of them), and Logits turns rows [begin, end) of these into logits [end - begin, V].
+  void RunTokens(const ForwardBatch& batch, KvCache* kv, std::span<const int32_t> logit_rows);
+  void Logits(int begin, int end, float* logits);
 
  private:
   struct Impl;
@@ -43,7 +50,7 @@ class LinearInputObserver {
 };
 
 // One decoder layer over whole independent sequences from position 0, for calibration: hidden [T, E] in place, q_start [S + 1]. No KV cache
-// outlives the call. `observer` may be null.
+// outlives the call. `observer` may be null. Allocates its scratch; aborts if the system has no memory for it.
 void RunLayer(const ModelSpec& spec, const LayerWeights& weights, std::span<const int32_t> q_start,
               float* hidden, ThreadTeam* team, cpu::Isa isa, LinearInputObserver* observer);
 
