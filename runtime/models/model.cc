@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "runtime/weights/checkpoint.h"
+#include "scheduler/check.h"
 
 namespace fewbit {
 
@@ -10,6 +11,25 @@ const char* LinearRoleName(LinearRole role) {
   constexpr const char* kNames[kNumLinearRoles] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
                                                    "gate_proj", "up_proj", "down_proj"};
   return kNames[static_cast<int>(role)];
+}
+
+LinearShape ShapeOf(const ModelSpec& spec, LinearRole role) {
+  switch (role) {
+    case LinearRole::kQ:
+      return {spec.q_size(), spec.hidden_size};
+    case LinearRole::kK:
+    case LinearRole::kV:
+      return {spec.kv_size(), spec.hidden_size};
+    case LinearRole::kO:
+      return {spec.hidden_size, spec.q_size()};
+    case LinearRole::kGate:
+    case LinearRole::kUp:
+      return {spec.ffn_size, spec.hidden_size};
+    case LinearRole::kDown:
+      return {spec.hidden_size, spec.ffn_size};
+  }
+  FEWBIT_CHECK(false) << "no such role";
+  return {};
 }
 
 absl::StatusOr<std::unique_ptr<Model>> LoadModel(const std::string& directory) {

@@ -20,6 +20,13 @@ enum class LinearRole : uint8_t { kQ, kK, kV, kO, kGate, kUp, kDown };
 inline constexpr int kNumLinearRoles = 7;
 const char* LinearRoleName(LinearRole role);  // "q_proj", ...
 
+struct LinearShape {
+  int32_t rows = 0;  // output channels
+  int32_t cols = 0;  // input channels
+  bool operator==(const LinearShape&) const = default;
+};
+LinearShape ShapeOf(const ModelSpec& spec, LinearRole role);
+
 struct LayerWeights {
   Matrix linears[kNumLinearRoles];
   std::vector<float> input_norm, post_attention_norm;  // [E]

@@ -18,30 +18,6 @@ namespace {
 
 namespace format = quantized_format;
 
-struct MatrixSize {
-  int32_t rows = 0;
-  int32_t cols = 0;
-};
-
-MatrixSize LinearSize(const ModelSpec& spec, LinearRole role) {
-  switch (role) {
-    case LinearRole::kQ:
-      return {spec.q_size(), spec.hidden_size};
-    case LinearRole::kK:
-    case LinearRole::kV:
-      return {spec.kv_size(), spec.hidden_size};
-    case LinearRole::kO:
-      return {spec.hidden_size, spec.q_size()};
-    case LinearRole::kGate:
-    case LinearRole::kUp:
-      return {spec.ffn_size, spec.hidden_size};
-    case LinearRole::kDown:
-      return {spec.hidden_size, spec.ffn_size};
-  }
-  FEWBIT_CHECK(false) << "no such role";
-  return {};
-}
-
 // A role's rows within the tensor that holds them, which has `total` rows.
 struct RowRange {
   int64_t begin = 0;
@@ -106,10 +82,10 @@ struct CheckpointReader::Impl {
 RowRange CheckpointReader::Impl::Rows(LinearRole role) const {
   const std::string_view name = names->linears[static_cast<int>(role)];
   RowRange range;
-  range.count = LinearSize(spec(), role).rows;
+  range.count = ShapeOf(spec(), role).rows;
   for (int other = 0; other < kNumLinearRoles; ++other) {
     if (name != names->linears[other]) continue;
-    const int32_t rows = LinearSize(spec(), static_cast<LinearRole>(other)).rows;
+    const int32_t rows = ShapeOf(spec(), static_cast<LinearRole>(other)).rows;
     if (other < static_cast<int>(role)) range.begin += rows;
     range.total += rows;
   }
@@ -160,7 +136,7 @@ absl::StatusOr<DenseMatrix> CheckpointReader::Impl::FindDense(const std::string&
 }
 
 absl::StatusOr<Matrix> CheckpointReader::Impl::FindLinear(int layer, LinearRole role) const {
-  const MatrixSize size = LinearSize(spec(), role);
+  const LinearShape size = ShapeOf(spec(), role);
   const std::string name = names->InLayer(layer, names->linears[static_cast<int>(role)]);
   if (config.quantized) {
     return FindPacked(store, name, size.rows, size.cols, config.quantized->zero_points);

@@ -41,6 +41,22 @@ absl::StatusOr<size_t> RegularFileSize(int fd, const std::string& path) {
   return static_cast<size_t>(info.st_size);
 }
 
+absl::Status WriteNewFile(const std::string& path,
+                          std::span<const std::span<const uint8_t>> parts) {
+  const FileDescriptor fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (fd.get() < 0) return ErrnoStatus(errno, "create", path);
+  for (std::span<const uint8_t> part : parts) {
+    while (!part.empty()) {
+      const ssize_t written = ::write(fd.get(), part.data(), part.size());
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) return ErrnoStatus(errno, "write", path);
+      part = part.subspan(static_cast<size_t>(written));
+    }
+  }
+  if (::fsync(fd.get()) != 0) return ErrnoStatus(errno, "sync", path);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status ErrnoStatus(int error, std::string_view action, std::string_view path) {
@@ -87,6 +103,29 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t max_by
   }
   text.resize(filled);
   return text;
+}
+
+absl::Status WriteFileDurably(const std::string& path,
+                              std::span<const std::span<const uint8_t>> parts) {
+  const std::string partial = path + ".tmp";
+  absl::Status status = WriteNewFile(partial, parts);
+  if (status.ok() && ::rename(partial.c_str(), path.c_str()) != 0) {
+    status = ErrnoStatus(errno, "rename to its final name", partial);
+  }
+  if (!status.ok()) ::unlink(partial.c_str());
+  return status;
+}
+
+absl::Status WriteFileDurably(const std::string& path, std::string_view text) {
+  const std::span<const uint8_t> part(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+  return WriteFileDurably(path, std::span(&part, 1));
+}
+
+absl::Status SyncDirectory(const std::string& path) {
+  const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (fd.get() < 0) return ErrnoStatus(errno, "open", path);
+  if (::fsync(fd.get()) != 0) return ErrnoStatus(errno, "sync", path);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::string& path) {

@@ -20,6 +20,16 @@ absl::Status ErrnoStatus(int error, std::string_view action, std::string_view pa
 
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path, size_t max_bytes);
 
+// Writes `parts` one after the other to a file that appears under `path` only when it is complete
+// and on the disk (a neighbour with the suffix .tmp, fsync, rename). An existing file is replaced;
+// on an error nothing new is left. RESOURCE_EXHAUSTED when the disk is full.
+absl::Status WriteFileDurably(const std::string& path,
+                              std::span<const std::span<const uint8_t>> parts);
+absl::Status WriteFileDurably(const std::string& path, std::string_view text);
+
+// Makes creations and renames in a directory survive a crash.
+absl::Status SyncDirectory(const std::string& path);
+
 // Bytes of a file that stay valid as long as this object. A file that somebody shortens while it is
 // mapped ends the process with SIGBUS, as every reader of mapped files. Thread rule: immutable;
 // Release only gives memory back, contents never change.

@@ -1,7 +1,7 @@
-// Writes a quantized checkpoint: a Hugging Face-style directory with one safetensors shard per
-// layer, so that peak memory is one layer and an interrupted run can resume. Every file is written
-// under a temporary name, fsynced and renamed; the directory appears under its final name only in
-// Finish.
+// Writes a quantized checkpoint: a Hugging Face-style directory with one safetensors shard for the
+// embeddings and one per layer, so that peak memory is one layer. Everything is written into a
+// directory beside the target (`TARGET.tmp-PID-N`), each file under a temporary name, fsynced and
+// renamed; the target appears in Finish. Names and config keys: quantized_format.h.
 #pragma once
 
 #include <memory>
@@ -16,6 +16,8 @@
 
 namespace fewbit {
 
+class CheckpointReader;
+
 struct QuantizedLayer {
   quant::PackedStorage linears[kNumLinearRoles];
 };
@@ -28,20 +30,28 @@ struct QuantizedBytes {
   int64_t embedding_weights = 0;  // head included when untied
 };
 
+// Thread rule: one thread.
 class QuantizedWriter {
  public:
-  // `source` gives config.json, norms, biases and tokenizer files. ALREADY_EXISTS when `directory`
-  // exists and is not empty.
-  static absl::StatusOr<std::unique_ptr<QuantizedWriter>> Create(
-      const std::string& directory, const class CheckpointReader& source,
-      int embedding_bits /* 8 or 16 */);
-  ~QuantizedWriter();  // without Finish: removes what it wrote
+  // `source` gives config.json, norms, biases and tokenizer files and must outlive the writer.
+  // ALREADY_EXISTS when `directory` exists and is not empty, INVALID_ARGUMENT when `source` is
+  // itself quantized or `embedding_bits` is neither 8 nor 16, and the codes of mkdir.
+  static absl::StatusOr<std::unique_ptr<QuantizedWriter>> Create(const std::string& directory,
+                                                                 const CheckpointReader& source,
+                                                                 int embedding_bits);
+  ~QuantizedWriter();  // without a successful Finish: removes what it wrote
 
-  absl::Status
-  WriteEmbeddings();  // embedding, final norm, untied head; 8-bit rows are rounded here
+  // Embedding, final norm and untied head; 8-bit rows are rounded here. INVALID_ARGUMENT when a
+  // weight is NaN or infinite.
+  absl::Status WriteEmbeddings();
+
+  // REQUIRES: 0 <= layer < L, not written yet, shapes of the source's layer, one choice of
+  // zero-points for all.
   absl::Status WriteLayer(int layer, const QuantizedLayer& linears);
-  // Writes config.json (with `quantization_config`: method, layout_version, zero_points,
-  // average_bits, settings), index and copies, then renames the directory.
+
+  // Writes config.json (the source's, with `quantization_config` = `settings` and our own keys),
+  // the index and copies of the tokenizer's files, then renames the directory. `settings` is an
+  // object with a string `method`. REQUIRES: embeddings and every layer written.
   absl::Status Finish(const nlohmann::json& settings);
 
   const QuantizedBytes& bytes() const;
