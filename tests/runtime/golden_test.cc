@@ -1,0 +1,95 @@
+// Every golden checkpoint against the logits that the reference implementation computed from the same weights.
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/npy.h"
+#include "tests/runtime/model_runner.h"
+
+namespace fewbit {
+namespace {
+
+using ::testing::ElementsAreArray;
+using testing::ModelRunner;
+
+const char* const kCheckpoints[] = {"llama2", "llama3", "mistral-swa", "qwen2",
+                                    "qwen3",  "glm",    "chatglm2"};
+
+struct Golden {
+  std::unique_ptr<Model> model;
+  std::vector<int32_t> prompt;
+  std::vector<int32_t> greedy;
+  std::vector<float> logits;  // [T, V]
+};
+
+Golden Load(const std::string& name) {
+  const std::string directory = std::string(FEWBIT_SOURCE_DIR) + "/tests/golden/" + name;
+  Golden golden;
+  auto model = LoadModel(directory);
+  EXPECT_TRUE(model.ok()) << model.status();
+  if (!model.ok()) return golden;
+  golden.model = *std::move(model);
+  std::ifstream in(directory + "/golden.json");
+  const nlohmann::json json = nlohmann::json::parse(in);
+  golden.prompt = json["prompt_ids"].get<std::vector<int32_t>>();
+  golden.greedy = json["greedy_ids"].get<std::vector<int32_t>>();
+  golden.logits = testing::ReadNpy<float>(directory + "/logits.npy").values;
+  return golden;
+}
+
+float LargestError(const std::vector<float>& got, const std::vector<float>& want) {
+  if (got.size() != want.size()) return INFINITY;
+  float error = 0.0f;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const float e = std::fabs(got[i] - want[i]);
+    if (!(e <= error)) error = e;
+  }
+  return error;
+}
+
+// The first `count` values of what a sequence collected.
+std::vector<float> Head(const std::vector<float>& values, size_t count) {
+  return {values.begin(), values.begin() + std::min(count, values.size())};
+}
+
+class GoldenTest : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(GoldenTest, OnePrompt) {
+  const Golden golden = Load(GetParam());
+  ASSERT_NE(golden.model, nullptr);
+  ModelRunner runner(*golden.model);
+  const int i = runner.Add(golden.prompt);
+  EXPECT_THAT(runner.Greedy(i, 1000, golden.greedy.size()), ElementsAreArray(golden.greedy));
+  const float error = LargestError(Head(runner.sequence(i).logits, golden.logits.size()), golden.logits);
+  EXPECT_LE(error, 2e-3f);
+  RecordProperty("largest_error", std::to_string(error));
+}
+
+TEST_P(GoldenTest, ChunksGiveTheSameBits) {
+  const Golden golden = Load(GetParam());
+  ASSERT_NE(golden.model, nullptr);
+  ModelRunner whole(*golden.model);
+  const int w = whole.Add(golden.prompt);
+  whole.Greedy(w, 1000, golden.greedy.size());
+  for (const int chunk : {1, 7, 16}) {
+    SCOPED_TRACE(chunk);
+    ModelRunner runner(*golden.model);
+    const int i = runner.Add(golden.prompt);
+    EXPECT_THAT(runner.Greedy(i, chunk, golden.greedy.size()), ElementsAreArray(golden.greedy));
+    EXPECT_EQ(runner.sequence(i).logits, whole.sequence(w).logits);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, ::testing::ValuesIn(kCheckpoints),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::erase(name, '-');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace fewbit
