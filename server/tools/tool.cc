@@ -1,0 +1,170 @@
+#include "server/tools/tool.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string_view>
+
+#include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "runtime/eval/npy.h"
+#include "scheduler/check.h"
+#include "server/tokenizer.h"
+#include "server/version.h"
+
+namespace fewbit {
+namespace {
+
+std::string HelpText(const ToolUsage& usage) {
+  std::string out = usage.summary;
+  absl::StrAppend(&out, "\n");
+  for (const char* name : usage.flags) {
+    const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
+    FEWBIT_CHECK(flag != nullptr) << name;
+    const std::string fallback = flag->DefaultValue();
+    const std::string note =
+        fallback.empty() || fallback == "false" ? "" : absl::StrCat(" (", fallback, ")");
+    absl::StrAppendFormat(&out, "  --%-22s %s%s\n", name, flag->Help(), note);
+  }
+  absl::StrAppend(&out, "\nDefaults are in parentheses.\n");
+  return out;
+}
+
+struct FileCloser {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+
+sigset_t StopSet() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGTERM);
+  return set;
+}
+
+}  // namespace
+
+absl::Status ParseToolFlags(int argc, char** argv, const ToolUsage& usage) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    if (argument == "--") break;
+    if (argument == "--help" || argument == "-help" || argument == "-h") {
+      std::fputs(HelpText(usage).c_str(), stdout);
+      std::exit(0);
+    }
+    if (argument == "--version") {
+      std::printf("%s %s\n", usage.name, kVersion);
+      std::exit(0);
+    }
+  }
+  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
+  if (rest.size() > 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("unexpected argument '", rest[1], "'; see --help"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ReadTextFile(const std::string& path) {
+  std::unique_ptr<std::FILE, FileCloser> file(std::fopen(path.c_str(), "rb"));
+  if (file == nullptr) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
+  std::string text;
+  char buffer[1 << 16];
+  size_t count = 0;
+  while ((count = std::fread(buffer, 1, sizeof(buffer), file.get())) > 0) {
+    text.append(buffer, count);
+  }
+  if (std::ferror(file.get()) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
+  }
+  return text;
+}
+
+absl::StatusOr<std::vector<TokenId>> TokenizeFile(const std::string& path,
+                                                  const std::string& model_dir,
+                                                  int32_t vocab_size) {
+  absl::StatusOr<std::string> text = ReadTextFile(path);
+  if (!text.ok()) return text.status();
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Tokenizer::Load(model_dir, vocab_size);
+  if (!tokenizer.ok()) return tokenizer.status();
+  absl::StatusOr<std::vector<TokenId>> ids = (*tokenizer)->Encode(*text, /*add_bos=*/false);
+  if (!ids.ok()) {
+    return absl::Status(ids.status().code(), absl::StrCat(path, ": ", ids.status().message()));
+  }
+  return ids;
+}
+
+absl::StatusOr<std::vector<TokenId>> ReadIds(const std::string& path) {
+  absl::StatusOr<NpyArray> array = ReadNpy(path);
+  if (!array.ok()) return array.status();
+  if (array->shape.size() != 1 || array->ints.size() != static_cast<size_t>(array->shape[0])) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": expected token ids as a one-dimensional int32 array"));
+  }
+  std::vector<TokenId> ids;
+  ids.reserve(array->ints.size());
+  for (const int32_t id : array->ints) ids.push_back(TokenId{id});
+  return ids;
+}
+
+StopSignal::StopSignal() {
+  const sigset_t set = StopSet();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  thread_ = std::thread([this] {
+    const sigset_t wanted = StopSet();
+    int number = 0;
+    sigwait(&wanted, &number);
+    stop_.store(true, std::memory_order_relaxed);
+  });
+}
+
+StopSignal::~StopSignal() {
+  // Ends the wait if no signal came; a thread that is through already cannot be harmed by it.
+  if (!stop_.load(std::memory_order_relaxed)) pthread_kill(thread_.native_handle(), SIGTERM);
+  thread_.join();
+}
+
+ProgressLine::ProgressLine() : terminal_(isatty(STDERR_FILENO) != 0) {}
+
+ProgressLine::~ProgressLine() { End(); }
+
+void ProgressLine::Show(int done, int total, const std::string& label) {
+  if (total <= 0) return;
+  if (terminal_) {
+    constexpr int kWidth = 32;
+    const int filled = static_cast<int>(static_cast<int64_t>(done) * kWidth / total);
+    const std::string bar = std::string(filled, '#') + std::string(kWidth - filled, '.');
+    std::fprintf(stderr, "\r\x1b[K[%s] %3d %%  %s", bar.c_str(),
+                 static_cast<int>(static_cast<int64_t>(done) * 100 / total), label.c_str());
+    std::fflush(stderr);
+    drawn_ = true;
+    return;
+  }
+  const int tenth = static_cast<int>(static_cast<int64_t>(done) * 10 / total);
+  if (tenth == last_tenth_) return;
+  last_tenth_ = tenth;
+  std::fprintf(stderr, "%3d %%  %s\n", static_cast<int>(static_cast<int64_t>(done) * 100 / total),
+               label.c_str());
+}
+
+void ProgressLine::End() {
+  if (!drawn_) return;
+  std::fputs("\r\x1b[K", stderr);
+  drawn_ = false;
+}
+
+int FailTool(const char* name, const absl::Status& status) {
+  std::fprintf(stderr, "%s: %s\n", name, std::string(status.message()).c_str());
+  return absl::IsCancelled(status) ? 130 : 1;
+}
+
+}  // namespace fewbit
