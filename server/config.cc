@@ -1,0 +1,108 @@
+#include "server/config.h"
+
+#include <cmath>
+#include <filesystem>
+#include <initializer_list>
+#include <limits>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
+
+namespace fewbit {
+namespace {
+
+absl::Status InRange(absl::string_view flag, double value, double low, double high) {
+  if (std::isfinite(value) && value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", flag, "=", value, " is outside [", low, ", ", high, "]"));
+}
+
+absl::Status OneOf(absl::string_view flag, absl::string_view value,
+                   std::initializer_list<absl::string_view> choices) {
+  for (absl::string_view choice : choices) {
+    if (value == choice) return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", flag, "=", value, " is none of: ", absl::StrJoin(choices, ", ")));
+}
+
+absl::Status ValidateDevice(const std::string& device) {
+  int32_t number = 0;
+  if (device == "cuda" ||
+      (absl::StartsWith(device, "cuda:") &&
+       absl::SimpleAtoi(absl::string_view(device).substr(5), &number) && number >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--device=", device, ": this build has the CPU runtime only; use auto or cpu"));
+  }
+  return OneOf("device", device, {"auto", "cpu", "cuda", "cuda:N"});
+}
+
+absl::Status ValidateNumbers(const Config& c) {
+  constexpr double kPort = 65535;
+  constexpr double kDay = 86400;
+  const struct {
+    absl::string_view flag;
+    double value, low, high;
+  } ranges[] = {
+      {"threads", static_cast<double>(c.threads), 0, 1024},
+      {"port", static_cast<double>(c.port), 0, kPort},
+      {"metrics_port", static_cast<double>(c.metrics_port), -1, kPort},
+      {"max_running", static_cast<double>(c.max_running), 1, 4096},
+      {"max_waiting", static_cast<double>(c.max_waiting), 1, 1 << 20},
+      {"max_waiting_tokens", static_cast<double>(c.max_waiting_tokens), 1, 1e12},
+      {"step_tokens", static_cast<double>(c.step_tokens), 1, 1 << 16},
+      {"max_new_tokens", static_cast<double>(c.max_new_tokens), 1, 1 << 24},
+      {"max_streams", static_cast<double>(c.max_streams), 1, 1 << 20},
+      {"max_message_mb", static_cast<double>(c.max_message_mb), 1, 1024},
+      {"stream_buffer_kb", static_cast<double>(c.stream_buffer_kb), 1, 1 << 20},
+      {"write_timeout_seconds", c.write_timeout_seconds, 0.01, kDay},
+      {"keepalive_seconds", c.keepalive_seconds, 1, kDay},
+      {"drain_seconds", c.drain_seconds, 0, kDay},
+      {"stall_seconds", c.stall_seconds, 0.1, kDay},
+  };
+  for (const auto& range : ranges) {
+    absl::Status status = InRange(range.flag, range.value, range.low, range.high);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Validate(const Config& config) {
+  if (config.model.empty()) {
+    return absl::InvalidArgumentError("--model is missing: the directory of a checkpoint");
+  }
+  if (config.host.empty()) return absl::InvalidArgumentError("--host is empty");
+  absl::Status status = ValidateNumbers(config);
+  if (!status.ok()) return status;
+  if (config.step_tokens < config.max_running) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--step_tokens=", config.step_tokens, " is below --max_running=", config.max_running,
+        ": a step needs a token for every running sequence"));
+  }
+  if (config.kv_memory < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv_memory=", config.kv_memory, " is negative"));
+  }
+  if (config.port != 0 && config.port == config.metrics_port) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--port and --metrics_port are both ", config.port));
+  }
+  status = ValidateDevice(config.device);
+  if (!status.ok()) return status;
+  return OneOf("log_level", config.log_level, {"debug", "info", "warning", "error"});
+}
+
+std::string ServedName(const Config& config) {
+  if (!config.model_name.empty()) return config.model_name;
+  std::filesystem::path path(config.model);
+  if (!path.has_filename()) path = path.parent_path();  // "models/demo/" names demo
+  const std::string name = path.filename().string();
+  return name.empty() || name == "." || name == ".." ? "model" : name;
+}
+
+}  // namespace fewbit

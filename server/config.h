@@ -1,0 +1,53 @@
+// Everything about a server that can be chosen, as one struct: each field is a flag of the same
+// name (config_flags.cc), with its unit and default here. Nothing else reads flags or the
+// environment.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace fewbit {
+
+struct Config {
+  // Model.
+  std::string model;            // directory of the checkpoint
+  std::string model_name;       // empty: the last component of `model`
+  std::string device = "auto";  // auto, cpu; cuda and cuda:N need a build with the CUDA runtime
+  int32_t threads = 0;          // of the CPU runtime; 0: one per processor
+  int64_t kv_memory = 0;  // bytes of KV cache; 0: max_running full contexts, at most 1/4 of RAM
+
+  // Addresses.
+  std::string host = "127.0.0.1";  // both ports listen here; 0.0.0.0 and [::]: every interface
+  int32_t port = 8033;             // gRPC; 0: any free one
+  int32_t metrics_port = 8034;     // /metrics; 0: any free one, -1: none
+
+  // Batching.
+  int32_t max_running = 64;              // sequences in a step
+  int32_t max_waiting = 256;             // requests waiting for a place in the step
+  int64_t max_waiting_tokens = 1 << 20;  // prompt tokens of these requests
+  int32_t step_tokens = 512;             // tokens per step, prompt chunks included
+
+  // What one client can ask for or cost.
+  int32_t max_new_tokens = 1024;      // for a request that does not say
+  int32_t max_streams = 4096;         // open Generate and GenerateStream calls
+  int32_t max_message_mb = 8;         // MiB of a request message
+  int32_t stream_buffer_kb = 1024;    // KiB of unread output before a reader is cut off
+  double write_timeout_seconds = 60;  // for the last unread output after the generation has ended
+  double keepalive_seconds = 60;      // silence after which a peer must answer a ping
+
+  // Life cycle.
+  double drain_seconds = 30;  // SIGTERM: running requests may go on for this long
+  double stall_seconds = 60;  // a step that takes longer makes the server unready
+
+  std::string log_level = "info";  // debug, info, warning, error
+};
+
+// INVALID_ARGUMENT names the flag, its value and the limit.
+absl::Status Validate(const Config& config);
+
+// model_name, or what stands for it.
+std::string ServedName(const Config& config);
+
+}  // namespace fewbit

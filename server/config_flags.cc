@@ -1,0 +1,207 @@
+#include "server/config_flags.h"
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "scheduler/check.h"
+#include "server/version.h"
+
+namespace fewbit {
+
+// A number of bytes as people write it: 512M, 1.5G, 0.
+struct ByteSize {
+  int64_t bytes = 0;
+};
+
+bool AbslParseFlag(absl::string_view text, ByteSize* size, std::string* error) {
+  absl::string_view number = text;
+  double unit = 1;
+  absl::ConsumeSuffix(&number, "B");
+  absl::ConsumeSuffix(&number, "i");
+  if (absl::ConsumeSuffix(&number, "K") || absl::ConsumeSuffix(&number, "k")) {
+    unit = 1024.0;
+  } else if (absl::ConsumeSuffix(&number, "M")) {
+    unit = 1024.0 * 1024.0;
+  } else if (absl::ConsumeSuffix(&number, "G")) {
+    unit = 1024.0 * 1024.0 * 1024.0;
+  }
+  double value = 0.0;
+  if (!absl::SimpleAtod(number, &value) || !(value >= 0.0) || value * unit > 1e15) {
+    *error = "expected a number of bytes such as 512M or 1.5G";
+    return false;
+  }
+  size->bytes = static_cast<int64_t>(value * unit);
+  return true;
+}
+
+std::string AbslUnparseFlag(const ByteSize& size) {
+  constexpr int64_t kMiB = 1024 * 1024;
+  if (size.bytes != 0 && size.bytes % kMiB == 0) return absl::StrCat(size.bytes / kMiB, "M");
+  return absl::StrCat(size.bytes);
+}
+
+}  // namespace fewbit
+
+ABSL_FLAG(std::string, model, fewbit::Config().model,
+          "directory of the checkpoint: a Hugging Face one or one made by fewbit-quantize");
+ABSL_FLAG(std::string, model_name, fewbit::Config().model_name,
+          "name clients call it by; default: the last component of --model");
+ABSL_FLAG(std::string, device, fewbit::Config().device, "auto, cpu, cuda or cuda:N");
+ABSL_FLAG(int32_t, threads, fewbit::Config().threads,
+          "threads of the CPU runtime; 0: one per processor");
+ABSL_FLAG(
+    fewbit::ByteSize, kv_memory, fewbit::ByteSize{fewbit::Config().kv_memory},
+    "bytes of KV cache, e.g. 512M or 2G; 0: enough for --max_running full contexts, at most a "
+    "quarter of the machine's memory");
+ABSL_FLAG(std::string, host, fewbit::Config().host,
+          "address of both ports; 0.0.0.0 or [::] for every interface");
+ABSL_FLAG(int32_t, port, fewbit::Config().port, "gRPC port; 0: any free one");
+ABSL_FLAG(int32_t, metrics_port, fewbit::Config().metrics_port,
+          "port of /metrics; 0: any free one, -1: none");
+ABSL_FLAG(int32_t, max_running, fewbit::Config().max_running, "sequences generated at a time");
+ABSL_FLAG(int32_t, max_waiting, fewbit::Config().max_waiting,
+          "requests that may wait; beyond: RESOURCE_EXHAUSTED");
+ABSL_FLAG(int64_t, max_waiting_tokens, fewbit::Config().max_waiting_tokens,
+          "prompt tokens that may wait; beyond: RESOURCE_EXHAUSTED");
+ABSL_FLAG(int32_t, step_tokens, fewbit::Config().step_tokens,
+          "tokens per step; long prompts are cut into chunks of what is left of it");
+ABSL_FLAG(int32_t, max_new_tokens, fewbit::Config().max_new_tokens,
+          "tokens generated for a request that sets no limit");
+ABSL_FLAG(int32_t, max_streams, fewbit::Config().max_streams,
+          "open Generate and GenerateStream calls; beyond: RESOURCE_EXHAUSTED");
+ABSL_FLAG(int32_t, max_message_mb, fewbit::Config().max_message_mb, "largest request message, MiB");
+ABSL_FLAG(int32_t, stream_buffer_kb, fewbit::Config().stream_buffer_kb,
+          "unread output a slow reader may pile up before its call is cancelled, KiB");
+ABSL_FLAG(double, write_timeout_seconds, fewbit::Config().write_timeout_seconds,
+          "time a reader has for the rest once the generation has ended");
+ABSL_FLAG(double, keepalive_seconds, fewbit::Config().keepalive_seconds,
+          "silence after which a connection is pinged; no answer ends its requests");
+ABSL_FLAG(double, drain_seconds, fewbit::Config().drain_seconds,
+          "after SIGTERM or Ctrl-C running requests have this long to end; a second signal ends at "
+          "once");
+ABSL_FLAG(double, stall_seconds, fewbit::Config().stall_seconds,
+          "a step that takes longer turns the health service to NOT_SERVING");
+ABSL_FLAG(std::string, log_level, fewbit::Config().log_level, "debug, info, warning or error");
+
+namespace fewbit {
+namespace {
+
+struct Group {
+  absl::string_view title;
+  std::vector<absl::string_view> flags;
+};
+
+std::vector<Group> Groups() {
+  return {
+      {"Model", {"model", "model_name", "device", "threads", "kv_memory"}},
+      {"Addresses", {"host", "port", "metrics_port"}},
+      {"Batching", {"max_running", "max_waiting", "max_waiting_tokens", "step_tokens"}},
+      {"Clients",
+       {"max_new_tokens", "max_streams", "max_message_mb", "stream_buffer_kb",
+        "write_timeout_seconds", "keepalive_seconds"}},
+      {"Life cycle", {"drain_seconds", "stall_seconds", "log_level"}},
+  };
+}
+
+// Breaks `text` at spaces so that it fits `width` columns behind an indent of `indent`.
+std::string Wrap(absl::string_view text, size_t indent, size_t width) {
+  std::string out;
+  size_t column = indent;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find(' '), text.size());
+    if (column > indent && column + 1 + end > width) {
+      absl::StrAppend(&out, "\n", std::string(indent, ' '));
+      column = indent;
+    } else if (column > indent) {
+      out.push_back(' ');
+      ++column;
+    }
+    absl::StrAppend(&out, text.substr(0, end));
+    column += end;
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string HelpText() {
+  constexpr size_t kColumn = 28;
+  constexpr size_t kWidth = 100;
+  std::string out =
+      "fewbit-server: serves a language model with 2-, 4- and 16-bit weights over gRPC.\n\n"
+      "  fewbit-server --model=DIR [--port=8033] [--metrics_port=8034] ...\n";
+  for (const Group& group : Groups()) {
+    absl::StrAppend(&out, "\n", group.title, "\n");
+    for (absl::string_view name : group.flags) {
+      const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
+      FEWBIT_CHECK(flag != nullptr) << name;
+      std::string line = absl::StrCat("  --", name);
+      line.resize(std::max(line.size() + 2, kColumn), ' ');
+      std::string help = flag->Help();
+      const std::string fallback = flag->DefaultValue();
+      if (!fallback.empty()) absl::StrAppend(&help, " (", fallback, ")");
+      absl::StrAppend(&out, line, Wrap(help, kColumn, kWidth), "\n");
+    }
+  }
+  absl::StrAppend(&out,
+                  "\nAlso\n  --version                 what this is\n"
+                  "  --flagfile=FILE           one flag per line\n"
+                  "\nDefaults are in parentheses. SIGTERM or Ctrl-C drains and exits 0.\n");
+  return out;
+}
+
+absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const absl::string_view argument = argv[i];
+    if (argument == "--") break;
+    if (argument == "--help" || argument == "-help" || argument == "-h") {
+      std::fputs(HelpText().c_str(), stdout);
+      std::exit(0);
+    }
+  }
+  absl::FlagsUsageConfig usage;
+  usage.version_string = [] { return absl::StrCat("fewbit-server ", kVersion, "\n"); };
+  absl::SetFlagsUsageConfig(usage);
+  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
+  if (rest.size() > 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("unexpected argument '", rest[1], "'; see --help"));
+  }
+  Config config;
+  config.model = absl::GetFlag(FLAGS_model);
+  config.model_name = absl::GetFlag(FLAGS_model_name);
+  config.device = absl::GetFlag(FLAGS_device);
+  config.threads = absl::GetFlag(FLAGS_threads);
+  config.kv_memory = absl::GetFlag(FLAGS_kv_memory).bytes;
+  config.host = absl::GetFlag(FLAGS_host);
+  config.port = absl::GetFlag(FLAGS_port);
+  config.metrics_port = absl::GetFlag(FLAGS_metrics_port);
+  config.max_running = absl::GetFlag(FLAGS_max_running);
+  config.max_waiting = absl::GetFlag(FLAGS_max_waiting);
+  config.max_waiting_tokens = absl::GetFlag(FLAGS_max_waiting_tokens);
+  config.step_tokens = absl::GetFlag(FLAGS_step_tokens);
+  config.max_new_tokens = absl::GetFlag(FLAGS_max_new_tokens);
+  config.max_streams = absl::GetFlag(FLAGS_max_streams);
+  config.max_message_mb = absl::GetFlag(FLAGS_max_message_mb);
+  config.stream_buffer_kb = absl::GetFlag(FLAGS_stream_buffer_kb);
+  config.write_timeout_seconds = absl::GetFlag(FLAGS_write_timeout_seconds);
+  config.keepalive_seconds = absl::GetFlag(FLAGS_keepalive_seconds);
+  config.drain_seconds = absl::GetFlag(FLAGS_drain_seconds);
+  config.stall_seconds = absl::GetFlag(FLAGS_stall_seconds);
+  config.log_level = absl::GetFlag(FLAGS_log_level);
+  return config;
+}
+
+}  // namespace fewbit

@@ -1,0 +1,268 @@
+#include "server/metrics.h"
+
+#include <prometheus/exposer.h>
+
+#include <exception>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
+#include "scheduler/check.h"
+#include "server/version.h"
+
+namespace fewbit {
+namespace {
+
+constexpr OutcomeLabels kOutcomeLabels[kNumOutcomes] = {
+    {"OK", "length"},
+    {"OK", "eos"},
+    {"OK", "stop_token"},
+    {"OK", "stop_string"},
+    {"OK", "time_limit"},
+    {"OK", "aborted"},
+    {"OK", "drained"},
+    {"INVALID_ARGUMENT", "invalid"},
+    {"NOT_FOUND", "unknown_model"},
+    {"ALREADY_EXISTS", "duplicate_id"},
+    {"RESOURCE_EXHAUSTED", "queue_full"},
+    {"RESOURCE_EXHAUSTED", "too_many_streams"},
+    {"UNAVAILABLE", "draining"},
+    {"UNAVAILABLE", "engine_failed"},
+    {"DEADLINE_EXCEEDED", "deadline"},
+    {"CANCELLED", "client_left"},
+    {"CANCELLED", "slow_reader"},
+    {"INTERNAL", "internal"},
+};
+
+// Seconds. From half a millisecond: a small model's token takes less than the usual first bucket.
+constexpr double kLatencyBounds[] = {0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02,
+                                     0.03,   0.05,  0.075, 0.1,   0.2,   0.3,    0.5,  0.75,
+                                     1,      2,     5,     10,    20,    30,     60,   120};
+constexpr double kTokenBounds[] = {1,   2,    4,    8,    16,   32,    64,    128,   256,
+                                   512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072};
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+
+// Builds the families of one scrape; every metric gets the label `model`.
+class Families {
+ public:
+  explicit Families(const std::string& model_name) : model_name_(model_name) {}
+
+  // Starts a family; the metrics added next belong to it.
+  Families& Family(absl::string_view name, absl::string_view help, MetricType type) {
+    MetricFamily family;
+    family.name = absl::StrCat("fewbit_", name);
+    family.help = std::string(help);
+    family.type = type;
+    out_.push_back(std::move(family));
+    return *this;
+  }
+
+  Families& Add(ClientMetric metric, std::vector<ClientMetric::Label> labels = {}) {
+    metric.label = std::move(labels);
+    metric.label.push_back({"model", model_name_});
+    out_.back().metric.push_back(std::move(metric));
+    return *this;
+  }
+
+  // A counter or gauge, by the family's type.
+  Families& Add(double value, std::vector<ClientMetric::Label> labels = {}) {
+    ClientMetric metric;
+    if (out_.back().type == MetricType::Counter) {
+      metric.counter.value = value;
+    } else {
+      metric.gauge.value = value;
+    }
+    return Add(std::move(metric), std::move(labels));
+  }
+
+  void Gauge(absl::string_view name, absl::string_view help, double value) {
+    Family(name, help, MetricType::Gauge).Add(value);
+  }
+  void Counter(absl::string_view name, absl::string_view help, double value) {
+    Family(name, help, MetricType::Counter).Add(value);
+  }
+  void Distribution(absl::string_view name, absl::string_view help, const Histogram& histogram) {
+    Family(name, help, MetricType::Histogram).Add(histogram.Collect());
+  }
+
+  std::vector<MetricFamily> Take() { return std::move(out_); }
+
+ private:
+  const std::string& model_name_;
+  std::vector<MetricFamily> out_;
+};
+
+void AddRequests(const ServerStats& stats, const EngineStats& engine, Families* out) {
+  out->Family("requests_total", "Generate and GenerateStream calls that ended, by code and reason",
+              MetricType::Counter);
+  for (int i = 0; i < kNumOutcomes; ++i) {
+    const OutcomeLabels labels = LabelsOf(static_cast<Outcome>(i));
+    out->Add(static_cast<double>(stats.requests[i].load(std::memory_order_relaxed)),
+             {{"code", labels.code}, {"reason", labels.reason}});
+  }
+  out->Gauge("requests_running", "Requests in the running batch", engine.requests_running);
+  out->Gauge("requests_waiting", "Requests waiting for a place in the batch",
+             engine.requests_waiting);
+  out->Gauge("waiting_tokens", "Prompt tokens of waiting requests",
+             static_cast<double>(engine.waiting_tokens));
+  out->Gauge("open_streams", "Open Generate and GenerateStream calls",
+             static_cast<double>(stats.open_streams.load(std::memory_order_relaxed)));
+  out->Distribution("queue_seconds", "From arrival to the first step", stats.queue_seconds);
+  out->Distribution("time_to_first_token_seconds", "From arrival to the first token",
+                    stats.time_to_first_token_seconds);
+  out->Distribution("inter_token_seconds", "Between two tokens of a request",
+                    stats.inter_token_seconds);
+  out->Distribution("time_per_output_token_seconds",
+                    "Mean over a request's tokens but the first; requests that ended well",
+                    stats.time_per_output_token_seconds);
+  out->Distribution("request_seconds", "From arrival to the last token; requests that ended well",
+                    stats.request_seconds);
+  out->Distribution("request_prompt_tokens", "Prompt length of requests that ran",
+                    stats.prompt_tokens);
+  out->Distribution("request_generated_tokens", "Generated tokens of requests that ran",
+                    stats.generated_tokens);
+}
+
+void AddTokensAndSteps(const ServerStats& stats, const EngineStats& engine, Families* out) {
+  const struct {
+    const char* kind;
+    const char* outcome;
+    const std::atomic<uint64_t>& count;
+  } tokens[] = {
+      {"prompt", "delivered", stats.prompt_tokens_delivered},
+      {"prompt", "aborted", stats.prompt_tokens_aborted},
+      {"generated", "delivered", stats.generated_tokens_delivered},
+      {"generated", "aborted", stats.generated_tokens_aborted},
+  };
+  out->Family("tokens_total", "Tokens of requests that ended, by kind and what became of them",
+              MetricType::Counter);
+  for (const auto& row : tokens) {
+    out->Add(static_cast<double>(row.count.load(std::memory_order_relaxed)),
+             {{"kind", row.kind}, {"outcome", row.outcome}});
+  }
+  out->Counter("steps_total", "Steps run", static_cast<double>(engine.steps));
+  out->Family("step_tokens_total", "Tokens run in steps, by phase", MetricType::Counter)
+      .Add(static_cast<double>(engine.prefill_tokens), {{"phase", "prefill"}})
+      .Add(static_cast<double>(engine.decode_tokens), {{"phase", "decode"}});
+  out->Counter("busy_seconds_total", "Time spent inside steps", engine.busy_seconds);
+  out->Distribution("step_batch_size", "Sequences in a step", stats.step_sequences);
+  out->Distribution("step_tokens", "Tokens in a step", stats.step_tokens);
+  out->Distribution("step_seconds", "Duration of a step", stats.step_seconds);
+}
+
+// A bare IPv6 address needs brackets in civetweb's and gRPC's notation.
+std::string Bracketed(const std::string& host) {
+  return absl::StrContains(host, ":") && !absl::StartsWith(host, "[") ? absl::StrCat("[", host, "]")
+                                                                      : host;
+}
+
+}  // namespace
+
+OutcomeLabels LabelsOf(Outcome outcome) { return kOutcomeLabels[static_cast<size_t>(outcome)]; }
+
+Histogram::Histogram(std::span<const double> bounds) : bounds_(bounds) {
+  FEWBIT_CHECK_LE(bounds.size(), kMaxBounds);
+}
+
+void Histogram::Observe(double value) {
+  size_t bucket = 0;
+  while (bucket < bounds_.size() && value > bounds_[bucket]) ++bucket;
+  counts_[bucket].fetch_add(1, std::memory_order_relaxed);
+  sum_.fetch_add(value, std::memory_order_relaxed);
+}
+
+ClientMetric Histogram::Collect() const {
+  ClientMetric metric;
+  uint64_t total = 0;
+  for (size_t i = 0; i <= bounds_.size(); ++i) {
+    total += counts_[i].load(std::memory_order_relaxed);
+    const double bound = i < bounds_.size() ? bounds_[i] : std::numeric_limits<double>::infinity();
+    metric.histogram.bucket.push_back({total, bound});
+  }
+  metric.histogram.sample_count = total;
+  metric.histogram.sample_sum = sum_.load(std::memory_order_relaxed);
+  return metric;
+}
+
+ServerStats::ServerStats()
+    : queue_seconds(kLatencyBounds),
+      time_to_first_token_seconds(kLatencyBounds),
+      inter_token_seconds(kLatencyBounds),
+      request_seconds(kLatencyBounds),
+      time_per_output_token_seconds(kLatencyBounds),
+      prompt_tokens(kTokenBounds),
+      generated_tokens(kTokenBounds),
+      step_sequences(kTokenBounds),
+      step_tokens(kTokenBounds),
+      step_seconds(kLatencyBounds) {}
+
+MetricsCollector::MetricsCollector(const ServerStats* stats, const Engine* engine,
+                                   const ServedModel& model)
+    : stats_(stats),
+      engine_(engine),
+      model_name_(model.name),
+      device_(model.device.device),
+      quantization_method_(model.quantization_method.empty() ? "none" : model.quantization_method),
+      average_bits_(model.average_bits),
+      embedding_bits_(model.embedding_bits),
+      block_tokens_(model.device.block_tokens),
+      start_unix_seconds_(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())) {}
+
+std::vector<MetricFamily> MetricsCollector::Collect() const {
+  const EngineStats engine = engine_->stats();
+  Families out(model_name_);
+  AddRequests(*stats_, engine, &out);
+  AddTokensAndSteps(*stats_, engine, &out);
+  out.Gauge("kv_blocks", "Blocks of the KV cache", engine.blocks_total);
+  out.Gauge("kv_blocks_used", "Blocks of the KV cache in use", engine.blocks_used);
+  out.Gauge("kv_block_tokens", "Tokens that a block holds", block_tokens_);
+  out.Gauge("kv_usage_ratio", "Share of the KV cache in use, 0 to 1",
+            engine.blocks_total > 0 ? static_cast<double>(engine.blocks_used) / engine.blocks_total
+                                    : 0.0);
+  out.Gauge("engine_failed", "1 after an error that the engine could not survive",
+            engine.failed ? 1 : 0);
+  out.Gauge("start_time_seconds", "When the server started, seconds since 1970",
+            start_unix_seconds_);
+  out.Family("build_info", "What runs here; always 1", MetricType::Gauge)
+      .Add(1, {{"version", kVersion}, {"device", device_}});
+  out.Family("quantization_info", "How the weights are stored; always 1", MetricType::Gauge)
+      .Add(1, {{"method", quantization_method_}});
+  out.Family("weight_bits", "Average bits per weight, from the bytes in the file",
+             MetricType::Gauge)
+      .Add(average_bits_, {{"part", "linears"}})
+      .Add(embedding_bits_, {{"part", "embeddings"}});
+  return out.Take();
+}
+
+absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
+    const std::string& host, int32_t port, std::shared_ptr<prometheus::Collectable> collector) {
+  const std::string address = absl::StrCat(Bracketed(host), ":", port);
+  try {  // civetweb throws
+    auto exposer = std::make_unique<prometheus::Exposer>(address);
+    return std::unique_ptr<MetricsServer>(
+        new MetricsServer(std::move(exposer), std::move(collector)));
+  } catch (const std::exception&) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", address,
+                     " for /metrics: the port is taken or the address is not "
+                     "this machine's; choose another --metrics_port, or -1 for none"));
+  }
+}
+
+MetricsServer::MetricsServer(std::unique_ptr<prometheus::Exposer> exposer,
+                             std::shared_ptr<prometheus::Collectable> collector)
+    : collector_(std::move(collector)), exposer_(std::move(exposer)) {
+  exposer_->RegisterCollectable(collector_);
+  const std::vector<int> ports = exposer_->GetListeningPorts();
+  if (!ports.empty()) port_ = ports.front();
+}
+
+MetricsServer::~MetricsServer() = default;
+
+}  // namespace fewbit

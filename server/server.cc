@@ -1,0 +1,136 @@
+#include "server/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server_builder.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace fewbit {
+namespace {
+
+// After the deadline of a drain: for clients to read the ends of their streams, and for short calls
+// to end.
+constexpr absl::Duration kLastReads = absl::Seconds(2);
+constexpr absl::Duration kGrace = absl::Milliseconds(200);
+
+EngineOptions EngineOptionsOf(const Config& config) {
+  EngineOptions options;
+  options.max_running = config.max_running;
+  options.max_waiting = config.max_waiting;
+  options.max_waiting_tokens = config.max_waiting_tokens;
+  options.step_token_budget = config.step_tokens;
+  return options;
+}
+
+AdmissionLimits AdmissionLimitsOf(const Config& config) {
+  AdmissionLimits limits;
+  limits.max_requests = config.max_running + config.max_waiting;
+  limits.max_streams = config.max_streams;
+  limits.max_waiting_tokens = config.max_waiting_tokens;
+  return limits;
+}
+
+StreamLimits StreamLimitsOf(const Config& config) {
+  StreamLimits limits;
+  limits.buffer_bytes = static_cast<size_t>(config.stream_buffer_kb) * 1024;
+  limits.write_timeout = absl::Seconds(config.write_timeout_seconds);
+  return limits;
+}
+
+void SetChannelArguments(const Config& config, grpc::ServerBuilder* builder) {
+  const int keepalive_ms = static_cast<int>(config.keepalive_seconds * 1000);
+  builder->SetMaxReceiveMessageSize(config.max_message_mb << 20);
+  builder->SetMaxSendMessageSize(-1);
+  // Otherwise a second server on the port would start and take half of the connections.
+  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, keepalive_ms);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, std::min(keepalive_ms, 20'000));
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config, ServedModel model,
+                                                      const Tokenizer* tokenizer,
+                                                      Executor* executor) {
+  absl::Status status = ValidateEngineOptions(EngineOptionsOf(config), executor->info());
+  if (!status.ok()) return status;
+  auto server = std::unique_ptr<Server>(new Server(config, std::move(model), tokenizer, executor));
+  status = server->Listen(config);
+  if (!status.ok()) return status;
+  return server;
+}
+
+Server::Server(const Config& config, ServedModel model, const Tokenizer* tokenizer,
+               Executor* executor)
+    : model_(std::move(model)),
+      emitter_(&live_, &stats_),
+      engine_(EngineOptionsOf(config), executor, &emitter_),
+      admission_(
+          AdmissionLimitsOf(config), [this] { return engine_.stats(); }, &stats_),
+      readiness_([this] { return engine_.stats(); }, absl::Seconds(config.stall_seconds)),
+      service_(ServiceParts{.model = &model_,
+                            .tokenizer = tokenizer,
+                            .engine = &engine_,
+                            .emitter = &emitter_,
+                            .admission = &admission_,
+                            .live = &live_,
+                            .stats = &stats_},
+               StreamLimitsOf(config)) {
+  emitter_.Start(&engine_, [this] { readiness_.Look(); });
+}
+
+absl::Status Server::Listen(const Config& config) {
+  if (config.metrics_port >= 0) {
+    absl::StatusOr<std::unique_ptr<MetricsServer>> metrics =
+        MetricsServer::Start(config.host, config.metrics_port,
+                             std::make_shared<MetricsCollector>(&stats_, &engine_, model_));
+    if (!metrics.ok()) return metrics.status();
+    metrics_ = *std::move(metrics);
+  }
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  const std::string address = absl::StrCat(config.host, ":", config.port);
+  grpc::ServerBuilder builder;
+  SetChannelArguments(config, &builder);
+  int port = 0;
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service_);
+  grpc_ = builder.BuildAndStart();
+  if (grpc_ == nullptr || port == 0) {
+    grpc_ = nullptr;
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on ", address,
+                     " for gRPC: the port is taken or the address is not this "
+                     "machine's; choose another --port"));
+  }
+  port_ = port;
+  readiness_.Start(grpc_->GetHealthCheckService());
+  return absl::OkStatus();
+}
+
+Server::~Server() { Drain(absl::Now()); }
+
+void Server::Drain(absl::Time deadline) {
+  if (drained_) return;
+  drained_ = true;
+  admission_.StartDraining();
+  if (grpc_ != nullptr) readiness_.StartDraining();
+  engine_.Drain(deadline);  // its last events are with the emitter now
+  emitter_.Stop();          // and their responses with gRPC
+  if (grpc_ == nullptr) return;
+  admission_.WaitForStreams(std::max(deadline, absl::Now() + kLastReads));
+  // What is open now are health watches, other unary calls and readers that had their time.
+  grpc_->Shutdown(absl::ToChronoTime(absl::Now() + kGrace));
+  grpc_->Wait();
+}
+
+}  // namespace fewbit
