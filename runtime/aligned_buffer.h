@@ -1,4 +1,5 @@
-// A fixed array on its own cache lines, zero at first: scratch that is allocated once and written by several threads.
+// A fixed array on its own cache lines, zero at first: scratch that is allocated once and written
+// by several threads.
 #pragma once
 
 #include <cstddef>

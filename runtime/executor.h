@@ -1,4 +1,5 @@
-// The device side of a step. Implemented by CpuExecutor and by the tests' FakeExecutor (and by a CUDA executor later).
+// The device side of a step. Implemented by CpuExecutor and by the tests' FakeExecutor (and by a
+// CUDA executor later).
 #pragma once
 
 #include <cstdint>
@@ -10,14 +11,14 @@
 namespace fewbit {
 
 struct ExecutorInfo {
-  std::string device;            // "cpu: AVX-512, 2 threads"
+  std::string device;  // "cpu: AVX-512, 2 threads"
   int32_t vocab_size = 0;
-  int32_t max_context = 0;       // tokens, prompt and output together
-  int32_t max_step_tokens = 0;   // T never exceeds this
-  int32_t max_sequences = 0;     // S never exceeds this
-  int32_t block_tokens = 0;      // tokens per KV block
-  int32_t num_blocks = 0;        // KV blocks in all
-  int64_t kv_bytes = 0;          // memory of the whole KV cache
+  int32_t max_context = 0;      // tokens, prompt and output together
+  int32_t max_step_tokens = 0;  // T never exceeds this
+  int32_t max_sequences = 0;    // S never exceeds this
+  int32_t block_tokens = 0;     // tokens per KV block
+  int32_t num_blocks = 0;       // KV blocks in all
+  int64_t kv_bytes = 0;         // memory of the whole KV cache
   int64_t weight_bytes = 0;
 };
 
@@ -29,11 +30,12 @@ class Executor {
   virtual ~Executor() = default;
   virtual const ExecutorInfo& info() const = 0;
 
-  // Starts the step. REQUIRES: every limit of info() kept, the previous step collected. `batch` and whatever it points to stay
-  // unchanged until Collect.
+  // Starts the step. REQUIRES: every limit of info() kept, the previous step collected. `batch` and
+  // whatever it points to stay unchanged until Collect.
   virtual StepHandle Launch(const ForwardBatch& batch) = 0;
 
-  // Waits for the step and fills `result`. An error is fatal to every request of the step, not to the process.
+  // Waits for the step and fills `result`. An error is fatal to every request of the step, not to
+  // the process.
   virtual absl::Status Collect(StepHandle handle, StepResult* result) = 0;
 };
 

@@ -15,9 +15,9 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const kv::BlockShape& s
   const size_t bytes = shape.block_bytes() * num_blocks * num_layers;
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("cannot reserve ", bytes, " bytes for the KV cache of ", num_blocks,
-                     " blocks and ", num_layers, " layers"));
+    return absl::ResourceExhaustedError(absl::StrCat("cannot reserve ", bytes,
+                                                     " bytes for the KV cache of ", num_blocks,
+                                                     " blocks and ", num_layers, " layers"));
   }
   // Fewer page faults and TLB misses; a system that refuses is no error.
   (void)madvise(memory, bytes, MADV_HUGEPAGE);

@@ -1,5 +1,6 @@
-// The memory of the paged KV cache: per layer an array of blocks in the layout of kernels/kv_layout.h. It is reserved whole at the start
-// (zero pages that become memory when first written) and never grows; which block belongs to whom is the scheduler's business.
+// The memory of the paged KV cache: per layer an array of blocks in the layout of
+// kernels/kv_layout.h. It is reserved whole at the start (zero pages that become memory when first
+// written) and never grows; which block belongs to whom is the scheduler's business.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,8 @@ namespace fewbit {
 // Thread rule: blocks may be written by different threads; the object itself is immutable.
 class KvCache {
  public:
-  // RESOURCE_EXHAUSTED with the number of bytes if the system refuses the memory. REQUIRES: all numbers positive.
+  // RESOURCE_EXHAUSTED with the number of bytes if the system refuses the memory. REQUIRES: all
+  // numbers positive.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(const kv::BlockShape& shape,
                                                          int32_t num_layers, int32_t num_blocks);
   ~KvCache();

@@ -98,8 +98,7 @@ int CgroupProcessors(const std::string& proc_cgroup, const std::string& cgroup_r
     if (second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1);
     if (!controllers.empty() && !NamesCpu(controllers)) continue;
-    const std::string base =
-        controllers.empty() ? cgroup_root : cgroup_root + "/" + controllers;
+    const std::string base = controllers.empty() ? cgroup_root : cgroup_root + "/" + controllers;
     std::string path = line.substr(second + 1);
     while (true) {
       while (!path.empty() && path.back() == '/') path.pop_back();
@@ -163,7 +162,7 @@ struct ThreadTeam::Impl {
   const int size;
   std::chrono::microseconds barrier_spin{0};
   std::chrono::microseconds run_spin{0};
-  alignas(64) std::atomic<uint32_t> run{0};  // counts Runs
+  alignas(64) std::atomic<uint32_t> run{0};            // counts Runs
   const std::function<void(int)>* function = nullptr;  // published by `run`; null ends the threads
   alignas(64) std::atomic<int> arrived{0};
   alignas(64) std::atomic<uint32_t> phase{0};  // counts barriers

@@ -1,7 +1,8 @@
-// A fixed team of threads that runs one function at a time, all ranks together (the caller is rank 0), with a barrier for the phases
-// inside. A step of the model is one Run with a few barriers per layer. Who waits, for the next Run or inside one, spins for some
-// microseconds before it blocks: phases are tens of microseconds long and a wake-up costs as much. A team larger than the number of
-// processors blocks at once.
+// A fixed team of threads that runs one function at a time, all ranks together (the caller is rank
+// 0), with a barrier for the phases inside. A step of the model is one Run with a few barriers per
+// layer. Who waits, for the next Run or inside one, spins for some microseconds before it blocks:
+// phases are tens of microseconds long and a wake-up costs as much. A team larger than the number
+// of processors blocks at once.
 #pragma once
 
 #include <functional>
@@ -39,11 +40,13 @@ struct Share {
 };
 Share ShareOf(int total, int unit, int rank, int size);
 
-// Processors this process may use: those of its affinity mask, but no more than its cgroup's CPU quota rounded up. At least 1.
+// Processors this process may use: those of its affinity mask, but no more than its cgroup's CPU
+// quota rounded up. At least 1.
 int AvailableProcessors();
 
-// The tightest CPU quota, in processors rounded up, of the cgroups (version 1 or 2) named in `proc_cgroup`, the text of
-// /proc/self/cgroup, and of their ancestors, read below `cgroup_root`. 0: no quota.
+// The tightest CPU quota, in processors rounded up, of the cgroups (version 1 or 2) named in
+// `proc_cgroup`, the text of /proc/self/cgroup, and of their ancestors, read below `cgroup_root`.
+// 0: no quota.
 int CgroupProcessors(const std::string& proc_cgroup, const std::string& cgroup_root);
 
 }  // namespace fewbit

@@ -1,4 +1,5 @@
-// Reads the .npy files of the golden checkpoints: little-endian, C order, float32 or int32 (NumPy format version 1 to 3).
+// Reads the .npy files of the golden checkpoints: little-endian, C order, float32 or int32 (NumPy
+// format version 1 to 3).
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,8 @@ struct NpyArray {
   std::vector<T> values;
 };
 
-// Throws std::runtime_error naming the file when it is not such an array: a test then fails with the message.
+// Throws std::runtime_error naming the file when it is not such an array: a test then fails with
+// the message.
 template <typename T>
 NpyArray<T> ReadNpy(const std::string& path) {
   const auto fail = [&](const std::string& why) -> std::runtime_error {
@@ -30,8 +32,8 @@ NpyArray<T> ReadNpy(const std::string& path) {
   const auto byte = [&](size_t i) { return static_cast<size_t>(static_cast<uint8_t>(data[i])); };
   const bool version1 = byte(6) == 1;
   const size_t begin = version1 ? 10 : 12;
-  const size_t length = version1 ? byte(8) | byte(9) << 8
-                                 : byte(8) | byte(9) << 8 | byte(10) << 16 | byte(11) << 24;
+  const size_t length =
+      version1 ? byte(8) | byte(9) << 8 : byte(8) | byte(9) << 8 | byte(10) << 16 | byte(11) << 24;
   if (begin + length > data.size()) throw fail("has a header that is too long");
   const std::string header = data.substr(begin, length);
   const std::string want = std::is_same_v<T, float> ? "'<f4'" : "'<i4'";

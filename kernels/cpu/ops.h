@@ -1,6 +1,7 @@
-// The operations of a decoder that are not linear layers, on float32 rows. Every result is the same, bit for bit, for every Isa: sums run
-// in 16 fixed lanes that are folded in one fixed tree, multiply-adds are fused where the code says so and nowhere else, and exp is our own.
-// NaN in gives NaN out. No alignment is required.
+// The operations of a decoder that are not linear layers, on float32 rows. Every result is the
+// same, bit for bit, for every Isa: sums run in 16 fixed lanes that are folded in one fixed tree,
+// multiply-adds are fused where the code says so and nowhere else, and exp is our own. NaN in gives
+// NaN out. No alignment is required.
 #pragma once
 
 #include <cstddef>
@@ -20,12 +21,13 @@ void AddRow(Isa isa, float* x, const float* delta, int n);
 // gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i]
 void SiluMul(Isa isa, float* gate, const float* up, int n);
 
-// Turns the first rotary_dim elements of one head by the angles whose cosines and sines are given [rotary_dim / 2]. Pair i is
-// (2i, 2i + 1) if interleaved, else (i, i + rotary_dim / 2).
+// Turns the first rotary_dim elements of one head by the angles whose cosines and sines are given
+// [rotary_dim / 2]. Pair i is (2i, 2i + 1) if interleaved, else (i, i + rotary_dim / 2).
 void Rotate(Isa isa, float* head, const float* cosines, const float* sines, int rotary_dim,
             bool interleaved);
 
-// Writes one token's key and value [D] of one head into a block; f16 elements are rounded to nearest even and clamped to +-65504.
+// Writes one token's key and value [D] of one head into a block; f16 elements are rounded to
+// nearest even and clamped to +-65504.
 void StoreKeyValue(Isa isa, const kv::BlockShape& shape, void* block, int head, int token,
                    const float* key, const float* value);
 
@@ -38,17 +40,18 @@ struct AttentionTile {
   const uint8_t* layer = nullptr;      // the layer's block 0
   const void* blocks = nullptr;        // the sequence's block table: 32-bit block numbers
   kv::BlockShape shape;
-  int32_t head = 0;       // kv head
-  float* out = nullptr;   // [rows, padded D]
+  int32_t head = 0;      // kv head
+  float* out = nullptr;  // [rows, padded D]
 };
 inline constexpr int kMaxTileRows = 64;
 
 // Scratch of Attend, per thread.
 size_t AttentionScratchBytes(int padded_dim);
 
-// out[r] = softmax(queries[r] . keys) values. Keys are taken in groups of 64 by absolute index with a running maximum (online softmax,
-// Milakov and Gimelshein 2018), so that a row's result depends neither on the rows beside it nor on how the prompt was cut. Memory
-// beyond a tile's last key is never used in a sum.
+// out[r] = softmax(queries[r] . keys) values. Keys are taken in groups of 64 by absolute index with
+// a running maximum (online softmax, Milakov and Gimelshein 2018), so that a row's result depends
+// neither on the rows beside it nor on how the prompt was cut. Memory beyond a tile's last key is
+// never used in a sum.
 void Attend(Isa isa, const AttentionTile& tile, void* scratch);
 
 // What a sampler must know of a row of logits.
@@ -59,7 +62,8 @@ struct RowStats {
 };
 RowStats ScanRow(Isa isa, const float* x, int n);
 
-// Sum over i of exp((x[i] - max) * factor), each term also written to out[i] if out is not null. Terms below exp(-87) are 0.
+// Sum over i of exp((x[i] - max) * factor), each term also written to out[i] if out is not null.
+// Terms below exp(-87) are 0.
 double ExpSum(Isa isa, const float* x, int n, float max, float factor, float* out);
 
 }  // namespace fewbit::cpu

@@ -1,11 +1,14 @@
-// Attention over the paged cache, and the exp it shares with the row operations, over the Vec of the including file. Included once by
-// each ops_<isa>.cc, inside its anonymous namespace; see ops_rows_body.h for what may not be used here.
+// Attention over the paged cache, and the exp it shares with the row operations, over the Vec of
+// the including file. Included once by each ops_<isa>.cc, inside its anonymous namespace; see
+// ops_rows_body.h for what may not be used here.
 //
-// A row's result is defined by: for each group of 64 keys by absolute index, scores s_j = sum over d in ascending order (fused); the new
-// maximum; p_j = exp(s_j - max); lane sums l = l * f + p (block by block); out = out * f + sum over j in ascending order (fused). A key that a
-// row does not see has p_j = 0, which changes nothing, so tiles may compute more than a row needs.
+// A row's result is defined by: for each group of 64 keys by absolute index, scores s_j = sum over
+// d in ascending order (fused); the new maximum; p_j = exp(s_j - max); lane sums l = l * f + p
+// (block by block); out = out * f + sum over j in ascending order (fused). A key that a row does
+// not see has p_j = 0, which changes nothing, so tiles may compute more than a row needs.
 
-// exp(x) with error below 2 ulp: 2^n times the Taylor polynomial of degree 7 on |r| <= ln(2)/2. 0 below -87, exp(88) above 88.
+// exp(x) with error below 2 ulp: 2^n times the Taylor polynomial of degree 7 on |r| <= ln(2)/2. 0
+// below -87, exp(88) above 88.
 inline Vec Exp(Vec x) {
   const Vec clamped = Min(Set(88.0f), Max(Set(-87.0f), x));
   const Vec magic = Fma(clamped, Set(1.44269504f), Set(12582912.0f));
@@ -28,7 +31,8 @@ inline uint32_t LowBits(int n) { return n >= 16 ? 0xFFFFu : (1u << n) - 1; }
 inline Vec LoadAs(const float* p) { return Load(p); }
 inline Vec LoadAs(const uint16_t* p) { return LoadHalf(p); }
 
-// The blocks of one group of keys that some row of the tile sees: [block_begin, block_end) of its four.
+// The blocks of one group of keys that some row of the tile sees: [block_begin, block_end) of its
+// four.
 template <typename T>
 struct Group {
   const T* keys[kGroupBlocks];
@@ -81,7 +85,8 @@ template <typename T>
 void ScoreGroup(const float* queries, int rows, int dims, const Group<T>& group, float* scores) {
   int r = 0;
   for (; r + kScoreRows <= rows; r += kScoreRows) {
-    ScoreRows<T, kScoreRows, kScoreBlocks>(queries + r * dims, dims, group, scores + r * kGroupKeys);
+    ScoreRows<T, kScoreRows, kScoreBlocks>(queries + r * dims, dims, group,
+                                           scores + r * kGroupKeys);
   }
   for (; r + 2 <= rows; r += 2) {
     ScoreRows<T, 2, 2 * kScoreBlocks>(queries + r * dims, dims, group, scores + r * kGroupKeys);
@@ -91,7 +96,8 @@ void ScoreGroup(const float* queries, int rows, int dims, const Group<T>& group,
   }
 }
 
-// out[r][16 c ...] = out * factors[r] + sum over keys of p * value, for R rows and C vectors of columns.
+// out[r][16 c ...] = out * factors[r] + sum over keys of p * value, for R rows and C vectors of
+// columns.
 template <typename T, int R, int C>
 void ValueTile(const float* weights, const float* factors, const Group<T>& group, int dims, int col,
                float* out) {
@@ -146,7 +152,8 @@ void ValueGroup(const float* weights, const float* factors, int rows, int dims,
   }
 }
 
-// One row's scores of a group become weights; [begin, end) of the group's keys are seen. Returns the factor for what was summed so far.
+// One row's scores of a group become weights; [begin, end) of the group's keys are seen. Returns
+// the factor for what was summed so far.
 float SoftmaxRow(float* scores, int begin, int end, int block_begin, int block_end, float* max,
                  float* lane_sums) {
   const float unseen = -__builtin_inff();
@@ -198,7 +205,8 @@ inline int FirstKey(const AttentionTile& tile, int row) {
 }
 
 template <typename T>
-void AttendGroup(const AttentionTile& tile, const Group<T>& group, int first_key, const Scratch& s) {
+void AttendGroup(const AttentionTile& tile, const Group<T>& group, int first_key,
+                 const Scratch& s) {
   const int dims = tile.shape.padded_dim();
   ScoreGroup<T>(tile.queries, tile.rows, dims, group, s.scores);
   for (int r = 0; r < tile.rows; ++r) {
@@ -214,7 +222,8 @@ inline void Widen(const uint16_t* from, int n, float* to) {
   for (int i = 0; i < n; i += 16) Store(to + i, LoadHalf(from + i));
 }
 
-// The same group with keys and values widened once, for tiles whose rows would otherwise each widen them again.
+// The same group with keys and values widened once, for tiles whose rows would otherwise each widen
+// them again.
 void AttendGroupWidened(const AttentionTile& tile, const Group<uint16_t>& group, int first_key,
                         const Scratch& s) {
   const int block = tile.shape.padded_dim() * kv::kBlockTokens;

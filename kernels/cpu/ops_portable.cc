@@ -1,4 +1,5 @@
-// The operations of ops.h in plain C++: a vector of 16 is an array, and the compiler does with it what it can.
+// The operations of ops.h in plain C++: a vector of 16 is an array, and the compiler does with it
+// what it can.
 #include "kernels/cpu/ops_table.h"
 
 namespace fewbit::cpu {

@@ -1,10 +1,9 @@
-// The row operations of ops.h over the Vec of the including file. Included once by each ops_<isa>.cc, inside its anonymous namespace.
-// No standard header is used here: an inline function of one, compiled for AVX-512, could replace the portable copy at link time.
+// The row operations of ops.h over the Vec of the including file. Included once by each
+// ops_<isa>.cc, inside its anonymous namespace. No standard header is used here: an inline function
+// of one, compiled for AVX-512, could replace the portable copy at link time.
 
 #define FEWBIT_OPS_TABLE \
-  {RmsNormRow, AddRows, SiluMulRow, RotateHead, StoreToken, AttendRows, ScanLogits, SumOfExp}
-
-
+  { RmsNormRow, AddRows, SiluMulRow, RotateHead, StoreToken, AttendRows, ScanLogits, SumOfExp }
 
 float SumOfSquares(const float* x, int n) {
   Vec sums[4] = {Zero(), Zero(), Zero(), Zero()};
@@ -94,7 +93,8 @@ void StoreTokenAs(const kv::BlockShape& shape, T* keys, T* values, int token, co
     T lanes[16];
     Narrow(lanes, n >= 16 ? Load(key + d) : LoadFirst(key + d, n));
     for (int i = 0; i < 16; ++i) keys[shape.key_index(d + i, token)] = lanes[i];
-    Narrow(values + shape.value_index(token, d), n >= 16 ? Load(value + d) : LoadFirst(value + d, n));
+    Narrow(values + shape.value_index(token, d),
+           n >= 16 ? Load(value + d) : LoadFirst(value + d, n));
   }
 }
 
@@ -131,8 +131,7 @@ RowStats ScanLogits(const float* x, int n) {
   }
   RowStats stats;
   stats.max = FoldMax(Max(max[0], max[1]));
-  stats.finite =
-      ordered == 0xFFFF && stats.max > lowest && stats.max < __builtin_inff();
+  stats.finite = ordered == 0xFFFF && stats.max > lowest && stats.max < __builtin_inff();
   for (i = 0; stats.finite && i < n; i += 16) {
     const Vec v = n - i >= 16 ? Load(x + i) : Keep(LoadFirst(x + i, n - i), LowBits(n - i), lowest);
     const uint32_t hits = BitsEqual(v, Set(stats.max));
@@ -158,7 +157,8 @@ double SumOfExp(const float* x, int n, float max, float factor, float* out) {
       sum = Add(sum, e);
     }
     if (i < end) {
-      const Vec e = Keep(Exp(Mul(Sub(LoadFirst(x + i, end - i), shift), slope)), LowBits(end - i), 0.0f);
+      const Vec e =
+          Keep(Exp(Mul(Sub(LoadFirst(x + i, end - i), shift), slope)), LowBits(end - i), 0.0f);
       if (out != nullptr) StoreFirst(out + i, e, end - i);
       sum = Add(sum, e);
     }

@@ -1,5 +1,6 @@
-// The instances of ops.h: one table of functions per instruction set, each filled in a file of its own that is compiled for that
-// set. Plain pointers and PODs only: nothing here may emit shared inline code that another file could pick up.
+// The instances of ops.h: one table of functions per instruction set, each filled in a file of its
+// own that is compiled for that set. Plain pointers and PODs only: nothing here may emit shared
+// inline code that another file could pick up.
 #pragma once
 
 #include "kernels/cpu/ops.h"
@@ -25,7 +26,8 @@ extern const OpsTable kAvx2Ops;
 extern const OpsTable kAvx512Ops;
 #endif
 
-// Floats of Attend's scratch: scores, per-row maxima, factors and lane sums, and a group of keys and values as floats.
+// Floats of Attend's scratch: scores, per-row maxima, factors and lane sums, and a group of keys
+// and values as floats.
 inline constexpr int kGroupBlocks = 4;
 inline constexpr int kGroupKeys = kGroupBlocks * kv::kBlockTokens;
 inline constexpr int kScratchScores = kMaxTileRows * kGroupKeys;

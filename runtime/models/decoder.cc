@@ -16,10 +16,12 @@ namespace {
 constexpr int kHeadRowUnit = 16;
 constexpr int kHeadChunkRows = 64;  // of ComputeLogits
 
-// The last norm and the head. Like the layers, a few rows are staged by every rank for itself, more are shared out.
+// The last norm and the head. Like the layers, a few rows are staged by every rank for itself, more
+// are shared out.
 class HeadRunner {
  public:
-  HeadRunner(const ModelSpec& spec, const Matrix& head, ThreadTeam* team, cpu::Isa isa, int max_rows)
+  HeadRunner(const ModelSpec& spec, const Matrix& head, ThreadTeam* team, cpu::Isa isa,
+             int max_rows)
       : spec_(spec), head_(head), team_(team), isa_(isa), max_rows_(max_rows) {
     normed_ = AlignedBuffer<float>(static_cast<size_t>(max_rows) * spec.hidden_size);
     activations_ = AlignedBuffer<uint8_t>(cpu::ActivationBytes(head, max_rows));
@@ -29,7 +31,8 @@ class HeadRunner {
     }
   }
 
-  // On every rank: logits [rows, V] of hidden [rows, E], which this rank may read. No barrier at the end.
+  // On every rank: logits [rows, V] of hidden [rows, E], which this rank may read. No barrier at
+  // the end.
   void Run(int rank, std::span<const float> norm, const float* hidden, int rows, float* logits) {
     FEWBIT_CHECK(rows <= max_rows_) << rows << " rows of logits for at most " << max_rows_;
     const size_t e = spec_.hidden_size;
@@ -190,8 +193,8 @@ void RunLayer(const ModelSpec& spec, const LayerWeights& weights, std::span<cons
   const int stride = (longest + kv::kBlockTokens - 1) / kv::kBlockTokens;
   std::vector<BlockId> table(static_cast<size_t>(sequences) * stride);
   for (size_t i = 0; i < table.size(); ++i) table[i] = BlockId(static_cast<int32_t>(i));
-  auto cache = KvCache::Create({kv::KvType::kF32, spec.num_kv_heads, spec.head_dim}, 1,
-                               sequences * stride);
+  auto cache =
+      KvCache::Create({kv::KvType::kF32, spec.num_kv_heads, spec.head_dim}, 1, sequences * stride);
   FEWBIT_CHECK(cache.ok()) << cache.status().ToString();
 
   LayerRunner::Limits limits;

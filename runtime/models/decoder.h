@@ -1,4 +1,5 @@
-// The one decoder: every family of the arch table is this code driven by ModelSpec's flags. Tensors are float32 [T, ...], row-major.
+// The one decoder: every family of the arch table is this code driven by ModelSpec's flags. Tensors
+// are float32 [T, ...], row-major.
 #pragma once
 
 #include <cstdint>
@@ -26,13 +27,15 @@ class Decoder {
   Decoder(const Model* model, ThreadTeam* team, cpu::Isa isa, const DecoderLimits& limits);
   ~Decoder();
 
-  // Runs T tokens of S sequences through all layers, writing their keys and values into `kv` (through batch.block_table) and the logits
-  // of `logit_rows` (ascending indices in T) into `logits` [R, V]. No allocation. A token's result depends on its own sequence only.
+  // Runs T tokens of S sequences through all layers, writing their keys and values into `kv`
+  // (through batch.block_table) and the logits of `logit_rows` (ascending indices in T) into
+  // `logits` [R, V]. No allocation. A token's result depends on its own sequence only.
   void Forward(const ForwardBatch& batch, KvCache* kv, std::span<const int32_t> logit_rows,
                float* logits);
 
-  // Forward in two halves, for steps that want more rows than max_logit_rows: RunTokens keeps the last hidden state of the rows of
-  // `logit_rows` (any number of them), and Logits turns rows [begin, end) of these into logits [end - begin, V].
+  // Forward in two halves, for steps that want more rows than max_logit_rows: RunTokens keeps the
+  // last hidden state of the rows of `logit_rows` (any number of them), and Logits turns rows
+  // [begin, end) of these into logits [end - begin, V].
   void RunTokens(const ForwardBatch& batch, KvCache* kv, std::span<const int32_t> logit_rows);
   void Logits(int begin, int end, float* logits);
 
@@ -41,7 +44,8 @@ class Decoder {
   std::unique_ptr<Impl> impl_;
 };
 
-// Sees the input of each linear layer while a layer runs; q, k and v share one input, as do gate and up (called once, with kQ and kGate).
+// Sees the input of each linear layer while a layer runs; q, k and v share one input, as do gate
+// and up (called once, with kQ and kGate).
 class LinearInputObserver {
  public:
   virtual ~LinearInputObserver() = default;
@@ -49,12 +53,14 @@ class LinearInputObserver {
   virtual void OnInput(LinearRole role, const float* x, int tokens, int cols) = 0;
 };
 
-// One decoder layer over whole independent sequences from position 0, for calibration: hidden [T, E] in place, q_start [S + 1]. No KV cache
-// outlives the call. `observer` may be null. Allocates its scratch; aborts if the system has no memory for it.
+// One decoder layer over whole independent sequences from position 0, for calibration: hidden [T,
+// E] in place, q_start [S + 1]. No KV cache outlives the call. `observer` may be null. Allocates
+// its scratch; aborts if the system has no memory for it.
 void RunLayer(const ModelSpec& spec, const LayerWeights& weights, std::span<const int32_t> q_start,
               float* hidden, ThreadTeam* team, cpu::Isa isa, LinearInputObserver* observer);
 
-// hidden [T, E] <- embedding rows; logits [T, V] <- head(norm(hidden)): the two ends of the model, for calibration and evaluation.
+// hidden [T, E] <- embedding rows; logits [T, V] <- head(norm(hidden)): the two ends of the model,
+// for calibration and evaluation.
 void EmbedTokens(const Matrix& embedding, std::span<const TokenId> ids, float* hidden);
 void ComputeLogits(const ModelSpec& spec, std::span<const float> final_norm, const Matrix& head,
                    const float* hidden, int tokens, ThreadTeam* team, cpu::Isa isa, float* logits);

@@ -14,7 +14,8 @@ constexpr int kTileTokens = 32;  // query rows of a tile, over all heads of a gr
 
 constexpr int RoundUp(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
-// The part of matrix `index` that falls to a rank when the rows of several matrices are shared out as if they were one.
+// The part of matrix `index` that falls to a rank when the rows of several matrices are shared out
+// as if they were one.
 Share RowsOf(const int* rows, int count, int index, int rank, int size) {
   int units = 0;
   int before = 0;
@@ -99,15 +100,16 @@ void LayerRunner::Begin(const LayerBatch& batch) {
   const int items = tokens_ * spec_.num_kv_heads * parts_;
   if (items < team_->size()) parts_ = std::min(group_, parts_ * (team_->size() / items));
   // Every token must be attended for then, wanted or not.
-  fused_store_ = tokens_ == sequences && parts_ == 1 &&
-                 batch.wanted.size() == static_cast<size_t>(tokens_);
+  fused_store_ =
+      tokens_ == sequences && parts_ == 1 && batch.wanted.size() == static_cast<size_t>(tokens_);
   MakeTiles(batch.wanted);
   for (int i = 0; i < num_counters_; ++i) {
     counters_[i].next.store(0, std::memory_order_relaxed);
   }
 }
 
-// Cuts a run of tokens of one sequence into tiles; a token's keys are before the next one's, so later tiles cost more.
+// Cuts a run of tokens of one sequence into tiles; a token's keys are before the next one's, so
+// later tiles cost more.
 void LayerRunner::AddTiles(int sequence, int token_begin, int token_end, int out_row,
                            std::vector<Tile>* tiles) {
   const int step = std::max(1, kTileTokens / group_);
@@ -199,8 +201,8 @@ void LayerRunner::NormAndStage(int rank, const LayerWeights& w, const std::vecto
 }
 
 void LayerRunner::AttentionInput(int rank, const LayerWeights& w, int index) {
-  NormAndStage(rank, w, w.input_norm, index > 0,
-               {LinearRole::kQ, LinearRole::kK, LinearRole::kV}, tokens_);
+  NormAndStage(rank, w, w.input_norm, index > 0, {LinearRole::kQ, LinearRole::kK, LinearRole::kV},
+               tokens_);
 }
 
 void LayerRunner::Qkv(int rank, const LayerWeights& w) {
@@ -232,8 +234,9 @@ void LayerRunner::StoreKeyValue(int token, int sequence, int kv_head, const Laye
   cpu::Rotate(isa_, key, cosines_.data() + turn, sines_.data() + turn, spec_.rope.rotary_dim,
               spec_.rope.interleaved);
   const int position = batch_.positions[token];
-  const BlockId block = batch_.block_table[static_cast<size_t>(sequence) * batch_.block_table_stride +
-                                           position / kv::kBlockTokens];
+  const BlockId block =
+      batch_.block_table[static_cast<size_t>(sequence) * batch_.block_table_stride +
+                         position / kv::kBlockTokens];
   cpu::StoreKeyValue(isa_, cache.shape, cache.blocks + ToInt(block) * cache.shape.block_bytes(),
                      kv_head, position % kv::kBlockTokens, key, value);
 }
@@ -321,8 +324,7 @@ void LayerRunner::Attention(int rank, const LayerWeights& w, const LayerCache& c
     const int kv_head = item % per_tile / parts_;
     const int part = item % parts_;
     if (fused_store_) StoreKeyValue(tile.token_begin, tile.sequence, kv_head, w, cache);
-    AttendItem(rank, w, cache, tile, kv_head, group_ * part / parts_,
-               group_ * (part + 1) / parts_);
+    AttendItem(rank, w, cache, tile, kv_head, group_ * part / parts_, group_ * (part + 1) / parts_);
   }
   team_->Barrier();
 }

@@ -1,8 +1,10 @@
-// One decoder layer as phases that all ranks of a team run together, and the scratch they share. Decoder::Forward strings the phases of
-// all layers together in one Run; RunLayer runs them one by one so that an observer can look in between. Nothing here knows a family.
+// One decoder layer as phases that all ranks of a team run together, and the scratch they share.
+// Decoder::Forward strings the phases of all layers together in one Run; RunLayer runs them one by
+// one so that an observer can look in between. Nothing here knows a family.
 //
-// Two ways to share the work between the linear layers (norms, staging of activations) out: over tokens, with a barrier after it, or,
-// for very few tokens, every rank does all of it in its own memory and no barrier is needed. Both give the same bits.
+// Two ways to share the work between the linear layers (norms, staging of activations) out: over
+// tokens, with a barrier after it, or, for very few tokens, every rank does all of it in its own
+// memory and no barrier is needed. Both give the same bits.
 #pragma once
 
 #include <atomic>
@@ -26,8 +28,8 @@ inline constexpr int kRedundantTokens = 2;
 
 // The sequences of a step, as in ForwardBatch.
 struct LayerBatch {
-  std::span<const int32_t> positions;  // [T]
-  std::span<const int32_t> q_start;    // [S + 1]
+  std::span<const int32_t> positions;    // [T]
+  std::span<const int32_t> q_start;      // [S + 1]
   const BlockId* block_table = nullptr;  // [S, block_table_stride]
   int32_t block_table_stride = 0;
   std::span<const int32_t> wanted;  // ascending token rows that survive the last layer
@@ -42,35 +44,39 @@ struct LayerCache {
 // Most bytes that staging `tokens` for any linear layer of `weights` takes.
 size_t MaxActivationBytes(const LayerWeights& weights, int tokens);
 
-// Thread rule: Begin by the caller outside a Run; the phases by every rank inside one. Each phase ends with a barrier or says that it
-// does not.
+// Thread rule: Begin by the caller outside a Run; the phases by every rank inside one. Each phase
+// ends with a barrier or says that it does not.
 class LayerRunner {
  public:
   struct Limits {
     int max_tokens = 0;
-    int max_position = 0;  // exclusive
-    int num_layers = 0;    // per step
+    int max_position = 0;                   // exclusive
+    int num_layers = 0;                     // per step
     size_t activation_bytes = 0;            // for max_tokens
     size_t redundant_activation_bytes = 0;  // for kRedundantTokens
-    bool allow_redundant = true;            // false: phases always leave what they make in shared memory
+    bool allow_redundant = true;  // false: phases always leave what they make in shared memory
   };
   LayerRunner(const ModelSpec& spec, ThreadTeam* team, cpu::Isa isa, const Limits& limits);
 
   void Begin(const LayerBatch& batch);
 
   int tokens() const { return tokens_; }
-  bool shared() const { return !redundant_; }  // how this step's work between linear layers is shared out
-  // The tokens whose hidden rows this rank makes and norms; in redundant mode all of them, for itself.
+  bool shared() const {
+    return !redundant_;
+  }  // how this step's work between linear layers is shared out
+  // The tokens whose hidden rows this rank makes and norms; in redundant mode all of them, for
+  // itself.
   Share TokenShare(int rank, int tokens) const;
-  float* hidden(int rank) const;  // [T, E]
-  const float* normed() const { return normed_.data(); }        // [T, E], shared mode only
-  const float* attended() const { return attended_.data(); }    // [T, H * D]
-  const float* activated() const { return gate_.data(); }       // [T, F]
+  float* hidden(int rank) const;                              // [T, E]
+  const float* normed() const { return normed_.data(); }      // [T, E], shared mode only
+  const float* attended() const { return attended_.data(); }  // [T, H * D]
+  const float* activated() const { return gate_.data(); }     // [T, F]
 
   // Cosines and sines of the step's positions. No barrier: they are first used two phases later.
   void FillRope(int rank);
 
-  // All phases of layer number `index` of the step. `wanted_only`: after attention only the wanted rows go on, as rows 0 .. R - 1.
+  // All phases of layer number `index` of the step. `wanted_only`: after attention only the wanted
+  // rows go on, as rows 0 .. R - 1.
   void Layer(int rank, const LayerWeights& w, const LayerCache& cache, int index, bool wanted_only);
 
   // The phases, in order. `rows` tokens; `index` 0 has nothing pending to add.
@@ -96,10 +102,10 @@ class LayerRunner {
   };
   // What a rank has for itself.
   struct Local {
-    AlignedBuffer<float> hidden, normed;                      // [kRedundantTokens, E]
+    AlignedBuffer<float> hidden, normed;  // [kRedundantTokens, E]
     AlignedBuffer<uint8_t> activations[3];
-    AlignedBuffer<float> queries, outputs;                    // [kMaxTileRows, padded D]
-    AlignedBuffer<int32_t> positions;                         // [kMaxTileRows]
+    AlignedBuffer<float> queries, outputs;  // [kMaxTileRows, padded D]
+    AlignedBuffer<int32_t> positions;       // [kMaxTileRows]
     AlignedBuffer<uint8_t> attention;
   };
   struct alignas(kCacheLine) Counter {
@@ -110,7 +116,8 @@ class LayerRunner {
   uint8_t* Activations(int rank, int slot) const;
   void TokenBarrier();
   void MakeTiles(std::span<const int32_t> wanted);
-  void AddTiles(int sequence, int token_begin, int token_end, int out_row, std::vector<Tile>* tiles);
+  void AddTiles(int sequence, int token_begin, int token_end, int out_row,
+                std::vector<Tile>* tiles);
   void NormAndStage(int rank, const LayerWeights& w, const std::vector<float>& norm, bool add,
                     std::initializer_list<LinearRole> roles, int rows);
   void StageInput(int rank, const Matrix& w, const float* x, int rows);
@@ -137,8 +144,9 @@ class LayerRunner {
   LayerBatch batch_;
   int tokens_ = 0;
   bool redundant_ = false;
-  bool fused_store_ = false;  // decode: whoever attends for a kv head stores its key and value first
-  int parts_ = 1;             // pieces into which the query heads of a kv head are cut
+  bool fused_store_ =
+      false;       // decode: whoever attends for a kv head stores its key and value first
+  int parts_ = 1;  // pieces into which the query heads of a kv head are cut
   std::vector<Tile> tiles_, wanted_tiles_;
   std::unique_ptr<Counter[]> counters_;  // [L] next item of a layer's attention
   int num_counters_ = 0;

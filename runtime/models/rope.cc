@@ -8,8 +8,8 @@ namespace {
 
 constexpr int32_t kLowPositions = 256;
 
-// Frequencies whose wave is long against the original context are slowed down by the factor, short waves stay, and those between are
-// blended (Llama 3.1).
+// Frequencies whose wave is long against the original context are slowed down by the factor, short
+// waves stay, and those between are blended (Llama 3.1).
 double Llama3Frequency(double frequency, const RopeSpec& rope) {
   const double wavelength = 2.0 * std::numbers::pi / frequency;
   const double longest = rope.original_max_positions / rope.low_freq_factor;

@@ -1,5 +1,5 @@
-// Rotary position embeddings (Su et al. 2021): the cosines and sines by which pairs of a head's dimensions turn at a position, with
-// the linear and llama3 scalings of long contexts.
+// Rotary position embeddings (Su et al. 2021): the cosines and sines by which pairs of a head's
+// dimensions turn at a position, with the linear and llama3 scalings of long contexts.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,9 @@ namespace fewbit {
 // Angular frequency of each pair [rotary_dim / 2], after scaling.
 std::vector<double> RopeFrequencies(const RopeSpec& rope);
 
-// Everything is kept in double; positions are split into a high and a low part whose angles are added by the addition theorems, so
-// that memory grows with the square root of what a full table would take. Thread rule: immutable.
+// Everything is kept in double; positions are split into a high and a low part whose angles are
+// added by the addition theorems, so that memory grows with the square root of what a full table
+// would take. Thread rule: immutable.
 class RopeTable {
  public:
   // For positions 0 .. max_positions - 1.

@@ -1,4 +1,5 @@
-// Every golden checkpoint against the logits that the reference implementation computed from the same weights.
+// Every golden checkpoint against the logits that the reference implementation computed from the
+// same weights.
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
@@ -64,7 +65,8 @@ TEST_P(GoldenTest, OnePrompt) {
   ModelRunner runner(*golden.model);
   const int i = runner.Add(golden.prompt);
   EXPECT_THAT(runner.Greedy(i, 1000, golden.greedy.size()), ElementsAreArray(golden.greedy));
-  const float error = LargestError(Head(runner.sequence(i).logits, golden.logits.size()), golden.logits);
+  const float error =
+      LargestError(Head(runner.sequence(i).logits, golden.logits.size()), golden.logits);
   EXPECT_LE(error, 2e-3f);
   RecordProperty("largest_error", std::to_string(error));
 }

@@ -1,4 +1,5 @@
-// Drives a Decoder the way the engine does, for tests: sequences with block tables out of one pool, any mix of chunks in a step.
+// Drives a Decoder the way the engine does, for tests: sequences with block tables out of one pool,
+// any mix of chunks in a step.
 #pragma once
 
 #include <algorithm>

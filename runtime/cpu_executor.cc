@@ -1,0 +1,188 @@
+#include "runtime/cpu_executor.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "runtime/aligned_buffer.h"
+#include "runtime/kv_cache.h"
+#include "runtime/models/decoder.h"
+#include "runtime/sampler.h"
+#include "runtime/thread_team.h"
+#include "scheduler/check.h"
+
+namespace fewbit {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+// Logit rows that are in memory together; a step that wants more (prompt logprobs) takes turns.
+constexpr int32_t kLogitRows = 64;
+
+absl::Status Invalid(const char* option, int64_t value, const std::string& must) {
+  return absl::InvalidArgumentError(absl::StrCat(option, " is ", value, ": must be ", must));
+}
+
+absl::Status CheckOptions(const ModelSpec& spec, const CpuExecutorOptions& o) {
+  if (o.threads < 0 || o.threads > kMaxThreads) {
+    return Invalid("threads", o.threads, absl::StrCat("0 (automatic) to ", kMaxThreads));
+  }
+  if (o.max_sequences < 1) return Invalid("max_sequences", o.max_sequences, "at least 1");
+  if (o.max_step_tokens < o.max_sequences) {
+    return Invalid("max_step_tokens", o.max_step_tokens,
+                   absl::StrCat("at least max_sequences = ", o.max_sequences,
+                                ", for each sequence adds a token per step"));
+  }
+  if (o.max_context < 0 || o.max_context > spec.max_context) {
+    return Invalid("max_context", o.max_context,
+                   absl::StrCat("0 (the model's) to ", spec.max_context, ", the model's"));
+  }
+  if (o.num_blocks < 0) return Invalid("num_blocks", o.num_blocks, "0 (from kv_bytes) or more");
+  if (o.num_blocks == 0 && o.kv_bytes < 1) return Invalid("kv_bytes", o.kv_bytes, "at least 1");
+  if (o.isa && !cpu::IsaSupported(*o.isa)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("isa is ", cpu::IsaName(*o.isa), ": this machine does not have it"));
+  }
+  return absl::OkStatus();
+}
+
+int32_t BlocksFor(int32_t tokens) { return (tokens + kv::kBlockTokens - 1) / kv::kBlockTokens; }
+
+// KV blocks by the options, or why they are too few.
+absl::StatusOr<int32_t> NumBlocks(const CpuExecutorOptions& o, const ModelSpec& spec,
+                                  int32_t max_context, size_t block_bytes) {
+  const int32_t per_sequence = BlocksFor(max_context);
+  const int64_t bytes = static_cast<int64_t>(block_bytes) * spec.num_layers;
+  const int64_t wanted = static_cast<int64_t>(per_sequence) * o.max_sequences;
+  const int64_t blocks = o.num_blocks > 0 ? o.num_blocks : std::min(o.kv_bytes / bytes, wanted);
+  if (blocks >= per_sequence) {
+    return static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX));
+  }
+  const std::string needs =
+      absl::StrCat("one sequence of ", max_context, " tokens needs ", per_sequence, " blocks of ",
+                   bytes, " bytes = ", per_sequence * bytes, " bytes");
+  if (o.num_blocks > 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_blocks is ", o.num_blocks, ": too few, ", needs));
+  }
+  return absl::InvalidArgumentError(absl::StrCat("kv_bytes is ", o.kv_bytes, ": too few, ", needs));
+}
+
+}  // namespace
+
+struct CpuExecutor::Impl {
+  Impl(const Model* model, const CpuExecutorOptions& options, cpu::Isa isa, int32_t max_context,
+       std::unique_ptr<KvCache> cache)
+      : team(options.threads),
+        kv(std::move(cache)),
+        logit_rows(std::min(kLogitRows, options.max_step_tokens)),
+        decoder(model, &team, isa,
+                {.max_step_tokens = options.max_step_tokens,
+                 .max_logit_rows = logit_rows,
+                 .max_context = max_context}),
+        sampler(model->spec.vocab_size, &team, isa),
+        logits(static_cast<size_t>(logit_rows) * model->spec.vocab_size) {
+    rows.reserve(options.max_step_tokens);
+    tokens.resize(options.max_step_tokens);
+    info.device = absl::StrCat("cpu: ", cpu::IsaName(isa), ", ", team.size(),
+                               team.size() == 1 ? " thread" : " threads");
+    info.vocab_size = model->spec.vocab_size;
+    info.max_context = max_context;
+    info.max_step_tokens = options.max_step_tokens;
+    info.max_sequences = options.max_sequences;
+    info.block_tokens = kv::kBlockTokens;
+    info.num_blocks = kv->num_blocks();
+    info.kv_bytes = kv->bytes();
+    info.weight_bytes = model->weight_bytes;
+  }
+
+  absl::Status Step(const ForwardBatch& batch) {
+    rows.clear();
+    for (const SampleRow& sample : batch.samples) {
+      FEWBIT_CHECK(rows.empty() || rows.back() < sample.token_row) << "samples out of order";
+      rows.push_back(sample.token_row);
+    }
+    const int total = static_cast<int>(rows.size());
+    if (total <= logit_rows) {
+      decoder.Forward(batch, kv.get(), rows, logits.data());
+      return SampleRows(batch, 0, total);
+    }
+    decoder.RunTokens(batch, kv.get(), rows);
+    absl::Status status;
+    for (int begin = 0; begin < total && status.ok(); begin += logit_rows) {
+      const int end = std::min(begin + logit_rows, total);
+      decoder.Logits(begin, end, logits.data());
+      status = SampleRows(batch, begin, end);
+    }
+    return status;
+  }
+
+  absl::Status SampleRows(const ForwardBatch& batch, int begin, int end) {
+    if (begin == end) return absl::OkStatus();
+    const auto samples = std::span(batch.samples).subspan(begin, end - begin);
+    return sampler.Sample(samples, logits.data(), std::span(tokens).subspan(begin, end - begin));
+  }
+
+  ExecutorInfo info;
+  ThreadTeam team;
+  std::unique_ptr<KvCache> kv;
+  const int32_t logit_rows;
+  Decoder decoder;
+  Sampler sampler;
+  AlignedBuffer<float> logits;       // [logit_rows, V]
+  std::vector<int32_t> rows;         // [R] token rows of the step's samples
+  std::vector<SampledToken> tokens;  // [max_step_tokens]
+  int num_tokens = 0;
+  uint64_t steps = 0;
+  bool launched = false;
+  absl::Status status;
+};
+
+CpuExecutor::CpuExecutor() = default;
+CpuExecutor::~CpuExecutor() = default;
+
+absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(
+    const Model* model, const CpuExecutorOptions& options) {
+  const ModelSpec& spec = model->spec;
+  if (absl::Status status = CheckOptions(spec, options); !status.ok()) return status;
+  const int32_t max_context = options.max_context > 0 ? options.max_context : spec.max_context;
+  const kv::BlockShape shape{options.kv_type, spec.num_kv_heads, spec.head_dim};
+  const auto blocks = NumBlocks(options, spec, max_context, shape.block_bytes());
+  if (!blocks.ok()) return blocks.status();
+  auto cache = KvCache::Create(shape, spec.num_layers, *blocks);
+  if (!cache.ok()) return cache.status();
+  std::unique_ptr<CpuExecutor> executor(new CpuExecutor());
+  executor->impl_ = std::make_unique<Impl>(model, options, options.isa.value_or(cpu::BestIsa()),
+                                           max_context, *std::move(cache));
+  return executor;
+}
+
+const ExecutorInfo& CpuExecutor::info() const { return impl_->info; }
+
+StepHandle CpuExecutor::Launch(const ForwardBatch& batch) {
+  Impl& impl = *impl_;
+  FEWBIT_CHECK(!impl.launched) << "the previous step was not collected";
+  FEWBIT_CHECK(static_cast<int32_t>(batch.kv_len.size()) <= impl.info.max_sequences)
+      << batch.kv_len.size() << " sequences for at most " << impl.info.max_sequences;
+  FEWBIT_CHECK(batch.samples.size() <= impl.tokens.size())
+      << batch.samples.size() << " samples for at most " << impl.tokens.size();
+  impl.launched = true;
+  impl.num_tokens = static_cast<int>(batch.samples.size());
+  impl.status = impl.Step(batch);
+  return StepHandle(++impl.steps);
+}
+
+absl::Status CpuExecutor::Collect(StepHandle handle, StepResult* result) {
+  Impl& impl = *impl_;
+  FEWBIT_CHECK(impl.launched && handle == StepHandle(impl.steps)) << "no such step is running";
+  impl.launched = false;
+  if (!impl.status.ok()) {
+    result->tokens.clear();
+    return impl.status;
+  }
+  result->tokens.assign(impl.tokens.begin(), impl.tokens.begin() + impl.num_tokens);
+  return absl::OkStatus();
+}
+
+}  // namespace fewbit
