@@ -8,13 +8,12 @@
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
-#include "absl/flags/reflection.h"
 #include "absl/flags/usage_config.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
-#include "scheduler/check.h"
+#include "server/flag_help.h"
 #include "server/version.h"
 
 namespace fewbit {
@@ -97,12 +96,7 @@ ABSL_FLAG(std::string, log_level, fewbit::Config().log_level, "debug, info, warn
 namespace fewbit {
 namespace {
 
-struct Group {
-  absl::string_view title;
-  std::vector<absl::string_view> flags;
-};
-
-std::vector<Group> Groups() {
+std::vector<FlagGroup> Groups() {
   return {
       {"Model", {"model", "model_name", "device", "threads", "kv_memory"}},
       {"Addresses", {"host", "port", "metrics_port"}},
@@ -114,52 +108,17 @@ std::vector<Group> Groups() {
   };
 }
 
-// Breaks `text` at spaces so that it fits `width` columns behind an indent of `indent`.
-std::string Wrap(absl::string_view text, size_t indent, size_t width) {
-  std::string out;
-  size_t column = indent;
-  while (!text.empty()) {
-    const size_t end = std::min(text.find(' '), text.size());
-    if (column > indent && column + 1 + end > width) {
-      absl::StrAppend(&out, "\n", std::string(indent, ' '));
-      column = indent;
-    } else if (column > indent) {
-      out.push_back(' ');
-      ++column;
-    }
-    absl::StrAppend(&out, text.substr(0, end));
-    column += end;
-    text.remove_prefix(std::min(end + 1, text.size()));
-  }
-  return out;
-}
-
 }  // namespace
 
 std::string HelpText() {
-  constexpr size_t kColumn = 28;
-  constexpr size_t kWidth = 100;
-  std::string out =
+  return absl::StrCat(
       "fewbit-server: serves a language model with 2-, 4- and 16-bit weights over gRPC.\n\n"
-      "  fewbit-server --model=DIR [--port=8033] [--metrics_port=8034] ...\n";
-  for (const Group& group : Groups()) {
-    absl::StrAppend(&out, "\n", group.title, "\n");
-    for (absl::string_view name : group.flags) {
-      const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
-      FEWBIT_CHECK(flag != nullptr) << name;
-      std::string line = absl::StrCat("  --", name);
-      line.resize(std::max(line.size() + 2, kColumn), ' ');
-      std::string help = flag->Help();
-      const std::string fallback = flag->DefaultValue();
-      if (!fallback.empty()) absl::StrAppend(&help, " (", fallback, ")");
-      absl::StrAppend(&out, line, Wrap(help, kColumn, kWidth), "\n");
-    }
-  }
-  absl::StrAppend(&out,
-                  "\nAlso\n  --version                 what this is\n"
-                  "  --flagfile=FILE           one flag per line\n"
-                  "\nDefaults are in parentheses. SIGTERM or Ctrl-C drains and exits 0.\n");
-  return out;
+      "  fewbit-server --model=DIR [--port=8033] [--metrics_port=8034] ...\n",
+      FlagHelp(Groups()),
+      "\nAlso\n"
+      "  --version                 what this is\n"
+      "  --flagfile=FILE           reads flags from a file, one per line\n"
+      "\nDefaults are in parentheses. SIGTERM or Ctrl-C drains and exits 0.\n");
 }
 
 absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
