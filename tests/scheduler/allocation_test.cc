@@ -1,49 +1,17 @@
-// The step path allocates nothing: this binary replaces the global operator new by one that counts.
+// The step path allocates nothing.
 #include <gtest/gtest.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <new>
 #include <utility>
 #include <vector>
 
 #include "runtime/batch.h"
 #include "scheduler/inbox.h"
 #include "scheduler/scheduler.h"
+#include "tests/scheduler/counting_new.h"
 #include "tests/scheduler/request_maker.h"
-
-namespace {
-// Per thread, so that the test runner's other threads do not count.
-thread_local int64_t g_allocations = 0;
-
-void* CountedAllocation(size_t size, size_t alignment) {
-  ++g_allocations;
-  void* memory =
-      alignment <= alignof(std::max_align_t)
-          ? std::malloc(size)
-          : std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) std::abort();
-  return memory;
-}
-}  // namespace
-
-void* operator new(size_t size) { return CountedAllocation(size, 1); }
-void* operator new[](size_t size) { return CountedAllocation(size, 1); }
-void* operator new(size_t size, std::align_val_t alignment) {
-  return CountedAllocation(size, static_cast<size_t>(alignment));
-}
-void* operator new[](size_t size, std::align_val_t alignment) {
-  return CountedAllocation(size, static_cast<size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace fewbit {
 namespace {
@@ -93,9 +61,9 @@ struct Line {
 };
 
 TEST(AllocationTest, TheCounterCounts) {
-  const int64_t before = g_allocations;
+  const int64_t before = AllocationsOnThisThread();
   auto request = MakeRequest(1, 1, 1);
-  EXPECT_GE(g_allocations - before, 2);
+  EXPECT_GE(AllocationsOnThisThread() - before, 2);
 }
 
 TEST(AllocationTest, SteadyStateOf256SequencesAllocatesNothing) {
@@ -104,9 +72,9 @@ TEST(AllocationTest, SteadyStateOf256SequencesAllocatesNothing) {
   while (line.scheduler.num_waiting() > 0) ASSERT_TRUE(line.Step());
   line.Step();
   line.num_events = 0;
-  const int64_t before = g_allocations;
+  const int64_t before = AllocationsOnThisThread();
   for (int i = 0; i < 500; ++i) line.Step();
-  EXPECT_EQ(g_allocations - before, 0);
+  EXPECT_EQ(AllocationsOnThisThread() - before, 0);
   EXPECT_EQ(line.num_events, 500u * kRunning) << "all 256 ran in every step";
 }
 
@@ -126,7 +94,7 @@ TEST(AllocationTest, AWholeLifeAllocatesNothing) {
   }
   size_t next = 0;
   uint64_t finished = 0;
-  const int64_t before = g_allocations;
+  const int64_t before = AllocationsOnThisThread();
   while (next < requests.size() || line.scheduler.num_live() > 0) {
     for (int i = 0; i < 20 && next < requests.size() && inbox.counts().waiting < 256; ++i) {
       const RequestId id = requests[next]->id;
@@ -156,7 +124,7 @@ TEST(AllocationTest, AWholeLifeAllocatesNothing) {
     line.events.clear();
     if (!line.scheduler.CheckInvariants().ok()) std::abort();
   }
-  EXPECT_EQ(g_allocations - before, 0);
+  EXPECT_EQ(AllocationsOnThisThread() - before, 0);
   EXPECT_EQ(finished, requests.size());
 }
 
