@@ -5,3 +5,8 @@ fewbit_test(engine_test
   SOURCES ${CMAKE_CURRENT_LIST_DIR}/engine_test.cc
   LIBS fewbit_engine fewbit_fake_executor
   LABELS runtime)
+
+fewbit_test(engine_parts_test
+  SOURCES ${CMAKE_CURRENT_LIST_DIR}/batch_test.cc ${CMAKE_CURRENT_LIST_DIR}/published_test.cc
+  LIBS fewbit_engine
+  LABELS runtime)
