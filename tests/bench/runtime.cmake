@@ -1,0 +1,3 @@
+add_executable(bench_decode bench_decode.cc)
+target_link_libraries(bench_decode PRIVATE fewbit_options fewbit_runtime fewbit_models
+  absl::flags absl::flags_parse absl::flags_usage)
