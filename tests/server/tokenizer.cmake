@@ -17,3 +17,5 @@ if(FEWBIT_SPM_ENCODE AND FEWBIT_SPM_DECODE)
 else()
   message(STATUS "tokenizer_oracle_test is left out: spm_encode and spm_decode (package sentencepiece) are not installed")
 endif()
+
+fewbit_test(client_test SOURCES client_test.cc LIBS fewbit_client absl::flags_reflection gRPC::grpc++ LABELS server)
