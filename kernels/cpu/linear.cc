@@ -20,6 +20,7 @@ struct IsaRow {
 constexpr IsaRow kIsaRows[] = {
     {Isa::kPortable, "portable", &kPortableLinear},
 #if defined(FEWBIT_KERNELS_X86)
+    {Isa::kAvx2, "avx2", &kAvx2Linear},
     {Isa::kAvx512, "avx512", &kAvx512Linear},
 #endif
 };
