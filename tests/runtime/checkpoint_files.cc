@@ -76,11 +76,17 @@ EditableCheckpoint ReadGolden(std::string_view name) {
   return checkpoint;
 }
 
-void WriteSafetensorsFile(const std::string& path, const std::vector<OwnedTensor>& tensors) {
+void WriteSafetensorsFile(const std::string& path, const std::vector<OwnedTensor>& tensors,
+                          bool align_bytes) {
   std::vector<TensorToWrite> views;
   for (const OwnedTensor& tensor : tensors) {
-    views.push_back(
-        {.name = tensor.name, .type = tensor.type, .shape = tensor.shape, .data = tensor.bytes});
+    const bool packed =
+        align_bytes && tensor.type == TensorType::kU8 && tensor.bytes.size() % 16 == 0;
+    views.push_back({.name = tensor.name,
+                     .type = tensor.type,
+                     .shape = tensor.shape,
+                     .data = tensor.bytes,
+                     .alignment = packed ? 16 : 0});
   }
   const absl::Status status = WriteSafetensors(path, std::move(views));
   FEWBIT_CHECK(status.ok()) << status;

@@ -49,7 +49,10 @@ struct EditableCheckpoint {
 };
 
 EditableCheckpoint ReadGolden(std::string_view name);
-void WriteSafetensorsFile(const std::string& path, const std::vector<OwnedTensor>& tensors);
+// With `align_bytes` U8 tensors whose size allows it lie at multiples of 16, as our own writer
+// places packed ones.
+void WriteSafetensorsFile(const std::string& path, const std::vector<OwnedTensor>& tensors,
+                          bool align_bytes = true);
 void WriteCheckpoint(const std::string& directory, const EditableCheckpoint& checkpoint);
 
 }  // namespace fewbit
