@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Prepares a Debian 12 machine for building fewbit: the packages of deploy/apt-packages.txt and the SentencePiece library. Does
+# nothing where everything is there already. Needs root, or a user who may use sudo, only if packages are missing.
+#
+#   deploy/setup.sh [--no_install]    --no_install: fail instead of installing packages
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '%s\n' "$*"; }
+die() { printf '%s\n' "$*" >&2; exit 1; }
+
+install=1
+for argument in "$@"; do
+  case $argument in
+    --no_install) install= ;;
+    -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+    *) die "unknown argument '$argument' (see --help)" ;;
+  esac
+done
+
+mapfile -t wanted < <(sed 's/#.*//' deploy/apt-packages.txt | tr -d ' \t' | grep .)
+if ! command -v apt-get > /dev/null; then
+  die "This machine has no apt-get. Install what deploy/apt-packages.txt names by the means of your system;
+server/sentencepiece.sh --dsc FILE builds the last piece from Debian's source package."
+fi
+missing=()
+for package in "${wanted[@]}"; do
+  status=$(dpkg-query -W -f='${Status}' "$package" 2> /dev/null) || status=
+  [[ $status == "install ok installed" ]] || missing+=("$package")
+done
+
+if ((${#missing[@]})); then
+  say "Missing packages: ${missing[*]}"
+  command="apt-get install --no-install-recommends ${missing[*]}"
+  [[ -n $install ]] || die "Install them:  $command"
+  as_root=()
+  if [[ $EUID -ne 0 ]]; then
+    command -v sudo > /dev/null || die "Installing them needs root, and there is no sudo here. As root, run:
+  apt-get update && $command"
+    as_root=(sudo)
+    say "Installing them with sudo."
+  fi
+  log=$(mktemp)
+  trap 'rm -f "$log"' EXIT
+  # An unattended apt asks nothing; its chatter is shown only if it fails.
+  if ! { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q update &&
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends \
+      "${missing[@]}"; } > "$log" 2>&1; then
+    cat "$log" >&2
+    die "apt-get failed (see above)."
+  fi
+  say "Installed ${#missing[@]} packages."
+fi
+
+server/sentencepiece.sh
