@@ -17,7 +17,7 @@ struct CodePlace {
   int shift;
 };
 
-inline CodePlace PlaceOfCode(int bits, int row, int strip, int channel) {
+constexpr CodePlace PlaceOfCode(int bits, int row, int strip, int channel) {
   const int g = row & 7, hi = row >> 3;
   const int khi = channel >> 3, t = (channel >> 1) & 3, e = channel & 1;
   const int unit = bits == 2 ? strip >> 2 : strip >> 1;
@@ -28,17 +28,17 @@ inline CodePlace PlaceOfCode(int bits, int row, int strip, int channel) {
 
 // The same for a sub-scale among the sub-scales of its chunk and for a zero among the zeros of its
 // chunk.
-inline CodePlace PlaceOfSubScale(int bits, int row, int strip) {
+constexpr CodePlace PlaceOfSubScale(int bits, int row, int strip) {
   const int g = row & 7, hi = row >> 3;
   if (bits == 2) return {4 * (2 * g + (strip >> 2)), 16 * hi + 4 * (strip & 3)};
   return {4 * g, 16 * hi + 4 * strip};
 }
 
-inline CodePlace PlaceOfZero(int bits, int row, int strip) {
+constexpr CodePlace PlaceOfZero(int bits, int row, int strip) {
   return {4 * (row & 7), 16 * (row >> 3) + (bits == 2 ? 2 : 4) * strip};
 }
 
-inline int PlaceOfSecondOrder(int row) { return 2 * (2 * (row & 7) + (row >> 3)); }
+constexpr int PlaceOfSecondOrder(int row) { return 2 * (2 * (row & 7) + (row >> 3)); }
 
 inline uint32_t LoadWord(const uint8_t* p) {
   uint32_t word;
