@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Each rule of rules.py finds what it is for, and nothing in a tree that keeps it."""
+
+import pathlib
+import tempfile
+import unittest
+
+import rules
+
+
+class RulesTest(unittest.TestCase):
+
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.root = pathlib.Path(temporary.name)
+
+    def write(self, name, text, executable=False):
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755 if executable else 0o644)
+
+    def found(self, rule):
+        return list(rules.RULES[rule](self.root))
+
+    def test_includes(self):
+        for name, line, allowed in [
+            ('kernels/a.h', '#include <vector>', True),
+            ('kernels/a.h', '#include "kernels/b.h"', True),
+            ('kernels/a.h', '#include "scheduler/ids.h"', False),
+            ('kernels/a.h', '#include <absl/status/status.h>', False),
+            ('scheduler/a.h', '#include "absl/time/time.h"', True),
+            ('scheduler/a.h', '#  include "runtime/batch.h"', False),
+            ('runtime/models/a.cc', '#include "kernels/matrix.h"', True),
+            ('runtime/models/a.cc', '#include "server/tokenizer.h"', False),
+            ('runtime/models/a.cc', '#include <grpcpp/grpcpp.h>', False),
+            ('server/a.cc', '#include "runtime/engine.h"', True),
+            ('server/a.cc', '#include "kernels/matrix.h"', False),
+            ('server/a.cc', '#include "tests/npy.h"', False),
+            ('server/a.cc', '#include <cuda_runtime.h>', False),
+            ('server/client/a.cc', '#include "server/tokenizer.h"', False),
+            ('server/client/a.cc', '#include "fewbit/v1/generation.pb.h"', True),
+            ('server/a.cc', '#include <sentencepiece_processor.h>', False),
+            ('server/sentence_piece.cc', '#include <sentencepiece_processor.h>', True),
+            ('tests/a.cc', '#include "kernels/matrix.h"', True),
+        ]:
+            with self.subTest(name=name, line=line):
+                self.write(name, '// a comment\n' + line + '\n')
+                found = self.found('includes')
+                self.assertEqual(found == [], allowed, found)
+                if not allowed:
+                    self.assertTrue(found[0].startswith(name + ':2: '), found)
+                (self.root / name).unlink()
+
+    def test_clock(self):
+        self.write('scheduler/a.cc', 'void Plan(absl::Time now);\n// absl::Now() belongs to the engine\n')
+        self.write('runtime/a.cc', 'absl::Time now = absl::Now();\n')
+        self.assertEqual(self.found('clock'), [])
+        self.write('scheduler/a.cc', 'auto now = absl::Now();\n')
+        self.assertEqual(len(self.found('clock')), 1)
+
+    def test_length(self):
+        self.write('server/a.cc', '\n' * 600)
+        self.write('build/generated.cc', '\n' * 6000)
+        self.assertEqual(self.found('length'), [])
+        self.write('server/a.cc', '\n' * 601)
+        self.assertEqual(self.found('length'), ['server/a.cc:601: more than 600 lines'])
+
+    def test_markers(self):
+        self.write('server/a.cc', '// toDo and method names like DoTodoList are fine\n')
+        self.assertEqual(self.found('markers'), [])
+        self.write('server/a.cc', '// TO' + 'DO: later\n')
+        self.write('README.md', 'see /wo' + 'rk/main\n')
+        self.assertEqual(len(self.found('markers')), 2)
+
+    def test_top_level(self):
+        self.write('README.md', '')
+        self.write('.gitignore', '')
+        self.write('server/a.cc', '')
+        self.assertEqual(self.found('top_level'), [])
+        self.write('utils/a.cc', '')
+        self.assertEqual(self.found('top_level'), ['utils: does not belong at the top of the tree'])
+
+    def test_shell(self):
+        self.write('deploy/a.sh', 'if true; then echo; fi\n', executable=True)
+        self.assertEqual(self.found('shell'), [])
+        self.write('deploy/a.sh', 'if true; then echo\n', executable=True)
+        self.write('deploy/b.sh', 'echo\n')
+        self.assertEqual(len(self.found('shell')), 2)
+
+
+if __name__ == '__main__':
+    unittest.main()
