@@ -21,6 +21,11 @@ void StageInt8(const Int8View& w, const StageCall& call);
 // tokens. Rows in whole blocks of 16.
 void PackedDirect(const PackedView& w, const LinearCall& call);
 void PackedExpanded(const PackedView& w, const LinearCall& call);
+
+// Outliers: floats of the 2-bit strips as [position, 16 tokens] for tokens [begin, end) of the
+// group that starts at `first`, a multiple of 16 (other tokens of the group belong to other
+// callers); and the corrections of one row block, added to finished outputs.
+void StageTransposed(const PackedView& w, const StageCall& call, int first, int begin, int end);
 void AddOutliers(const PackedView& w, const LinearCall& call, int row_begin);
 
 void Int8(const Int8View& w, const LinearCall& call);

@@ -190,18 +190,35 @@ struct TileActivations {
   size_t token_stride;
 };
 
-// One 2-bit chunk for kTokens tokens.
+// One 2-bit chunk for kTokens tokens. Few tokens are summed in several independent chains, to cover
+// the latency of vpdpbusd.
 template <int kTokens>
 inline void Chunk2(const uint8_t* weights, const uint8_t* x, size_t stride, __m512i* sums) {
+  constexpr int kChains = kTokens >= 8 ? 1 : kTokens >= 4 ? 2 : 4;
+  __m512i chains[kChains][kTokens];
 #pragma GCC unroll 8
-  for (int n = 0; n < kTokens; ++n) sums[n] = BroadcastDword(x + n * stride + kChunk2Codes);
+  for (int n = 0; n < kTokens; ++n) {
+    chains[0][n] = BroadcastDword(x + n * stride + kChunk2Codes);
 #pragma GCC unroll 4
-  for (int v = 0; v < kVectors2; ++v) {
-    const __m512i weight = _mm512_load_si512(weights + 64 * v);
+    for (int c = 1; c < kChains; ++c) chains[c][n] = _mm512_setzero_si512();
+  }
+  for (int v = 0; v < kVectors2; v += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512i weight = _mm512_load_si512(weights + 64 * (v + i));
 #pragma GCC unroll 8
-    for (int n = 0; n < kTokens; ++n) {
-      sums[n] = _mm512_dpbusd_epi32(sums[n], weight, BroadcastDword(x + n * stride + 4 * v));
+      for (int n = 0; n < kTokens; ++n) {
+        const __m512i xn = BroadcastDword(x + n * stride + 4 * (v + i));
+        __m512i* sum = &chains[i % kChains][n];
+        *sum = _mm512_dpbusd_epi32(*sum, weight, xn);
+      }
     }
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < kTokens; ++n) {
+    sums[n] = chains[0][n];
+#pragma GCC unroll 4
+    for (int c = 1; c < kChains; ++c) sums[n] = _mm512_add_epi32(sums[n], chains[c][n]);
   }
 }
 

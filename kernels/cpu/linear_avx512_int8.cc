@@ -12,7 +12,7 @@ namespace fewbit::cpu::avx512 {
 namespace {
 
 constexpr int kRows = 16;
-constexpr int kDirectTokens = 4;  // up to here reducing beats transposing
+constexpr int kDirectTokens = 2;  // up to here reducing beats transposing
 constexpr int kGroup = 8;
 constexpr int kVectors = kInt8Block / 4;
 
@@ -109,27 +109,36 @@ struct TokenRecords {
 template <int kTokens>
 inline void ExpandedTokens(const uint8_t* weights, const TokenRecords& in, bool first,
                            __mmask16 mask, float* y, size_t y_stride) {
-  __m512i sums[kTokens];
+  constexpr int kChains = kTokens >= 8 ? 1 : kTokens >= 4 ? 2 : 4;  // covers the latency
+  __m512i chains[kChains][kTokens];
 #pragma GCC unroll 8
   for (int n = 0; n < kTokens; ++n) {
-    sums[n] = _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(in.bias + n * in.stride));
-  }
+    chains[0][n] = _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(in.bias + n * in.stride));
 #pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) {
-    const __m512i weight = _mm512_load_si512(weights + 64 * v);
+    for (int c = 1; c < kChains; ++c) chains[c][n] = _mm512_setzero_si512();
+  }
+  for (int v = 0; v < kVectors; v += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512i weight = _mm512_load_si512(weights + 64 * (v + i));
 #pragma GCC unroll 8
-    for (int n = 0; n < kTokens; ++n) {
-      int32_t word;
-      __builtin_memcpy(&word, in.x + n * in.stride + 4 * v, sizeof(word));
-      sums[n] = _mm512_dpbusd_epi32(sums[n], weight, _mm512_set1_epi32(word));
+      for (int n = 0; n < kTokens; ++n) {
+        int32_t word;
+        __builtin_memcpy(&word, in.x + n * in.stride + 4 * (v + i), sizeof(word));
+        __m512i* sum = &chains[i % kChains][n];
+        *sum = _mm512_dpbusd_epi32(*sum, weight, _mm512_set1_epi32(word));
+      }
     }
   }
 #pragma GCC unroll 8
   for (int n = 0; n < kTokens; ++n) {
     const __m512 scale = _mm512_set1_ps(*reinterpret_cast<const float*>(in.scale + n * in.stride));
+    __m512i sum = chains[0][n];
+#pragma GCC unroll 4
+    for (int c = 1; c < kChains; ++c) sum = _mm512_add_epi32(sum, chains[c][n]);
     const __m512 acc = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, y + n * y_stride);
     _mm512_mask_storeu_ps(y + n * y_stride, mask,
-                          _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[n]), scale, acc));
+                          _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, acc));
   }
 }
 
@@ -158,6 +167,9 @@ void ExpandedBlock(const RowBlock& block, int b, const LinearCall& call, __mmask
   }
   for (; left >= 4; left -= 4, y += 4 * stride, in = Advance(in, 4)) {
     ExpandedTokens<4>(weights, in, b == 0, mask, y, stride);
+  }
+  for (; left >= 2; left -= 2, y += 2 * stride, in = Advance(in, 2)) {
+    ExpandedTokens<2>(weights, in, b == 0, mask, y, stride);
   }
   for (; left > 0; --left, y += stride, in = Advance(in, 1)) {
     ExpandedTokens<1>(weights, in, b == 0, mask, y, stride);

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kRows = 16, kStrip = 16;
 constexpr int kTileStrips = 32;
+constexpr uint16_t kNoStrip = 0xFFFF;
 
 inline float ValueOf(uint32_t entry) { return _cvtsh_ss(static_cast<uint16_t>(entry >> 16)); }
 
@@ -80,6 +81,29 @@ void AddToGroup(const PackedView& w, size_t first_list, const float* x, int toke
 }
 
 }  // namespace
+
+void StageTransposed(const PackedView& w, const StageCall& call, int first, int begin, int end) {
+  float* out = reinterpret_cast<float*>(call.activations + call.layout.transposed_offset) +
+               static_cast<size_t>(first) * w.chunks2 * kChunk2Codes;
+  for (int strip = 0; strip < 8 * w.chunks2; ++strip, out += kStrip * kTransposeTokens) {
+    const uint16_t source = w.strip_order[strip];
+    if (source == kNoStrip) continue;  // no outlier lies there
+    const float* x = call.x + static_cast<size_t>(source) * kStrip;
+    if (end - begin == kTransposeTokens) {
+      __m512 v[kTransposeTokens];
+      for (int t = 0; t < kTransposeTokens; ++t) {
+        v[t] = _mm512_loadu_ps(x + (first + t) * call.x_stride);
+      }
+      Transpose16(v);
+      for (int c = 0; c < kStrip; ++c) _mm512_storeu_ps(out + c * kTransposeTokens, v[c]);
+      continue;
+    }
+    for (int t = begin; t < end; ++t) {
+      const float* token = x + t * call.x_stride;
+      for (int c = 0; c < kStrip; ++c) out[c * kTransposeTokens + t - first] = token[c];
+    }
+  }
+}
 
 void AddOutliers(const PackedView& w, const LinearCall& call, int row_begin) {
   const size_t list = static_cast<size_t>(row_begin / kRows) * w.tiles2;

@@ -148,22 +148,6 @@ void StageToken(const PackedView& w, const StageCall& call, int token) {
   }
 }
 
-// Floats of the 2-bit strips as [position, 16 tokens], for AddOutliers. `first` is a multiple of
-// 16; tokens outside [begin, end) belong to other callers and are left alone.
-void StageTransposed(const PackedView& w, const StageCall& call, int first, int begin, int end) {
-  float* out = reinterpret_cast<float*>(call.activations + call.layout.transposed_offset) +
-               static_cast<size_t>(first) * w.chunks2 * kChunk2Codes;
-  for (int strip = 0; strip < 8 * w.chunks2; ++strip, out += kStrip * kTransposeTokens) {
-    const uint16_t source = w.strip_order[strip];
-    if (source == kNoStrip) continue;  // no outlier lies there
-    const float* x = call.x + static_cast<size_t>(source) * kStrip;
-    for (int t = begin; t < end; ++t) {
-      const float* token = x + t * call.x_stride;
-      for (int c = 0; c < kStrip; ++c) out[c * kTransposeTokens + t - first] = token[c];
-    }
-  }
-}
-
 }  // namespace
 
 void StagePacked(const PackedView& w, const StageCall& call) {

@@ -1,0 +1,2 @@
+add_executable(bench_linears bench_linears.cc)
+target_link_libraries(bench_linears PRIVATE fewbit_options fewbit_kernels benchmark::benchmark)
