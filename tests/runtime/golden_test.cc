@@ -86,6 +86,53 @@ TEST_P(GoldenTest, ChunksGiveTheSameBits) {
   }
 }
 
+// The prompts of all checkpoints, in one model, at different paces and with decoding beside
+// prefill.
+TEST_P(GoldenTest, BatchedWithOthers) {
+  const Golden golden = Load(GetParam());
+  ASSERT_NE(golden.model, nullptr);
+  ModelRunner alone(*golden.model);
+  const int a = alone.Add(golden.prompt);
+  alone.Greedy(a, 1000, golden.greedy.size());
+
+  ModelRunner runner(*golden.model);
+  std::vector<int> others;
+  for (const char* name : kCheckpoints) others.push_back(runner.Add(Load(name).prompt));
+  const int i = runner.Add(golden.prompt);
+  std::vector<int32_t> ids;
+  for (int step = 0; ids.size() < golden.greedy.size(); ++step) {
+    std::vector<ModelRunner::Part> parts;
+    for (size_t k = 0; k < others.size(); ++k) {
+      ModelRunner::Sequence& s = runner.sequence(others[k]);
+      if (s.computed == static_cast<int>(s.tokens.size())) s.tokens.push_back(TokenId(step));
+      parts.push_back({others[k], 1 + static_cast<int>(k) * 2});
+    }
+    parts.insert(parts.begin() + step % (parts.size() + 1), {i, 11});
+    runner.Step(parts);
+    ModelRunner::Sequence& s = runner.sequence(i);
+    if (s.computed < static_cast<int>(s.tokens.size())) continue;
+    ids.push_back(runner.Best(i));
+    s.tokens.push_back(TokenId(ids.back()));
+  }
+  EXPECT_THAT(ids, ElementsAreArray(golden.greedy));
+  EXPECT_EQ(runner.sequence(i).logits, alone.sequence(a).logits);
+}
+
+// What serving uses: a cache of halves.
+TEST_P(GoldenTest, HalfPrecisionCache) {
+  const Golden golden = Load(GetParam());
+  ASSERT_NE(golden.model, nullptr);
+  ModelRunner::Options options;
+  options.kv_type = kv::KvType::kF16;
+  ModelRunner runner(*golden.model, options);
+  const int i = runner.Add(golden.prompt);
+  EXPECT_THAT(runner.Greedy(i, 16, golden.greedy.size()), ElementsAreArray(golden.greedy));
+  const float error =
+      LargestError(Head(runner.sequence(i).logits, golden.logits.size()), golden.logits);
+  EXPECT_LE(error, 1e-2f);
+  RecordProperty("largest_error", std::to_string(error));
+}
+
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, ::testing::ValuesIn(kCheckpoints),
                          [](const auto& info) {
                            std::string name = info.param;

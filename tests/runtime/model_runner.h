@@ -52,15 +52,25 @@ class ModelRunner {
   }
   Sequence& sequence(int i) { return sequences_[i]; }
 
-  // One step: up to `chunk` uncomputed tokens of each of `who`; the logits of every token are kept.
-  void Step(const std::vector<int>& who, int chunk) {
+  // What one sequence does in a step: up to `tokens` of its uncomputed tokens.
+  struct Part {
+    int sequence = 0;
+    int tokens = 0;
+  };
+
+  // One step. The logits of every token are kept, or of each sequence's last one only.
+  void Step(const std::vector<Part>& parts, bool last_only = false) {
     ForwardBatch batch;
     batch.q_start = {0};
     batch.block_table_stride = 1;
-    for (const int i : who) {
-      Sequence& s = sequences_[i];
-      const int count = std::min<int>(chunk, s.tokens.size() - s.computed);
+    std::vector<int32_t> rows;
+    for (const Part& part : parts) {
+      Sequence& s = sequences_[part.sequence];
+      const int count = std::min<int>(part.tokens, s.tokens.size() - s.computed);
       for (int t = s.computed; t < s.computed + count; ++t) {
+        if (!last_only || t + 1 == s.computed + count) {
+          rows.push_back(static_cast<int32_t>(batch.token_ids.size()));
+        }
         batch.token_ids.push_back(s.tokens[t]);
         batch.positions.push_back(t);
       }
@@ -73,22 +83,22 @@ class ModelRunner {
       batch.block_table_stride =
           std::max(batch.block_table_stride, static_cast<int>(s.blocks.size()));
     }
-    for (const int i : who) {
-      std::vector<BlockId> row = sequences_[i].blocks;
+    for (const Part& part : parts) {
+      std::vector<BlockId> row = sequences_[part.sequence].blocks;
       row.resize(batch.block_table_stride, BlockId(-1));
       batch.block_table.insert(batch.block_table.end(), row.begin(), row.end());
     }
-    const int tokens = batch.q_start.back();
     const size_t v = model_.spec.vocab_size;
-    std::vector<int32_t> rows(tokens);
-    std::iota(rows.begin(), rows.end(), 0);
-    std::vector<float> logits(tokens * v);
+    std::vector<float> logits(rows.size() * v);
     decoder_.Forward(batch, kv_.get(), rows, logits.data());
-    for (size_t k = 0; k < who.size(); ++k) {
-      Sequence& s = sequences_[who[k]];
-      s.logits.insert(s.logits.end(), logits.begin() + batch.q_start[k] * v,
-                      logits.begin() + batch.q_start[k + 1] * v);
-      s.computed += batch.q_start[k + 1] - batch.q_start[k];
+    auto from = logits.begin();
+    for (size_t k = 0; k < parts.size(); ++k) {
+      Sequence& s = sequences_[parts[k].sequence];
+      const int count = batch.q_start[k + 1] - batch.q_start[k];
+      const auto to = from + (last_only ? 1 : count) * v;
+      s.logits.insert(s.logits.end(), from, to);
+      s.computed += count;
+      from = to;
     }
   }
 
@@ -96,12 +106,12 @@ class ModelRunner {
   std::vector<int32_t> Greedy(int i, int chunk, int count) {
     std::vector<int32_t> ids;
     while (sequences_[i].computed < static_cast<int>(sequences_[i].tokens.size())) {
-      Step({i}, chunk);
+      Step({{i, chunk}});
     }
     while (static_cast<int>(ids.size()) < count) {
       ids.push_back(Best(i));
       sequences_[i].tokens.push_back(TokenId(ids.back()));
-      if (static_cast<int>(ids.size()) < count) Step({i}, chunk);
+      if (static_cast<int>(ids.size()) < count) Step({{i, chunk}});
     }
     return ids;
   }
