@@ -5,3 +5,4 @@ fewbit_test(golden_test SOURCES golden_test.cc
 fewbit_test(decoder_test SOURCES decoder_test.cc LIBS fewbit_runtime fewbit_models LABELS runtime)
 fewbit_test(rope_test SOURCES rope_test.cc LIBS fewbit_runtime LABELS runtime)
 fewbit_test(thread_team_test SOURCES thread_team_test.cc LIBS fewbit_runtime LABELS runtime)
+fewbit_test(sampler_test SOURCES sampler_test.cc LIBS fewbit_runtime LABELS runtime)
