@@ -1,7 +1,9 @@
 #include "kernels/cpu/linear.h"
 
-#include <algorithm>
 #include <cstring>
+#if defined(FEWBIT_KERNELS_X86)
+#include <cpuid.h>
+#endif
 
 #include "kernels/cpu/linear_kernels.h"
 #include "kernels/quant_access.h"
@@ -158,13 +160,22 @@ void DequantizeDenseRow(const DenseMatrix& m, int row, float* out) {
   }
 }
 
+#if defined(FEWBIT_KERNELS_X86)
+// F16C: leaf 1, ECX bit 29. Clang's __builtin_cpu_supports does not know it by name. Its other
+// condition, that the system saves the wide registers, is part of the test for AVX2.
+bool HasHalfConversion() {
+  unsigned eax, ebx, ecx = 0, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 29)) != 0;
+}
+#endif
+
 }  // namespace
 
 bool IsaSupported(Isa isa) {
   if (isa == Isa::kPortable) return true;
 #if defined(FEWBIT_KERNELS_X86)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && HasHalfConversion();
   if (isa == Isa::kAvx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

@@ -18,7 +18,7 @@ namespace {
 constexpr int kCodeBytes = 512, kScaleBytes2 = 64, kScaleBytes4 = 32, kZeroBytes = 32;
 constexpr int kSecondOrder = 32, kTileChunks = 4, kRows = 16;
 constexpr int kVectors2 = 32, kVectors4 = 16;  // expanded 64-byte vectors of a chunk
-constexpr int kStrips2 = 8, kStrips4 = 4;
+constexpr int kStrips4 = 4;
 constexpr int kGroup = 8;  // tokens whose sums are in registers together
 
 // A tile expanded. Read by all tokens.

@@ -1,0 +1,22 @@
+# cmake -DNM=... -DOBJECTS=a.o;b.o -P check_isa_symbols.cmake: object files compiled for one instruction set must not define symbols that
+# the linker merges across files (inline functions, template instances): it might keep that copy for everyone.
+set(checked 0)
+foreach(object IN LISTS OBJECTS)
+  if(NOT object MATCHES "avx")
+    continue()
+  endif()
+  execute_process(COMMAND ${NM} --demangle --defined-only ${object}
+    OUTPUT_VARIABLE symbols RESULT_VARIABLE failed)
+  if(failed)
+    message(FATAL_ERROR "nm failed on ${object}")
+  endif()
+  string(REGEX MATCHALL "[0-9a-f]+ [Wu] [^\n]*" merged "${symbols}")
+  if(merged)
+    message(FATAL_ERROR "${object} defines mergeable symbols:\n${merged}")
+  endif()
+  math(EXPR checked "${checked} + 1")
+endforeach()
+if(checked EQUAL 0)
+  message(FATAL_ERROR "no instruction-set objects among: ${OBJECTS}")
+endif()
+message(STATUS "${checked} objects define no mergeable symbols")
