@@ -170,55 +170,71 @@ int32_t RowSampler::DrawFromAll(double uniform, const float* logits, float max, 
 
 int32_t RowSampler::DrawFromTop(const SamplingParams& params, double uniform, const float* logits,
                                 float max, float factor) {
-  int kept = params.top_k > 0 ? std::min(params.top_k, vocab_size_) : 0;
-  double total = 0.0;
-  if (kept > 0) {
+  int kept = 0;
+  if (params.top_k > 0) {
+    kept = std::min(params.top_k, vocab_size_);
     SelectTop(logits, kept);
-    WeighCandidates(kept, max, factor);
-    for (int i = 0; i < kept; ++i) total += weights_[i];
+    if (params.top_p < 1.0f) {
+      kept = NarrowToMass(kept, params.top_p * WeighCandidates(0, kept, max, factor), max, factor);
+    }
   } else {
-    // Nobody knows how many tokens hold the share: take more until they do.
     const double needed =
         params.top_p * cpu::ExpSum(isa_, logits, vocab_size_, max, factor, nullptr);
-    double mass = 0.0;
+    // Nobody knows how many tokens hold the share: take more until they do.
     for (kept = std::min(kBlock, vocab_size_);; kept = std::min(8 * kept, vocab_size_)) {
       SelectTop(logits, kept);
-      WeighCandidates(kept, max, factor);
-      mass = 0.0;
-      for (int i = 0; i < kept; ++i) mass += weights_[i];
-      if (mass >= needed || kept == vocab_size_) break;
+      if (kept == vocab_size_ || WeighCandidates(0, kept, max, factor) >= needed) break;
     }
-    total = needed / params.top_p;
+    kept = NarrowToMass(kept, needed, max, factor);
   }
-  if (params.top_p < 1.0f) {
-    const double needed = params.top_p * total;
-    double mass = weights_[0];
-    int n = 1;
-    while (n < kept && mass < needed) mass += weights_[n++];
-    kept = n;
-  }
-  while (kept > 1 && weights_[kept - 1] < params.min_p) --kept;
+  const Candidate* first = candidates_.data();
+  const int n = CollectNoWorse(logits, *std::max_element(first, first + kept, Better));
+  WeighCandidates(0, n, max, factor);
   double mass = 0.0;
-  for (int i = 0; i < kept; ++i) mass += weights_[i];
-  return candidates_[Pick(weights_.data(), kept, uniform * mass)].id;
+  for (int i = 0; i < n; ++i) {
+    if (weights_[i] < params.min_p) weights_[i] = 0.0f;  // the best token weighs 1
+    mass += weights_[i];
+  }
+  return candidates_[Pick(weights_.data(), n, uniform * mass)].id;
 }
 
-void RowSampler::WeighCandidates(int n, float max, float factor) {
-  for (int i = 0; i < n; ++i) weights_[i] = candidates_[i].logit;
-  cpu::ExpSum(isa_, weights_.data(), n, max, factor, weights_.data());
+double RowSampler::WeighCandidates(int begin, int end, float max, float factor) {
+  for (int i = begin; i < end; ++i) weights_[i] = candidates_[i].logit;
+  float* weights = weights_.data() + begin;
+  return cpu::ExpSum(isa_, weights, end - begin, max, factor, weights);
 }
 
-// All of the row's tokens with a logit of at least `bound`, unordered.
-void RowSampler::CollectAtLeast(const float* logits, float bound, int* count) {
+// Halves the range in which the last kept token lies, as quickselect does, but by mass.
+int RowSampler::NarrowToMass(int n, double needed, float max, float factor) {
+  Candidate* first = candidates_.data();
+  int begin = 0;
+  int end = n;
+  double mass = 0.0;  // of the candidates before `begin`; less than needed
+  while (end - begin > 1) {
+    const int middle = begin + (end - begin) / 2;
+    std::nth_element(first + begin, first + middle, first + end, Better);
+    const double half = WeighCandidates(begin, middle, max, factor);
+    if (mass + half >= needed) {
+      end = middle;
+    } else {
+      mass += half;
+      begin = middle;
+    }
+  }
+  return end;
+}
+
+int RowSampler::CollectNoWorse(const float* logits, const Candidate& last) {
   int n = 0;
   for (int b = 0; b < num_blocks_; ++b) {
-    if (block_max_[b] < bound) continue;
+    if (block_max_[b] < last.logit) continue;
     const int end = std::min((b + 1) * kBlock, vocab_size_);
     for (int i = b * kBlock; i < end; ++i) {
-      if (logits[i] >= bound) candidates_[n++] = {logits[i], i};
+      const Candidate candidate = {logits[i], i};
+      if (!Better(last, candidate)) candidates_[n++] = candidate;
     }
   }
-  *count = n;
+  return n;
 }
 
 void RowSampler::SelectTop(const float* logits, int k) {
@@ -237,11 +253,9 @@ void RowSampler::SelectTop(const float* logits, int k) {
     std::nth_element(maxima, maxima + k - 1, maxima + num_blocks_, std::greater<float>());
     bound = maxima[k - 1];
   }
-  int count = 0;
-  CollectAtLeast(logits, bound, &count);
+  const int count = CollectNoWorse(logits, {bound, vocab_size_});
   Candidate* first = candidates_.data();
   if (k < count) std::nth_element(first, first + k - 1, first + count, Better);
-  std::sort(first, first + k, Better);
 }
 
 // Logprob, rank and alternatives of the token chosen, from the raw logits.
@@ -259,6 +273,7 @@ void RowSampler::Describe(const SampleRow& row, const float* logits, const cpu::
   const int top = std::min({row.request->num_top_logprobs, kMaxTopLogprobs, vocab_size_});
   if (top <= 0) return;
   SelectTop(logits, top);
+  std::sort(candidates_.data(), candidates_.data() + top, Better);
   token->num_top = top;
   for (int i = 0; i < top; ++i) {
     token->top[i] = {TokenId(candidates_[i].id), logprob(candidates_[i].id)};

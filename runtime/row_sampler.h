@@ -36,11 +36,16 @@ class RowSampler {
   int32_t DrawFromAll(double uniform, const float* logits, float max, float factor, float min_p);
   int32_t DrawFromTop(const SamplingParams& params, double uniform, const float* logits, float max,
                       float factor);
-  // The k best of the row, in order, to the front of candidates_.
+  // The k best of the row to the front of candidates_, in no order.
   void SelectTop(const float* logits, int k);
-  void CollectAtLeast(const float* logits, float bound, int* count);
-  // Weights exp((logit - max) * factor) of the first n candidates into weights_.
-  void WeighCandidates(int n, float max, float factor);
+  // How many of the first n candidates, the best first, weigh at least `needed` together (n if all
+  // are needed, never 0); these move to the front, in no order.
+  int NarrowToMass(int n, double needed, float max, float factor);
+  // Every token that is `last` or better to candidates_, by id; returns how many. Needs the
+  // block_max_ of this row.
+  int CollectNoWorse(const float* logits, const Candidate& last);
+  // weights_ = exp((logit - max) * factor) of candidates [begin, end); returns their sum.
+  double WeighCandidates(int begin, int end, float max, float factor);
   void Describe(const SampleRow& row, const float* logits, const cpu::RowStats& stats,
                 SampledToken* token);
 
