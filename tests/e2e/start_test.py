@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""What keeps a server from starting: exit status 1 and one clear line; and the help of the programs."""
+
+import os
+import pathlib
+import shutil
+import socket
+import tempfile
+import unittest
+
+from harness import BIN, MODEL, ROOT, run, server_command
+
+
+class StartTest(unittest.TestCase):
+
+    def refused(self, command, *expected):
+        result = run(command)
+        self.assertEqual(result.returncode, 1, result.stdout + result.stderr)
+        for text in expected:
+            self.assertIn(text, result.stderr)
+        self.assertEqual(result.stderr.count('\n'), 1, 'one line says it: ' + result.stderr)
+
+    def copy_of_the_model(self, *left_out):
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        directory = pathlib.Path(temporary.name) / 'model'
+        directory.mkdir()
+        for file in MODEL.iterdir():
+            if file.is_file() and file.name not in left_out:
+                (directory / file.name).symlink_to(file)
+        return directory
+
+    def test_a_port_in_use(self):
+        with socket.socket() as taken:
+            taken.bind(('127.0.0.1', 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            for flag in ('--port', '--metrics_port'):
+                with self.subTest(flag):
+                    self.refused(server_command(f'{flag}={port}'), str(port), 'the port is taken')
+
+    def test_no_model(self):
+        self.refused([BIN / 'fewbit-server', '--port=0', '--metrics_port=0'], '--model')
+        self.refused(server_command(model='/nonexistent/model'), '/nonexistent/model')
+
+    def test_a_model_without_tokenizer(self):
+        directory = self.copy_of_the_model('tokenizer.model')
+        self.refused(server_command(model=directory), str(directory), 'tokenizer.model')
+
+    def test_a_model_with_a_broken_config(self):
+        directory = self.copy_of_the_model('config.json')
+        (directory / 'config.json').write_text('{"architectures": ["NoSuchModel"]')
+        self.refused(server_command(model=directory), 'config.json')
+
+    def test_a_model_directory_that_may_not_be_read(self):
+        directory = self.copy_of_the_model()
+        directory.chmod(0)
+        self.addCleanup(directory.chmod, 0o755)
+        command = server_command(model=directory)
+        if os.geteuid() == 0:  # root without the right to ignore permissions
+            self.assertIsNotNone(shutil.which('setpriv'), 'util-linux has setpriv')
+            command = ['setpriv', '--bounding-set=-dac_override,-dac_read_search', '--inh-caps=-all', *command]
+        self.refused(command, str(directory), 'ermission denied')
+
+    def test_flags_that_make_no_sense(self):
+        self.refused(server_command('--max_running=0'), 'max_running', '0')
+        self.assertNotEqual(run(server_command('--no_such_flag')).returncode, 0)
+        self.assertNotEqual(run(server_command('--threads=many')).returncode, 0)
+
+    def test_help_and_version(self):
+        version = next(line.split()[2] for line in (ROOT / 'CMakeLists.txt').read_text().splitlines() if line.startswith('project('))
+        for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-eval'):
+            with self.subTest(program):
+                text = run([BIN / program, '--help'])
+                self.assertEqual(text.returncode, 0, text.stderr)
+                self.assertIn(program, text.stdout)
+                self.assertLessEqual(max(map(len, text.stdout.splitlines())), 100)
+                shown = run([BIN / program, '--version'])
+                self.assertEqual(shown.returncode, 0, shown.stderr)
+                self.assertIn(version, shown.stdout)
+
+
+if __name__ == '__main__':
+    unittest.main()
