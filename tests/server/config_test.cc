@@ -1,0 +1,189 @@
+#include "server/config.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/flags/reflection.h"
+#include "server/config_flags.h"
+
+namespace fewbit {
+namespace {
+
+using ::testing::HasSubstr;
+
+Config Good() {
+  Config config;
+  config.model = "models/demo";
+  return config;
+}
+
+std::string MessageOf(const Config& config) { return std::string(Validate(config).message()); }
+
+TEST(ConfigTest, DefaultsWithAModelAreValid) { EXPECT_TRUE(Validate(Good()).ok()); }
+
+TEST(ConfigTest, EveryRefusalNamesFlagValueAndLimit) {
+  const struct {
+    std::function<void(Config*)> spoil;
+    std::vector<std::string> said;
+  } cases[] = {
+      {[](Config* c) { c->model.clear(); }, {"--model is missing"}},
+      {[](Config* c) { c->host.clear(); }, {"--host"}},
+      {[](Config* c) { c->port = 65536; }, {"--port=65536", "[0, 65535]"}},
+      {[](Config* c) { c->port = -1; }, {"--port=-1"}},
+      {[](Config* c) { c->metrics_port = -2; }, {"--metrics_port=-2", "[-1, 65535]"}},
+      {[](Config* c) { c->metrics_port = c->port; }, {"--port and --metrics_port are both 8033"}},
+      {[](Config* c) { c->threads = -1; }, {"--threads=-1", "[0, 1024]"}},
+      {[](Config* c) { c->max_running = 0; }, {"--max_running=0", "[1, 4096]"}},
+      {[](Config* c) { c->max_waiting = 0; }, {"--max_waiting=0"}},
+      {[](Config* c) { c->max_waiting_tokens = 0; }, {"--max_waiting_tokens=0"}},
+      {[](Config* c) { c->step_tokens = 0; }, {"--step_tokens=0"}},
+      {[](Config* c) { c->step_tokens = 63; }, {"--step_tokens=63", "--max_running=64"}},
+      {[](Config* c) { c->max_new_tokens = 0; }, {"--max_new_tokens=0"}},
+      {[](Config* c) { c->max_streams = 0; }, {"--max_streams=0"}},
+      {[](Config* c) { c->max_message_mb = 0; }, {"--max_message_mb=0"}},
+      {[](Config* c) { c->stream_buffer_kb = 0; }, {"--stream_buffer_kb=0"}},
+      {[](Config* c) { c->write_timeout_seconds = 0; }, {"--write_timeout_seconds=0"}},
+      {[](Config* c) { c->keepalive_seconds = 0.5; }, {"--keepalive_seconds=0.5"}},
+      {[](Config* c) { c->drain_seconds = -1; }, {"--drain_seconds=-1"}},
+      {[](Config* c) { c->drain_seconds = std::nan(""); }, {"--drain_seconds=nan"}},
+      {[](Config* c) { c->stall_seconds = 0; }, {"--stall_seconds=0"}},
+      {[](Config* c) { c->kv_memory = -1; }, {"--kv_memory=-1"}},
+      {[](Config* c) { c->device = "tpu"; }, {"--device=tpu", "auto, cpu"}},
+      {[](Config* c) { c->device = "cuda:x"; }, {"--device=cuda:x"}},
+      {[](Config* c) { c->device = "cuda"; }, {"--device=cuda", "CPU runtime only"}},
+      {[](Config* c) { c->device = "cuda:1"; }, {"--device=cuda:1", "CPU runtime only"}},
+      {[](Config* c) { c->log_level = "loud"; }, {"--log_level=loud", "debug, info"}},
+  };
+  for (const auto& test : cases) {
+    Config config = Good();
+    test.spoil(&config);
+    EXPECT_EQ(Validate(config).code(), absl::StatusCode::kInvalidArgument);
+    for (const std::string& text : test.said) EXPECT_THAT(MessageOf(config), HasSubstr(text));
+  }
+}
+
+TEST(ConfigTest, ServedNameIsTheLastComponent) {
+  Config config = Good();
+  EXPECT_EQ(ServedName(config), "demo");
+  config.model = "/data/models/demo/";
+  EXPECT_EQ(ServedName(config), "demo");
+  config.model = ".";
+  EXPECT_EQ(ServedName(config), "model");
+  config.model_name = "mine";
+  EXPECT_EQ(ServedName(config), "mine");
+}
+
+// argv as main gets it; `arguments` keeps the characters alive.
+absl::StatusOr<Config> Parse(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), "fewbit-server");
+  std::vector<char*> argv;
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  argv.push_back(nullptr);
+  return ParseCommandLine(static_cast<int>(argv.size()) - 1, argv.data());
+}
+
+TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
+  absl::FlagSaver saver;
+  const auto config = Parse({"--model=m",
+                             "--model_name=n",
+                             "--device=cpu",
+                             "--threads=3",
+                             "--kv_memory=1.5G",
+                             "--host=::1",
+                             "--port=1",
+                             "--metrics_port=2",
+                             "--max_running=4",
+                             "--max_waiting=5",
+                             "--max_waiting_tokens=6",
+                             "--step_tokens=7",
+                             "--max_new_tokens=8",
+                             "--max_streams=9",
+                             "--max_message_mb=10",
+                             "--stream_buffer_kb=11",
+                             "--write_timeout_seconds=12",
+                             "--keepalive_seconds=13",
+                             "--drain_seconds=14.5",
+                             "--stall_seconds=15",
+                             "--log_level=debug"});
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->model, "m");
+  EXPECT_EQ(config->model_name, "n");
+  EXPECT_EQ(config->device, "cpu");
+  EXPECT_EQ(config->threads, 3);
+  EXPECT_EQ(config->kv_memory, 3ll << 29);
+  EXPECT_EQ(config->host, "::1");
+  EXPECT_EQ(config->port, 1);
+  EXPECT_EQ(config->metrics_port, 2);
+  EXPECT_EQ(config->max_running, 4);
+  EXPECT_EQ(config->max_waiting, 5);
+  EXPECT_EQ(config->max_waiting_tokens, 6);
+  EXPECT_EQ(config->step_tokens, 7);
+  EXPECT_EQ(config->max_new_tokens, 8);
+  EXPECT_EQ(config->max_streams, 9);
+  EXPECT_EQ(config->max_message_mb, 10);
+  EXPECT_EQ(config->stream_buffer_kb, 11);
+  EXPECT_EQ(config->write_timeout_seconds, 12);
+  EXPECT_EQ(config->keepalive_seconds, 13);
+  EXPECT_EQ(config->drain_seconds, 14.5);
+  EXPECT_EQ(config->stall_seconds, 15);
+  EXPECT_EQ(config->log_level, "debug");
+}
+
+TEST(ConfigFlagsTest, WithoutFlagsTheDefaultsHold) {
+  absl::FlagSaver saver;
+  const auto config = Parse({"--model=m"});
+  ASSERT_TRUE(config.ok());
+  const Config fallback;
+  EXPECT_EQ(config->port, fallback.port);
+  EXPECT_EQ(config->kv_memory, fallback.kv_memory);
+  EXPECT_EQ(config->drain_seconds, fallback.drain_seconds);
+  EXPECT_TRUE(Validate(*config).ok());
+}
+
+TEST(ConfigFlagsTest, MemoryTakesSuffixes) {
+  absl::FlagSaver saver;
+  const struct {
+    const char* text;
+    int64_t bytes;
+  } cases[] = {{"0", 0},          {"4096", 4096},      {"64K", 64 << 10}, {"512M", 512 << 20},
+               {"2G", 2ll << 30}, {"2GiB", 2ll << 30}, {"2GB", 2ll << 30}};
+  for (const auto& test : cases) {
+    const auto config = Parse({std::string("--kv_memory=") + test.text});
+    ASSERT_TRUE(config.ok());
+    EXPECT_EQ(config->kv_memory, test.bytes) << test.text;
+  }
+}
+
+TEST(ConfigFlagsTest, AnArgumentThatIsNoFlagIsRefused) {
+  absl::FlagSaver saver;
+  const auto config = Parse({"models/demo"});
+  EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(config.status().message()), HasSubstr("'models/demo'"));
+}
+
+TEST(ConfigFlagsDeathTest, HelpNamesEveryFlagOnceAndExitsWithZero) {
+  EXPECT_EXIT(Parse({"--help"}), ::testing::ExitedWithCode(0), "");
+  const std::string help = HelpText();
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    if (flag->Filename().find("config_flags.cc") == absl::string_view::npos) continue;
+    const std::string line = "\n  --" + std::string(name) + " ";
+    const size_t found = help.find(line);
+    EXPECT_NE(found, std::string::npos) << std::string(name) << " is in no group";
+    EXPECT_EQ(help.find(line, found + 1), std::string::npos) << std::string(name);
+  }
+}
+
+TEST(ConfigFlagsDeathTest, MalformedFlagsEndTheProgram) {
+  EXPECT_EXIT(Parse({"--kv_memory=lots"}), ::testing::ExitedWithCode(1), "kv_memory.*512M");
+  EXPECT_EXIT(Parse({"--kv_memory=-1G"}), ::testing::ExitedWithCode(1), "kv_memory");
+  EXPECT_EXIT(Parse({"--port=many"}), ::testing::ExitedWithCode(1), "port");
+  EXPECT_EXIT(Parse({"--ports=1"}), ::testing::ExitedWithCode(1), "ports");
+}
+
+}  // namespace
+}  // namespace fewbit
