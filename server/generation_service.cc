@@ -74,12 +74,17 @@ RequestId GenerationService::NextId() {
   return RequestId{next_id_.fetch_add(1, std::memory_order_relaxed)};
 }
 
+void GenerationService::ClientLeft(RequestId id) {
+  parts_.engine->Cancel(id);
+  parts_.stats->abandoned_calls.fetch_add(
+      1);  // whoever sees the count knows that the engine has been told
+}
+
 grpc::ServerUnaryReactor* GenerationService::Generate(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* request,
                                                       grpc::ByteBuffer* response) {
   const RequestId id = NextId();
-  auto* writer =
-      new UnaryWriter(context, response, [engine = parts_.engine, id] { engine->Cancel(id); });
+  auto* writer = new UnaryWriter(context, response, [this, id] { ClientLeft(id); });
   Begin(context, *request, id, writer);
   return writer;
 }
@@ -87,8 +92,7 @@ grpc::ServerUnaryReactor* GenerationService::Generate(grpc::CallbackServerContex
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::GenerateStream(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   const RequestId id = NextId();
-  auto* writer = new StreamWriter(context, stream_limits_,
-                                  [engine = parts_.engine, id] { engine->Cancel(id); });
+  auto* writer = new StreamWriter(context, stream_limits_, [this, id] { ClientLeft(id); });
   Begin(context, *request, id, writer);
   return writer;
 }

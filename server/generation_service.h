@@ -79,6 +79,7 @@ class GenerationService final : public RawMethods<v1::GenerationService::Service
   void Submit(std::unique_ptr<Request> request, StartedRequest started);
   absl::StatusOr<ResolvedPrompt> Prompt(GenerateSpec* spec) const;
   RequestId NextId();
+  void ClientLeft(RequestId id);
 
   absl::Status DoTokenize(const v1::TokenizeRequest& request, v1::TokenizeResponse* response) const;
   absl::Status DoDetokenize(const v1::DetokenizeRequest& request,

@@ -1,5 +1,7 @@
 // fewbit-server: flags -> Config -> model -> tokenizer -> executor -> Server -> signal -> drain.
 // Exit code 0 after a clean drain, 1 with one line on stderr for whatever keeps it from starting.
+#include <google/protobuf/stubs/logging.h>
+#include <grpc/support/log.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -69,11 +71,23 @@ ServedModel Describe(const Config& config, const Model& model, const ExecutorInf
   return served;
 }
 
+// gRPC and protobuf write to stderr what our own messages say better.
+void QuietLibraries() {
+  gpr_set_log_function([](gpr_log_func_args* args) {
+    spdlog::debug("grpc: {}:{} {}", args->file, args->line, args->message);
+  });
+  google::protobuf::SetLogHandler(
+      [](google::protobuf::LogLevel, const char*, int, const std::string& message) {
+        spdlog::debug("protobuf: {}", message);
+      });
+}
+
 // Runs until a signal. The status says why it could not start.
 absl::Status Serve(const Config& config, DrainSignals* signals) {
   absl::Status status = Validate(config);
   if (!status.ok()) return status;
   spdlog::set_level(spdlog::level::from_str(config.log_level));
+  QuietLibraries();
   const absl::Time start = absl::Now();
   absl::StatusOr<std::unique_ptr<Model>> model = LoadModel(config.model);
   if (!model.ok()) return model.status();

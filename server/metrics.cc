@@ -113,6 +113,9 @@ void AddRequests(const ServerStats& stats, const EngineStats& engine, Families* 
              static_cast<double>(engine.waiting_tokens));
   out->Gauge("open_streams", "Open Generate and GenerateStream calls",
              static_cast<double>(stats.open_streams.load(std::memory_order_relaxed)));
+  out->Counter("abandoned_calls_total",
+               "Calls that ended for the client before it had all of it, whatever was generated",
+               static_cast<double>(stats.abandoned_calls.load(std::memory_order_relaxed)));
   out->Distribution("queue_seconds", "From arrival to the first step", stats.queue_seconds);
   out->Distribution("time_to_first_token_seconds", "From arrival to the first token",
                     stats.time_to_first_token_seconds);
