@@ -16,30 +16,32 @@ constexpr int kCodeBytes = 512, kScaleBytes2 = 64, kScaleBytes4 = 32, kZeroBytes
 constexpr int kSecondOrder = 32, kTileChunks = 4, kRows = 16;
 constexpr int kStrip = 16, kTileStrips = 32;
 
-struct Constants {
-  __m256i codes;       // bytes of a lane to [hi][unit][pair][e]
-  __m256i scales2[2];  // [hi]: bytes of a row pair's 8 bytes to the low bytes of words [unit][pair]
-  __m256i fields[2];   // [hi]: bytes of a row pair's 4 bytes to the high bytes of words [unit][.]
-  __m256i second;      // mulhi factor: shifts odd words of fields[] right by 12, even ones by 8
+// Index vectors, as bytes.
+struct alignas(32) Constants {
+  uint8_t codes[32];       // bytes of a lane to [hi][unit][pair][e]
+  uint8_t scales2[2][32];  // [hi]: a row pair's 8 bytes to the low bytes of words [unit][pair]
+  uint8_t fields[2][32];   // [hi]: a row pair's 4 bytes to the high bytes of words [unit][.]
+  uint16_t second[16];     // mulhi factor: shifts odd words of fields right by 12, even ones by 8
 };
 
-inline Constants MakeConstants() {
-  alignas(32) uint8_t codes[32], scales2[2][32], fields[2][32];
-  alignas(32) uint16_t second[16];
+constexpr Constants MakeConstants() {
+  Constants out{};
   for (int i = 0; i < 32; ++i) {
     const int byte = i & 15, hi = byte >> 3, unit = (byte >> 2) & 1, pair = (byte >> 1) & 1;
-    codes[i] = static_cast<uint8_t>(4 * (2 * unit + hi) + 2 * (byte & 1) + pair);
+    out.codes[i] = static_cast<uint8_t>(4 * (2 * unit + hi) + 2 * (byte & 1) + pair);
     for (int h = 0; h < 2; ++h) {
-      scales2[h][i] = (byte & 1) ? 0x80 : 4 * unit + 2 * h + pair;
-      fields[h][i] = (byte & 1) ? 2 * h + unit : 0x80;
+      out.scales2[h][i] = static_cast<uint8_t>((byte & 1) ? 0x80 : 4 * unit + 2 * h + pair);
+      out.fields[h][i] = static_cast<uint8_t>((byte & 1) ? 2 * h + unit : 0x80);
     }
-    second[i / 2] = pair ? 16 : 256;
+    out.second[i / 2] = pair ? 16 : 256;
   }
-  const auto load = [](const void* p) { return _mm256_load_si256(static_cast<const __m256i*>(p)); };
-  return {load(codes),
-          {load(scales2[0]), load(scales2[1])},
-          {load(fields[0]), load(fields[1])},
-          load(second)};
+  return out;
+}
+
+constexpr Constants kConstants = MakeConstants();
+
+inline __m256i Shuffle(__m256i v, const uint8_t* order) {
+  return _mm256_shuffle_epi8(v, _mm256_load_si256(reinterpret_cast<const __m256i*>(order)));
 }
 
 inline __m256i Load(const uint8_t* p) {
@@ -124,26 +126,25 @@ inline void Row4(__m256i v, __m256i s, __m256i z, const uint8_t* x, size_t strid
 }
 
 template <int kTokens, int kBits, bool kZeroPoints>
-inline void Chunk(const Constants& c, const ChunkPointers& p, const uint8_t* x, size_t stride,
-                  __m256i (*sums)[kRows]) {
+inline void Chunk(const ChunkPointers& p, const uint8_t* x, size_t stride, __m256i (*sums)[kRows]) {
   const __m256i nibble = _mm256_set1_epi16(15);
+  const __m256i second = _mm256_load_si256(reinterpret_cast<const __m256i*>(kConstants.second));
   for (int k = 0; k < 8; ++k) {
-    const __m256i t01 = _mm256_shuffle_epi8(Load(p.codes + 64 * k), c.codes);
-    const __m256i t23 = _mm256_shuffle_epi8(Load(p.codes + 64 * k + 32), c.codes);
+    const __m256i t01 = Shuffle(Load(p.codes + 64 * k), kConstants.codes);
+    const __m256i t23 = Shuffle(Load(p.codes + 64 * k + 32), kConstants.codes);
     const __m256i rows[2] = {_mm256_unpacklo_epi64(t01, t23), _mm256_unpackhi_epi64(t01, t23)};
 #pragma GCC unroll 2
     for (int hi = 0; hi < 2; ++hi) {
       __m256i z = _mm256_setzero_si256();
       if constexpr (kZeroPoints) {
-        z = _mm256_mulhi_epu16(_mm256_shuffle_epi8(Load4(p.zeros + 4 * k), c.fields[hi]), c.second);
+        z = _mm256_mulhi_epu16(Shuffle(Load4(p.zeros + 4 * k), kConstants.fields[hi]), second);
       }
       if constexpr (kBits == 2) {
-        const __m256i s = _mm256_shuffle_epi8(Load8(p.scales + 8 * k), c.scales2[hi]);
+        const __m256i s = Shuffle(Load8(p.scales + 8 * k), kConstants.scales2[hi]);
         Row2<kTokens, kZeroPoints>(rows[hi], s, z, x, stride, k + 8 * hi, sums);
       } else {
         const __m256i s = _mm256_and_si256(
-            _mm256_mulhi_epu16(_mm256_shuffle_epi8(Load4(p.scales + 4 * k), c.fields[hi]),
-                               c.second),
+            _mm256_mulhi_epu16(Shuffle(Load4(p.scales + 4 * k), kConstants.fields[hi]), second),
             nibble);
         Row4<kTokens, kZeroPoints>(rows[hi], s, _mm256_and_si256(z, nibble), x, stride, k + 8 * hi,
                                    sums);
@@ -165,8 +166,8 @@ inline void LoadSecondOrder(const uint8_t* p, __m256* low, __m256* high) {
 
 // One width's section of a row block: acc[n] += 16 rows.
 template <int kTokens, int kBits, bool kZeroPoints>
-inline void Section(const Constants& c, const uint8_t* tile, int chunks, const uint8_t* x,
-                    const uint8_t* x_scales, size_t stride, float (*acc)[kRows]) {
+inline void Section(const uint8_t* tile, int chunks, const uint8_t* x, const uint8_t* x_scales,
+                    size_t stride, float (*acc)[kRows]) {
   constexpr int kScaleBytes = kBits == 2 ? kScaleBytes2 : kScaleBytes4;
   constexpr int kStride = kBits == 2 ? kChunk2Stride : kChunk4Stride;
   constexpr int kZeros = kZeroPoints ? kZeroBytes : 0;
@@ -180,8 +181,7 @@ inline void Section(const Constants& c, const uint8_t* tile, int chunks, const u
     for (int i = 0; i < count; ++i, x += kStride, x_scales += sizeof(float)) {
       __m256i sums[kTokens][kRows];
       Chunk<kTokens, kBits, kZeroPoints>(
-          c, {tile + i * kCodeBytes, scales + i * kScaleBytes, zeros + i * kZeros}, x, stride,
-          sums);
+          {tile + i * kCodeBytes, scales + i * kScaleBytes, zeros + i * kZeros}, x, stride, sums);
       for (int n = 0; n < kTokens; ++n) {
         __m256i low, high;
         Reduce(sums[n], &low, &high);
@@ -213,15 +213,14 @@ void AddOutliers(const PackedView& w, size_t list, const float* x, float* acc) {
 }
 
 template <int kTokens, bool kZeroPoints>
-void BlockTokens(const Constants& c, const PackedView& w, const LinearCall& call, int row,
-                 int token) {
+void BlockTokens(const PackedView& w, const LinearCall& call, int row, int token) {
   const uint8_t* tiles = w.tiles + static_cast<size_t>(row / kRows) * w.row_block_bytes;
   const size_t stride = call.layout.token_stride;
   const uint8_t* record = call.activations + token * stride;
   const uint8_t* scales = record + call.layout.scale_offset;
   alignas(32) float acc[kTokens][kRows] = {};
-  Section<kTokens, 2, kZeroPoints>(c, tiles, w.chunks2, record, scales, stride, acc);
-  Section<kTokens, 4, kZeroPoints>(c, tiles + w.section2_bytes, w.chunks4,
+  Section<kTokens, 2, kZeroPoints>(tiles, w.chunks2, record, scales, stride, acc);
+  Section<kTokens, 4, kZeroPoints>(tiles + w.section2_bytes, w.chunks4,
                                    record + call.layout.chunk4_offset,
                                    scales + w.chunks2 * sizeof(float), stride, acc);
   const int left = call.row_end - row;
@@ -237,13 +236,12 @@ void BlockTokens(const Constants& c, const PackedView& w, const LinearCall& call
 
 template <bool kZeroPoints>
 void Rows(const PackedView& w, const LinearCall& call) {
-  const Constants c = MakeConstants();
   for (int row = call.row_begin; row < call.row_end; row += kRows) {
     int t = 0;
-    for (; t + 8 <= call.tokens; t += 8) BlockTokens<8, kZeroPoints>(c, w, call, row, t);
-    for (; t + 4 <= call.tokens; t += 4) BlockTokens<4, kZeroPoints>(c, w, call, row, t);
-    for (; t + 2 <= call.tokens; t += 2) BlockTokens<2, kZeroPoints>(c, w, call, row, t);
-    if (t < call.tokens) BlockTokens<1, kZeroPoints>(c, w, call, row, t);
+    for (; t + 8 <= call.tokens; t += 8) BlockTokens<8, kZeroPoints>(w, call, row, t);
+    for (; t + 4 <= call.tokens; t += 4) BlockTokens<4, kZeroPoints>(w, call, row, t);
+    for (; t + 2 <= call.tokens; t += 2) BlockTokens<2, kZeroPoints>(w, call, row, t);
+    if (t < call.tokens) BlockTokens<1, kZeroPoints>(w, call, row, t);
   }
 }
 

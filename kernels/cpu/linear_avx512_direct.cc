@@ -18,37 +18,45 @@ namespace {
 constexpr int kCodeBytes = 512, kScaleBytes2 = 64, kScaleBytes4 = 32, kZeroBytes = 32;
 constexpr int kSecondOrder = 32, kTileChunks = 4, kRows = 16;
 
-struct Constants {
-  __m512i codes;        // byte permutation of a code vector
-  __m512i scales2;      // bytes of a row pair's 8 bytes of sub-scales to dwords [hi][unit][pair][.]
-  __m512i scales4;      // bytes of a row pair's 4 bytes to dwords [hi][unit][strip][.]
-  __m512i zero2_shift;  // bit of strip (pair, 0) in the byte of a unit
-  __m512i nibble_shift;
-  __m512i second_order;  // d from [g][hi] to the order of Reduce()
-  __m512i rows;          // Reduce()'s order to row order
+// Index vectors, as bytes.
+struct alignas(64) IndexBytes {
+  uint8_t codes[64];    // byte permutation of a code vector
+  uint8_t scales2[64];  // bytes of a row pair's 8 bytes of sub-scales to dwords [hi][unit][pair][.]
+  uint8_t scales4[64];  // bytes of a row pair's 4 bytes to dwords [hi][unit][strip][.]
+  int32_t shift[16];    // where strip (pair, 0), or strip j, begins in the byte of its unit
+  int32_t second_order[16];  // d from [g][hi] to the order of Reduce()
+  int32_t rows[16];          // Reduce()'s order to row order
 };
 
-inline Constants MakeConstants() {
-  alignas(64) uint8_t codes[64], scales2[64], scales4[64];
-  alignas(64) int32_t zero2[16], nibble[16], second[16], rows[16];
+constexpr IndexBytes MakeIndexBytes() {
+  IndexBytes out{};
   for (int dword = 0; dword < 16; ++dword) {
     const int hi = dword >> 3, unit = (dword >> 2) & 1, pair = (dword >> 1) & 1, t1 = dword & 1;
     for (int byte = 0; byte < 4; ++byte) {
-      const int t = 2 * t1 + (byte >> 1), e = byte & 1;
-      codes[4 * dword + byte] = static_cast<uint8_t>(16 * t + 4 * (2 * unit + hi) + 2 * e + pair);
-      scales2[4 * dword + byte] = byte == 0 ? 4 * unit + 2 * hi + pair : 0x80;
-      scales4[4 * dword + byte] = byte == 0 ? 2 * hi + unit : 0x80;
+      const int t = 2 * t1 + (byte >> 1), e = byte & 1, at = 4 * dword + byte;
+      out.codes[at] = static_cast<uint8_t>(16 * t + 4 * (2 * unit + hi) + 2 * e + pair);
+      out.scales2[at] = static_cast<uint8_t>(byte == 0 ? 4 * unit + 2 * hi + pair : 0x80);
+      out.scales4[at] = static_cast<uint8_t>(byte == 0 ? 2 * hi + unit : 0x80);
     }
-    zero2[dword] = 4 * pair;
-    nibble[dword] = 4 * pair;
+    out.shift[dword] = 4 * pair;
     // Reduce() leaves row g + 8 * hi at 8 * (g >> 2) + 4 * hi + (g & 3).
     const int g = (dword >> 3) * 4 + (dword & 3), half = (dword >> 2) & 1;
-    second[dword] = 2 * g + half;
-    rows[g + 8 * half] = dword;
+    out.second_order[dword] = 2 * g + half;
+    out.rows[g + 8 * half] = dword;
   }
-  return {_mm512_load_si512(codes), _mm512_load_si512(scales2), _mm512_load_si512(scales4),
-          _mm512_load_si512(zero2), _mm512_load_si512(nibble),  _mm512_load_si512(second),
-          _mm512_load_si512(rows)};
+  return out;
+}
+
+constexpr IndexBytes kIndex = MakeIndexBytes();
+
+struct Constants {
+  __m512i codes, scales2, scales4, shift, second_order, rows;
+};
+
+inline Constants LoadConstants() {
+  return {_mm512_load_si512(kIndex.codes),        _mm512_load_si512(kIndex.scales2),
+          _mm512_load_si512(kIndex.scales4),      _mm512_load_si512(kIndex.shift),
+          _mm512_load_si512(kIndex.second_order), _mm512_load_si512(kIndex.rows)};
 }
 
 // v[k], dwords [hi][8 partial sums] of rows k + 8 * hi, to one sum per row.
@@ -111,7 +119,7 @@ inline __m512i Chunk2(const Constants& c, const uint8_t* codes, const uint8_t* s
     if constexpr (kZeroPoints) {
       const __m512i three = _mm512_set1_epi32(3);
       const __m512i z =
-          _mm512_srlv_epi32(_mm512_shuffle_epi8(Load4(zeros + 4 * k), c.scales4), c.zero2_shift);
+          _mm512_srlv_epi32(_mm512_shuffle_epi8(Load4(zeros + 4 * k), c.scales4), c.shift);
       const __m512i z0 = _mm512_and_si512(z, three);
       const __m512i z1 = _mm512_and_si512(_mm512_srli_epi32(z, 2), three);
       total[k] = _mm512_dpwssd_epi32(total[k], sum0, _mm512_mullo_epi16(s0, z0));
@@ -136,13 +144,11 @@ inline __m512i Chunk4(const Constants& c, const uint8_t* codes, const uint8_t* s
     const __m512i q1 = _mm512_and_si512(_mm512_srli_epi32(v, 3), mask);
     const __m512i a = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(start, q0, x0), q1, x1);
     const __m512i s = _mm512_and_si512(
-        _mm512_srlv_epi32(_mm512_shuffle_epi8(Load4(scales + 4 * k), c.scales4), c.nibble_shift),
-        nibble);
+        _mm512_srlv_epi32(_mm512_shuffle_epi8(Load4(scales + 4 * k), c.scales4), c.shift), nibble);
     total[k] = _mm512_madd_epi16(a, s);
     if constexpr (kZeroPoints) {
       const __m512i z = _mm512_and_si512(
-          _mm512_srlv_epi32(_mm512_shuffle_epi8(Load4(zeros + 4 * k), c.scales4), c.nibble_shift),
-          nibble);
+          _mm512_srlv_epi32(_mm512_shuffle_epi8(Load4(zeros + 4 * k), c.scales4), c.shift), nibble);
       total[k] = _mm512_dpwssd_epi32(total[k], sum, _mm512_mullo_epi16(s, z));
     }
   }
@@ -184,7 +190,7 @@ inline __m512 Section(const Constants& c, const uint8_t* tile, int chunks, const
 
 template <bool kZeroPoints>
 void Rows(const PackedView& w, const LinearCall& call) {
-  const Constants c = MakeConstants();
+  const Constants c = LoadConstants();
   const float* x_scales =
       reinterpret_cast<const float*>(call.activations + call.layout.scale_offset);
   for (int row = call.row_begin; row < call.row_end; row += kRows) {

@@ -27,63 +27,54 @@ struct alignas(64) TileBuffer {
   uint8_t sub_scales[kTileChunks * kStrips4 * 64];  // 4 bits only: dwords (sub_scale, 0)
 };
 
-// Bit offsets for vpmultishiftqb, whose every byte takes any 8 bits of its 64-bit lane: dword hi of
-// the lane is row g + 8 * hi.
-struct Windows {
-  __m512i codes2[4];  // strip i of the unit at bit 0; bytes [khi][e]
-  __m512i codes4[2];  // strip j of the unit at bit 1
-  __m512i sub2[8];    // sub-scale of strip s at bit 2, in all four bytes
-  __m512i sub4[4];    // sub-scale of strip s at bit 0, in all four bytes
-  __m512i zero2[8];   // zero of strip s at bit 0
-  __m512i zero4[4];   // zero of strip s at bit 1
+// Constant vectors. The windows are bit offsets for vpmultishiftqb, whose every byte takes any 8
+// bits of its 64-bit lane; dword hi of the lane is row g + 8 * hi.
+struct alignas(64) Tables {
+  uint8_t codes2[4][64];    // window: strip i of the unit at bit 0; bytes [khi][e]
+  uint8_t codes4[2][64];    // window: strip j of the unit at bit 1
+  uint8_t sub2[8][64];      // window: sub-scale of strip s at bit 2, in all four bytes
+  uint8_t sub4[4][64];      // window: sub-scale of strip s at bit 0
+  uint8_t zero2[8][64];     // window: zero of strip s at bit 0
+  uint8_t zero4[4][64];     // window: zero of strip s at bit 1
+  uint8_t symmetric2[64];   // by q | sub << 2: (2q - 3) * sub + 128
+  uint8_t asymmetric2[64];  // by q | sub << 2: 2q * sub
+  uint8_t base2[64];        // by z | sub << 2: 128 - 2z * sub
+  int32_t to_rows[kRows];   // lane order to row order
+  int32_t to_lanes[kRows];
 };
 
-inline Windows MakeWindows() {
-  alignas(64) uint8_t at[26][64];
+constexpr Tables MakeTables() {
+  Tables out{};
   for (int i = 0; i < 64; ++i) {
-    const int hi = (i >> 2) & 1, khi = (i >> 1) & 1, e = i & 1;
-    for (int s = 0; s < 4; ++s) at[s][i] = 32 * hi + 16 * e + 4 * s + (khi ? 0 : 2);
-    for (int s = 0; s < 2; ++s) at[4 + s][i] = (32 * hi + 16 * e + 8 * s + 4 * khi + 63) & 63;
-    for (int s = 0; s < 8; ++s) at[6 + s][i] = (32 * (s >> 2) + 16 * hi + 4 * (s & 3) + 62) & 63;
-    for (int s = 0; s < 4; ++s) at[14 + s][i] = 16 * hi + 4 * s;
-    for (int s = 0; s < 8; ++s) at[18 + s][i] = 16 * hi + 2 * s;
-  }
-  Windows w;
-  for (int s = 0; s < 4; ++s) w.codes2[s] = _mm512_load_si512(at[s]);
-  for (int s = 0; s < 2; ++s) w.codes4[s] = _mm512_load_si512(at[4 + s]);
-  for (int s = 0; s < 8; ++s) w.sub2[s] = _mm512_load_si512(at[6 + s]);
-  for (int s = 0; s < 4; ++s) w.sub4[s] = _mm512_load_si512(at[14 + s]);
-  for (int s = 0; s < 8; ++s) w.zero2[s] = _mm512_load_si512(at[18 + s]);
-  for (int s = 0; s < 4; ++s) {
-    w.zero4[s] =
-        _mm512_and_si512(_mm512_sub_epi8(w.sub4[s], _mm512_set1_epi8(1)), _mm512_set1_epi8(63));
-  }
-  return w;
-}
-
-struct Tables {
-  Windows windows;
-  __m512i weight2;  // by q | sub << 2: (2q - 3) * sub + 128, or with zero-points 2q * sub
-  __m512i base2;    // by z | sub << 2: 128 - 2z * sub
-  __m512i to_rows;  // lane order to row order
-  __m512i to_lanes;
-};
-
-inline Tables MakeTables(bool zero_points) {
-  alignas(64) uint8_t weight[64], base[64];
-  for (int i = 0; i < 64; ++i) {
+    const int hi = (i >> 2) & 1, khi = (i >> 1) & 1, e = i & 1, code = 32 * hi + 16 * e;
+    const auto window = [](int bit) { return static_cast<uint8_t>(bit & 63); };
+    for (int s = 0; s < 4; ++s) out.codes2[s][i] = window(code + 4 * s + (khi ? 0 : 2));
+    for (int s = 0; s < 2; ++s) out.codes4[s][i] = window(code + 8 * s + 4 * khi - 1);
+    for (int s = 0; s < 8; ++s) {
+      out.sub2[s][i] = window(32 * (s >> 2) + 16 * hi + 4 * (s & 3) - 2);
+      out.zero2[s][i] = window(16 * hi + 2 * s);
+    }
+    for (int s = 0; s < 4; ++s) {
+      out.sub4[s][i] = window(16 * hi + 4 * s);
+      out.zero4[s][i] = window(16 * hi + 4 * s - 1);
+    }
     const int q = i & 3, sub = i >> 2;
-    weight[i] = static_cast<uint8_t>(zero_points ? 2 * q * sub : (2 * q - 3) * sub + 128);
-    base[i] = static_cast<uint8_t>(128 - 2 * q * sub);
+    out.symmetric2[i] = static_cast<uint8_t>((2 * q - 3) * sub + 128);
+    out.asymmetric2[i] = static_cast<uint8_t>(2 * q * sub);
+    out.base2[i] = static_cast<uint8_t>(128 - 2 * q * sub);
   }
-  alignas(64) int32_t to_rows[kRows], to_lanes[kRows];
   for (int lane = 0; lane < kRows; ++lane) {
     const int row = (lane >> 1) + 8 * (lane & 1);
-    to_rows[row] = lane;
-    to_lanes[lane] = row;
+    out.to_rows[row] = lane;
+    out.to_lanes[lane] = row;
   }
-  return {MakeWindows(), _mm512_load_si512(weight), _mm512_load_si512(base),
-          _mm512_load_si512(to_rows), _mm512_load_si512(to_lanes)};
+  return out;
+}
+
+constexpr Tables kTables = MakeTables();
+
+inline __m512i Window(const uint8_t* offsets, __m512i v) {
+  return _mm512_multishift_epi64_epi8(_mm512_load_si512(offsets), v);
 }
 
 // Code vectors k (rows k, k + 8) with qwords [t][unit] to vectors 2 * t + unit with one qword per
@@ -120,9 +111,10 @@ inline __m512i Select(__m512i mask, __m512i a, __m512i b) {
 }
 
 template <bool kZeroPoints>
-inline void Expand2(const Tables& tables, const uint8_t* codes, const uint8_t* scales,
-                    const uint8_t* zeros, uint8_t* out) {
+inline void Expand2(const uint8_t* codes, const uint8_t* scales, const uint8_t* zeros,
+                    uint8_t* out) {
   const __m512i three = _mm512_set1_epi8(3);
+  const __m512i table = _mm512_load_si512(kZeroPoints ? kTables.asymmetric2 : kTables.symmetric2);
   const __m512i subs = _mm512_loadu_si512(scales);
   const __m512i zero_words = kZeroPoints ? LoadHalves(zeros) : _mm512_setzero_si512();
   __m512i v[8];
@@ -130,16 +122,16 @@ inline void Expand2(const Tables& tables, const uint8_t* codes, const uint8_t* s
   for (int unit = 0; unit < 2; ++unit) {
     for (int i = 0; i < 4; ++i) {
       const int s = 4 * unit + i;
-      const __m512i sub = _mm512_multishift_epi64_epi8(tables.windows.sub2[s], subs);
+      const __m512i sub = Window(kTables.sub2[s], subs);
       __m512i base = _mm512_setzero_si512();
       if constexpr (kZeroPoints) {
-        const __m512i z = _mm512_multishift_epi64_epi8(tables.windows.zero2[s], zero_words);
-        base = _mm512_permutexvar_epi8(Select(three, z, sub), tables.base2);
+        const __m512i z = Window(kTables.zero2[s], zero_words);
+        base = _mm512_permutexvar_epi8(Select(three, z, sub), _mm512_load_si512(kTables.base2));
       }
 #pragma GCC unroll 4
       for (int t = 0; t < 4; ++t) {
-        const __m512i q = _mm512_multishift_epi64_epi8(tables.windows.codes2[i], v[2 * t + unit]);
-        __m512i weight = _mm512_permutexvar_epi8(Select(three, q, sub), tables.weight2);
+        const __m512i q = Window(kTables.codes2[i], v[2 * t + unit]);
+        __m512i weight = _mm512_permutexvar_epi8(Select(three, q, sub), table);
         if constexpr (kZeroPoints) weight = _mm512_add_epi8(weight, base);
         _mm512_store_si512(out + 64 * (4 * s + t), weight);
       }
@@ -148,8 +140,8 @@ inline void Expand2(const Tables& tables, const uint8_t* codes, const uint8_t* s
 }
 
 template <bool kZeroPoints>
-inline void Expand4(const Tables& tables, const uint8_t* codes, const uint8_t* scales,
-                    const uint8_t* zeros, uint8_t* out, uint8_t* out_scales) {
+inline void Expand4(const uint8_t* codes, const uint8_t* scales, const uint8_t* zeros, uint8_t* out,
+                    uint8_t* out_scales) {
   const __m512i field = _mm512_set1_epi8(0x1E);
   const __m512i subs = LoadHalves(scales);
   const __m512i zero_words = kZeroPoints ? LoadHalves(zeros) : _mm512_setzero_si512();
@@ -158,17 +150,16 @@ inline void Expand4(const Tables& tables, const uint8_t* codes, const uint8_t* s
   for (int unit = 0; unit < 2; ++unit) {
     for (int j = 0; j < 2; ++j) {
       const int s = 2 * unit + j;
-      const __m512i sub = _mm512_multishift_epi64_epi8(tables.windows.sub4[s], subs);
+      const __m512i sub = Window(kTables.sub4[s], subs);
       _mm512_store_si512(out_scales + 64 * s, _mm512_and_si512(sub, _mm512_set1_epi32(15)));
       __m512i base = _mm512_setzero_si512();
       if constexpr (kZeroPoints) {
-        const __m512i z = _mm512_multishift_epi64_epi8(tables.windows.zero4[s], zero_words);
+        const __m512i z = Window(kTables.zero4[s], zero_words);
         base = _mm512_sub_epi8(_mm512_set1_epi8(30), _mm512_and_si512(z, field));
       }
 #pragma GCC unroll 4
       for (int t = 0; t < 4; ++t) {
-        __m512i weight = _mm512_and_si512(
-            _mm512_multishift_epi64_epi8(tables.windows.codes4[j], v[2 * t + unit]), field);
+        __m512i weight = _mm512_and_si512(Window(kTables.codes4[j], v[2 * t + unit]), field);
         if constexpr (kZeroPoints) weight = _mm512_add_epi8(weight, base);
         _mm512_store_si512(out + 64 * (4 * s + t), weight);
       }
@@ -255,16 +246,15 @@ inline void Chunk4(const uint8_t* weights, const uint8_t* sub_scales, const uint
 
 // y: the block's rows of the group's first token.
 template <int kTokens, int kBits, bool kZeroPoints>
-inline void TileTokens(const Tables& tables, const TileBuffer& buffer, int chunks, __m512 d,
-                       const TileActivations& x, int token, bool first, __mmask16 mask, float* y,
-                       size_t y_stride) {
+inline void TileTokens(const TileBuffer& buffer, int chunks, __m512 d, const TileActivations& x,
+                       int token, bool first, __mmask16 mask, float* y, size_t y_stride) {
   constexpr int kStride = kBits == 2 ? kChunk2Stride : kChunk4Stride;
   constexpr int kVectors = kBits == 2 ? kVectors2 : kVectors4;
   __m512 acc[kTokens];
 #pragma GCC unroll 8
   for (int n = 0; n < kTokens; ++n) {
     acc[n] = first ? _mm512_setzero_ps()
-                   : _mm512_permutexvar_ps(tables.to_lanes,
+                   : _mm512_permutexvar_ps(_mm512_load_si512(kTables.to_lanes),
                                            _mm512_maskz_loadu_ps(mask, y + n * y_stride));
   }
   const uint8_t* codes = x.codes + token * x.token_stride;
@@ -289,34 +279,33 @@ inline void TileTokens(const Tables& tables, const TileBuffer& buffer, int chunk
   }
 #pragma GCC unroll 8
   for (int n = 0; n < kTokens; ++n) {
-    _mm512_mask_storeu_ps(y + n * y_stride, mask, _mm512_permutexvar_ps(tables.to_rows, acc[n]));
+    _mm512_mask_storeu_ps(y + n * y_stride, mask,
+                          _mm512_permutexvar_ps(_mm512_load_si512(kTables.to_rows), acc[n]));
   }
 }
 
 template <int kBits, bool kZeroPoints>
-void TileAllTokens(const Tables& tables, const TileBuffer& buffer, int chunks, __m512 d,
-                   const TileActivations& x, bool first, __mmask16 mask, int tokens, float* y,
-                   size_t y_stride) {
+void TileAllTokens(const TileBuffer& buffer, int chunks, __m512 d, const TileActivations& x,
+                   bool first, __mmask16 mask, int tokens, float* y, size_t y_stride) {
   int t = 0;
   for (; t + kGroup <= tokens; t += kGroup, y += kGroup * y_stride) {
-    TileTokens<kGroup, kBits, kZeroPoints>(tables, buffer, chunks, d, x, t, first, mask, y,
-                                           y_stride);
+    TileTokens<kGroup, kBits, kZeroPoints>(buffer, chunks, d, x, t, first, mask, y, y_stride);
   }
   for (; t + 4 <= tokens; t += 4, y += 4 * y_stride) {
-    TileTokens<4, kBits, kZeroPoints>(tables, buffer, chunks, d, x, t, first, mask, y, y_stride);
+    TileTokens<4, kBits, kZeroPoints>(buffer, chunks, d, x, t, first, mask, y, y_stride);
   }
   for (; t + 2 <= tokens; t += 2, y += 2 * y_stride) {
-    TileTokens<2, kBits, kZeroPoints>(tables, buffer, chunks, d, x, t, first, mask, y, y_stride);
+    TileTokens<2, kBits, kZeroPoints>(buffer, chunks, d, x, t, first, mask, y, y_stride);
   }
   if (t < tokens) {
-    TileTokens<1, kBits, kZeroPoints>(tables, buffer, chunks, d, x, t, first, mask, y, y_stride);
+    TileTokens<1, kBits, kZeroPoints>(buffer, chunks, d, x, t, first, mask, y, y_stride);
   }
 }
 
 // One width's section of a row block, for all tokens.
 template <int kBits, bool kZeroPoints>
-void Section(const Tables& tables, TileBuffer* buffer, const uint8_t* tile, int chunks,
-             TileActivations x, bool first, __mmask16 mask, int tokens, float* y, size_t y_stride) {
+void Section(TileBuffer* buffer, const uint8_t* tile, int chunks, TileActivations x, bool first,
+             __mmask16 mask, int tokens, float* y, size_t y_stride) {
   constexpr int kScaleBytes = kBits == 2 ? kScaleBytes2 : kScaleBytes4;
   constexpr int kStride = kBits == 2 ? kChunk2Stride : kChunk4Stride;
   constexpr int kZeros = kZeroPoints ? kZeroBytes : 0;
@@ -327,17 +316,16 @@ void Section(const Tables& tables, TileBuffer* buffer, const uint8_t* tile, int 
     const uint8_t* second = zeros + count * kZeros;
     for (int i = 0; i < count; ++i) {
       if constexpr (kBits == 2) {
-        Expand2<kZeroPoints>(tables, tile + i * kCodeBytes, scales + i * kScaleBytes,
-                             zeros + i * kZeros, buffer->weights + i * kVectors2 * 64);
+        Expand2<kZeroPoints>(tile + i * kCodeBytes, scales + i * kScaleBytes, zeros + i * kZeros,
+                             buffer->weights + i * kVectors2 * 64);
       } else {
-        Expand4<kZeroPoints>(tables, tile + i * kCodeBytes, scales + i * kScaleBytes,
-                             zeros + i * kZeros, buffer->weights + i * kVectors4 * 64,
+        Expand4<kZeroPoints>(tile + i * kCodeBytes, scales + i * kScaleBytes, zeros + i * kZeros,
+                             buffer->weights + i * kVectors4 * 64,
                              buffer->sub_scales + i * kStrips4 * 64);
       }
     }
     const __m512 d = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(second)));
-    TileAllTokens<kBits, kZeroPoints>(tables, *buffer, count, d, x, first, mask, tokens, y,
-                                      y_stride);
+    TileAllTokens<kBits, kZeroPoints>(*buffer, count, d, x, first, mask, tokens, y, y_stride);
     first = false;
     x.codes += count * kStride;
     x.scales += count;
@@ -347,7 +335,6 @@ void Section(const Tables& tables, TileBuffer* buffer, const uint8_t* tile, int 
 
 template <bool kZeroPoints>
 void Rows(const PackedView& w, const LinearCall& call) {
-  const Tables tables = MakeTables(kZeroPoints);
   TileBuffer buffer;
   const float* scales = reinterpret_cast<const float*>(call.activations + call.layout.scale_offset);
   const TileActivations x2 = {call.activations, scales, call.layout.token_stride};
@@ -358,10 +345,10 @@ void Rows(const PackedView& w, const LinearCall& call) {
     const int left = call.row_end - row;
     const __mmask16 mask = left >= kRows ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1u);
     float* y = call.y + row;
-    Section<2, kZeroPoints>(tables, &buffer, block, w.chunks2, x2, true, mask, call.tokens, y,
+    Section<2, kZeroPoints>(&buffer, block, w.chunks2, x2, true, mask, call.tokens, y,
                             call.y_stride);
-    Section<4, kZeroPoints>(tables, &buffer, block + w.section2_bytes, w.chunks4, x4,
-                            w.chunks2 == 0, mask, call.tokens, y, call.y_stride);
+    Section<4, kZeroPoints>(&buffer, block + w.section2_bytes, w.chunks4, x4, w.chunks2 == 0, mask,
+                            call.tokens, y, call.y_stride);
     if (w.outlier_start != nullptr) AddOutliers(w, call, row);
   }
 }

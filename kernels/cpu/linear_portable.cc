@@ -96,12 +96,20 @@ void DecodeChunk(const quant::ChunkView& view, int16_t* out) {
                       : 2 * quant::ReadField(view.zeros, quant::PlaceOfZero(kBits, row, s), kBits);
     }
   }
-  for (int row = 0; row < kBlockRows; ++row) {
-    int16_t* out_row = out + row * kStrips * kStripChannels;
-    for (int s = 0; s < kStrips; ++s) {
-      for (int k = 0; k < kStripChannels; ++k) {
-        const int q = quant::ReadField(view.codes, quant::PlaceOfCode(kBits, row, s, k), kBits);
-        out_row[s * kStripChannels + k] = static_cast<int16_t>((2 * q - c[row][s]) * sub[row][s]);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int unit = 0; unit < 2; ++unit) {
+      for (int hi = 0; hi < 2; ++hi) {
+        const uint32_t word = quant::LoadWord(view.codes + 16 * lane + 4 * (2 * unit + hi));
+        const int row = lane / 4 + 8 * hi, t = lane % 4;
+        for (int i = 0; i < kStrips / 2; ++i) {
+          const int s = unit * (kStrips / 2) + i;
+          int16_t* strip = out + (row * kStrips + s) * kStripChannels;
+          for (const int k : {2 * t, 2 * t + 1, 8 + 2 * t, 9 + 2 * t}) {
+            const int shift = quant::PlaceOfCode(kBits, row, s, k).shift;
+            const int q = static_cast<int>(word >> shift) & kMask;
+            strip[k] = static_cast<int16_t>((2 * q - c[row][s]) * sub[row][s]);
+          }
+        }
       }
     }
   }
