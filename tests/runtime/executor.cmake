@@ -6,3 +6,5 @@ fewbit_test(decoder_test SOURCES decoder_test.cc LIBS fewbit_runtime fewbit_mode
 fewbit_test(rope_test SOURCES rope_test.cc LIBS fewbit_runtime LABELS runtime)
 fewbit_test(thread_team_test SOURCES thread_team_test.cc LIBS fewbit_runtime LABELS runtime)
 fewbit_test(sampler_test SOURCES sampler_test.cc LIBS fewbit_runtime LABELS runtime)
+fewbit_test(cpu_executor_test SOURCES cpu_executor_test.cc ../scheduler/counting_new.cc
+  LIBS fewbit_runtime LABELS runtime)

@@ -1,0 +1,325 @@
+// The CPU executor as the engine sees it: limits, determinism of whole generations, prompt
+// logprobs, bad weights, and no allocation per step.
+#include "runtime/cpu_executor.h"
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/runtime/random_model.h"
+#include "tests/scheduler/counting_new.h"
+
+namespace fewbit {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::OwnedModel;
+using testing::PackedModel;
+using testing::RandomModel;
+using testing::SmallSpec;
+
+CpuExecutorOptions SmallOptions() {
+  CpuExecutorOptions options;
+  options.threads = 2;
+  options.max_sequences = 8;
+  options.max_step_tokens = 200;
+  options.max_context = 256;
+  return options;
+}
+
+// The least of an engine: sequences that prefill in chunks and then decode, all in the same steps.
+class Driver {
+ public:
+  explicit Driver(Executor* executor) : executor_(executor) {
+    const ExecutorInfo& info = executor->info();
+    stride_ = (info.max_context + info.block_tokens - 1) / info.block_tokens;
+    batch_.token_ids.reserve(info.max_step_tokens);
+    batch_.positions.reserve(info.max_step_tokens);
+    batch_.q_start.reserve(info.max_sequences + 1);
+    batch_.kv_len.reserve(info.max_sequences);
+    batch_.slots.reserve(info.max_sequences);
+    batch_.block_table.reserve(info.max_sequences * stride_);
+    batch_.samples.reserve(info.max_step_tokens);
+    result_.tokens.reserve(info.max_step_tokens);
+  }
+
+  struct Sequence {
+    Request request;
+    std::vector<TokenId> tokens;
+    int computed = 0;
+    std::vector<SampledToken> scored, sampled;
+  };
+
+  int Add(Request request) {
+    Sequence s;
+    s.tokens = request.prompt;
+    s.tokens.reserve(executor_->info().max_context);
+    s.scored.reserve(request.prompt.size());
+    s.sampled.reserve(request.max_new_tokens);
+    s.request = std::move(request);
+    sequences_.push_back(std::move(s));
+    return static_cast<int>(sequences_.size()) - 1;
+  }
+  Sequence& sequence(int i) { return sequences_[i]; }
+
+  bool Done() const {
+    for (const Sequence& s : sequences_) {
+      if (!Done(s)) return false;
+    }
+    return true;
+  }
+
+  // One step with up to `chunk` tokens of every unfinished sequence.
+  absl::Status Step(int chunk) {
+    Build(chunk);
+    const StepHandle handle = executor_->Launch(batch_);
+    if (absl::Status status = executor_->Collect(handle, &result_); !status.ok()) return status;
+    size_t r = 0;
+    for (const int i : stepped_) {
+      Sequence& s = sequences_[i];
+      for (; r < batch_.samples.size() && batch_.samples[r].request == &s.request; ++r) {
+        if (batch_.samples[r].kind == SampleRow::Kind::kScorePrompt) {
+          s.scored.push_back(result_.tokens[r]);
+        } else {
+          s.sampled.push_back(result_.tokens[r]);
+          s.tokens.push_back(result_.tokens[r].token);
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  static bool Done(const Sequence& s) {
+    return static_cast<int>(s.sampled.size()) >= s.request.max_new_tokens;
+  }
+
+  void Build(int chunk) {
+    batch_.token_ids.clear();
+    batch_.positions.clear();
+    batch_.q_start.assign(1, 0);
+    batch_.kv_len.clear();
+    batch_.slots.clear();
+    batch_.block_table.clear();
+    batch_.samples.clear();
+    batch_.block_table_stride = stride_;
+    stepped_.clear();
+    for (size_t i = 0; i < sequences_.size(); ++i) {
+      Sequence& s = sequences_[i];
+      if (Done(s)) continue;
+      stepped_.push_back(static_cast<int>(i));
+      const int end = std::min<int>(s.computed + chunk, s.tokens.size());
+      for (int t = s.computed; t < end; ++t) AddToken(s, t);
+      s.computed = end;
+      batch_.q_start.push_back(static_cast<int32_t>(batch_.token_ids.size()));
+      batch_.kv_len.push_back(end);
+      batch_.slots.push_back(static_cast<int32_t>(i));
+      for (int b = 0; b < stride_; ++b) {
+        batch_.block_table.push_back(BlockId(static_cast<int32_t>(i) * stride_ + b));
+      }
+    }
+  }
+
+  void AddToken(const Sequence& s, int t) {
+    SampleRow row;
+    row.token_row = static_cast<int32_t>(batch_.token_ids.size());
+    row.position = t + 1;
+    row.request = &s.request;
+    row.context = s.tokens;
+    row.num_prompt_tokens = static_cast<int32_t>(s.request.prompt.size());
+    if (t + 1 == static_cast<int>(s.tokens.size())) {
+      batch_.samples.push_back(row);
+    } else if (s.request.want_prompt_logprobs) {
+      row.kind = SampleRow::Kind::kScorePrompt;
+      batch_.samples.push_back(row);
+    }
+    batch_.token_ids.push_back(s.tokens[t]);
+    batch_.positions.push_back(t);
+  }
+
+  Executor* const executor_;
+  int32_t stride_ = 0;
+  ForwardBatch batch_;
+  StepResult result_;
+  std::vector<int> stepped_;
+  std::vector<Sequence> sequences_;
+};
+
+Request MakeRequest(int prompt, int new_tokens, int seed) {
+  Request request;
+  request.id = RequestId(seed + 1);
+  for (int i = 0; i < prompt; ++i) request.prompt.push_back(TokenId((seed * 37 + i * 11) % 128));
+  request.max_new_tokens = new_tokens;
+  request.sampling.temperature = seed % 3 == 0 ? 0.0f : 1.0f;
+  request.sampling.seed = seed;
+  request.sampling.top_p = seed % 2 ? 0.9f : 1.0f;
+  request.sampling.repetition_penalty = seed % 4 == 3 ? 1.3f : 1.0f;
+  return request;
+}
+
+std::vector<int> Tokens(const Driver::Sequence& s) {
+  std::vector<int> out;
+  for (const SampledToken& t : s.sampled) out.push_back(ToInt(t.token));
+  return out;
+}
+
+std::unique_ptr<CpuExecutor> Make(const Model& model, const CpuExecutorOptions& options) {
+  auto executor = CpuExecutor::Create(&model, options);
+  EXPECT_TRUE(executor.ok()) << executor.status();
+  return executor.ok() ? *std::move(executor) : nullptr;
+}
+
+TEST(CpuExecutor, GenerationsDependOnTheirRequestOnly) {
+  const auto source = RandomModel(SmallSpec(), 1);
+  const auto packed = PackedModel(source->model, false);
+  for (const Model* model : {&source->model, &packed->model}) {
+    std::vector<std::vector<int>> alone;
+    for (int i = 0; i < 6; ++i) {
+      const auto executor = Make(*model, SmallOptions());
+      Driver driver(executor.get());
+      driver.Add(MakeRequest(5 + 20 * i, 30, i));
+      while (!driver.Done()) ASSERT_TRUE(driver.Step(1000).ok());
+      alone.push_back(Tokens(driver.sequence(0)));
+    }
+    EXPECT_NE(alone[1], alone[2]);
+    for (const int threads : {1, 3}) {
+      for (const int chunk : {1, 9, 25}) {
+        CpuExecutorOptions options = SmallOptions();
+        options.threads = threads;
+        const auto executor = Make(*model, options);
+        Driver driver(executor.get());
+        for (int i = 5; i >= 0; --i) driver.Add(MakeRequest(5 + 20 * i, 30, i));
+        while (!driver.Done()) ASSERT_TRUE(driver.Step(chunk).ok());
+        for (int i = 0; i < 6; ++i) {
+          EXPECT_EQ(Tokens(driver.sequence(5 - i)), alone[i])
+              << threads << " threads, request " << i;
+        }
+      }
+    }
+  }
+}
+
+// More scored rows in a step than the logits buffer holds, in chunks or at once, and the sum rule
+// of what they mean.
+TEST(CpuExecutor, PromptLogprobs) {
+  const auto owned = RandomModel(SmallSpec(), 2);
+  std::vector<std::vector<float>> all;
+  for (const int chunk : {1000, 64, 65, 10, 1}) {
+    const auto executor = Make(owned->model, SmallOptions());
+    Driver driver(executor.get());
+    Request request = MakeRequest(150, 2, 1);
+    request.want_prompt_logprobs = true;
+    request.num_top_logprobs = 3;
+    driver.Add(std::move(request));
+    while (!driver.Done()) ASSERT_TRUE(driver.Step(chunk).ok());
+    const Driver::Sequence& s = driver.sequence(0);
+    ASSERT_EQ(s.scored.size(), 149u);
+    std::vector<float> logprobs;
+    for (size_t i = 0; i < s.scored.size(); ++i) {
+      EXPECT_EQ(s.scored[i].token, s.request.prompt[i + 1]);
+      EXPECT_LT(s.scored[i].logprob, 0.0f);
+      EXPECT_GE(s.scored[i].top[0].logprob, s.scored[i].logprob);
+      EXPECT_EQ(s.scored[i].rank == 1, s.scored[i].top[0].token == s.scored[i].token);
+      logprobs.push_back(s.scored[i].logprob);
+    }
+    all.push_back(logprobs);
+  }
+  for (const auto& logprobs : all) EXPECT_EQ(logprobs, all[0]);
+}
+
+// Allocations are counted on the engine's thread; with one thread everything runs there.
+TEST(CpuExecutor, StepsDoNotAllocate) {
+  const auto source = RandomModel(SmallSpec(), 3);
+  const auto packed = PackedModel(source->model, false);
+  for (const int threads : {1, 2}) {
+    CpuExecutorOptions options = SmallOptions();
+    options.threads = threads;
+    const auto executor = Make(packed->model, options);
+    Driver driver(executor.get());
+    for (int i = 0; i < 6; ++i) {
+      Request request = MakeRequest(60, 40, i);
+      request.num_top_logprobs = i % 2 * 5;
+      request.want_prompt_logprobs = i == 1;
+      request.sampling.top_k = i == 5 ? 10 : 0;
+      driver.Add(std::move(request));
+    }
+    ASSERT_TRUE(driver.Step(10).ok());
+    const int64_t before = AllocationsOnThisThread();
+    absl::Status status;
+    while (!driver.Done() && status.ok()) status = driver.Step(10);
+    EXPECT_EQ(AllocationsOnThisThread() - before, 0) << threads << " threads";
+    EXPECT_TRUE(status.ok()) << status;
+  }
+}
+
+TEST(CpuExecutor, BadWeightsFailTheStepAndNotTheProcess) {
+  const auto owned = RandomModel(SmallSpec(), 4);
+  owned->model.layers[1].post_attention_norm[7] = std::numeric_limits<float>::quiet_NaN();
+  const auto executor = Make(owned->model, SmallOptions());
+  Driver driver(executor.get());
+  driver.Add(MakeRequest(10, 3, 41));
+  for (int i = 0; i < 2; ++i) {
+    const absl::Status status = driver.Step(1000);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("request 42"));
+    driver.sequence(0).computed = 0;
+  }
+}
+
+TEST(CpuExecutor, InfoSaysWhatItGot) {
+  const auto owned = RandomModel(SmallSpec(), 5);
+  CpuExecutorOptions options = SmallOptions();
+  options.isa = cpu::Isa::kPortable;
+  options.kv_type = kv::KvType::kF32;
+  const auto executor = Make(owned->model, options);
+  const ExecutorInfo& info = executor->info();
+  EXPECT_EQ(info.device, "cpu: portable, 2 threads");
+  EXPECT_EQ(info.vocab_size, 128);
+  EXPECT_EQ(info.max_context, 256);
+  EXPECT_EQ(info.max_step_tokens, 200);
+  EXPECT_EQ(info.max_sequences, 8);
+  EXPECT_EQ(info.block_tokens, 16);
+  EXPECT_EQ(info.num_blocks, 8 * 16);  // no more than 8 full contexts can use
+  EXPECT_EQ(info.kv_bytes,
+            128ll * 16 * 2 * 2 * 16 * 4 * 2);  // blocks, tokens, k and v, heads, D, f32, layers
+  options.threads = 1;
+  options.kv_type = kv::KvType::kF16;
+  options.num_blocks = 20;
+  const auto one = Make(owned->model, options);
+  EXPECT_EQ(one->info().device, "cpu: portable, 1 thread");
+  EXPECT_EQ(one->info().num_blocks, 20);
+  EXPECT_EQ(one->info().kv_bytes, 20ll * 16 * 2 * 2 * 16 * 2 * 2);
+}
+
+TEST(CpuExecutor, RefusesBadOptionsByName) {
+  const auto owned = RandomModel(SmallSpec(), 6);
+  const auto refused = [&](auto change, const std::string& message) {
+    CpuExecutorOptions options = SmallOptions();
+    change(options);
+    const auto executor = CpuExecutor::Create(&owned->model, options);
+    EXPECT_EQ(executor.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(executor.status().message()), HasSubstr(message));
+  };
+  refused([](auto& o) { o.threads = -1; }, "threads is -1: must be 0 (automatic) to 1024");
+  refused([](auto& o) { o.max_sequences = 0; }, "max_sequences is 0: must be at least 1");
+  refused([](auto& o) { o.max_step_tokens = 7; },
+          "max_step_tokens is 7: must be at least max_sequences = 8");
+  refused([](auto& o) { o.max_context = 1025; },
+          "max_context is 1025: must be 0 (the model's) to 1024");
+  refused([](auto& o) { o.num_blocks = 15; },
+          "num_blocks is 15: too few, one sequence of 256 tokens needs 16 blocks of 4096 bytes = "
+          "65536 bytes");
+  refused([](auto& o) { o.kv_bytes = 65535; },
+          "kv_bytes is 65535: too few, one sequence of 256 tokens needs 16 blocks of 4096 bytes");
+  refused([](auto& o) { o.kv_bytes = 0; }, "kv_bytes is 0: must be at least 1");
+  refused([](auto& o) { o.num_blocks = -1; }, "num_blocks is -1");
+  CpuExecutorOptions options = SmallOptions();
+  options.kv_bytes = 65536;
+  EXPECT_TRUE(CpuExecutor::Create(&owned->model, options).ok());
+}
+
+}  // namespace
+}  // namespace fewbit
