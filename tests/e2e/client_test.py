@@ -58,8 +58,7 @@ class ClientTest(ServerTest):
         _, errors = process.communicate(timeout=TIMEOUT)
         self.assertEqual(process.returncode, 130)
         self.assertIn('cancelled', errors)
-        self.stream(PROMPTS[0], 2)
-        self.assertEqual(self.server.metric('fewbit_requests_running'), 0)
+        self.server.wait_for_metrics({'fewbit_requests_running': 0})
 
     def test_failures_have_a_status_and_a_reason(self):
         result = self.client('--temperature=-1', 'x')

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 import unittest
 import urllib.request
 
@@ -91,8 +92,10 @@ class Server:
         with urllib.request.urlopen(f'http://127.0.0.1:{self.metrics_port}/metrics', timeout=TIMEOUT) as answer:
             return answer.read().decode()
 
-    def metric(self, name, **labels):
-        """The sum of the samples of `name` that carry `labels`."""
+    def metric(self, name):
+        """The sum of the samples of `name`, which may end with labels that they must carry: name{kind="prompt"}."""
+        name, _, labels = name.rstrip('}').partition('{')
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', labels))
         total = None
         for line in self.metrics().splitlines():
             match = re.fullmatch(r'(\w[\w:]*)(?:\{(.*)\})? (\S+)', line)
@@ -103,6 +106,16 @@ class Server:
         if total is None:
             raise AssertionError(f'/metrics has no {name} with {labels}')
         return total
+
+    def wait_for_metrics(self, expected):
+        """Scrapes until the samples have these values: counters may follow the last message of a stream by a moment."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            found = {name: self.metric(name) for name in expected}
+            if found == expected:
+                return
+            if time.monotonic() > deadline:
+                raise AssertionError(f'{found} instead of {expected}')
 
     def health(self, service):
         """Check of grpc.health.v1: 1 serving, 2 not serving."""

@@ -65,22 +65,20 @@ class RequestsTest(ServerTest):
             generate(b'\x0a\x02\xe2\x82', timeout=TIMEOUT)
         self.stream('The server goes on', 2)
 
-    def left_behind(self):
-        """What is still held once a later request has come and gone."""
-        self.stream(PROMPTS[0], 4)
-        return (self.server.metric('fewbit_requests_running'), self.server.metric('fewbit_requests_waiting'),
-                self.server.metric('fewbit_kv_blocks_used'))
+    def nothing_is_left(self):
+        self.server.wait_for_metrics({'fewbit_requests_running': 0, 'fewbit_requests_waiting': 0, 'fewbit_kv_blocks_used': 0})
+        self.stream('The server goes on', 2)
 
     def test_a_cancelled_stream_leaves_nothing(self):
         call = self.stub.GenerateStream(request(PROMPTS[1], LONG), timeout=TIMEOUT)
         next(call)
         call.cancel()
-        self.assertEqual(self.left_behind(), (0, 0, 0))
+        self.nothing_is_left()
 
     def test_a_deadline_ends_the_call_and_leaves_nothing(self):
         call = lambda: list(self.stub.GenerateStream(request(PROMPTS[2], LONG), timeout=0.3))
         self.fails(grpc.StatusCode.DEADLINE_EXCEEDED, call)
-        self.assertEqual(self.left_behind(), (0, 0, 0))
+        self.nothing_is_left()
 
     def test_a_time_limit_ends_with_what_there_is(self):
         answer = self.stream(PROMPTS[3], LONG, stopping=pb.StoppingParameters(time_limit_ms=300))
