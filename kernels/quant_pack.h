@@ -12,23 +12,23 @@ namespace fewbit::quant {
 // One outlier correction: added to the dequantized weight.
 struct Outlier {
   int32_t row = 0;
-  int32_t position =
-      0;  // channel in strip order: 16 * strip position + channel in the strip; below 128 * chunks2
+  // Channel in strip order: 16 * strip position + channel in the strip; below 128 * chunks2.
+  int32_t position = 0;
   uint16_t value = 0;  // fp16 bits
 };
 
-// A quantized matrix in strip order, one entry per thing that the layout stores. P =
-// shape.num_positions() strips, R = shape.rows. Padding strips have strip_order kNoStrip; their
+// A quantized matrix in strip order, one entry per thing that the layout stores; P is
+// shape.num_positions() strips, R is shape.rows. Padding strips have strip_order kNoStrip; their
 // codes and scales are ignored.
 struct UnpackedMatrix {
   PackedShape shape;
   std::vector<uint16_t> strip_order;  // [P]
-  std::vector<uint8_t>
-      codes;  // [R, 16 * P] in strip order; 0-3 for 2-bit positions, 0-15 for 4-bit ones
+  // [R, 16 * P] in strip order; 0-3 for 2-bit positions, 0-15 for 4-bit ones.
+  std::vector<uint8_t> codes;
   std::vector<uint8_t> sub_scales;  // [R, P] 0-15
   std::vector<uint8_t> zeros;       // [R, P] with zero_points, else empty
-  std::vector<uint16_t>
-      second_order[2];            // fp16 bits of 64*d: [0] = [R, tiles(2)], [1] = [R, tiles(4)]
+  // fp16 bits of 64 * d: [0] is [R, tiles(2)], [1] is [R, tiles(4)].
+  std::vector<uint16_t> second_order[2];
   std::vector<Outlier> outliers;  // any order
 };
 
@@ -47,9 +47,10 @@ struct PackedStorage {
 PackedStorage Pack(const UnpackedMatrix& m);
 UnpackedMatrix Unpack(const PackedMatrix& m);
 
-// Empty if the tables that index memory are in range (strip order, outlier starts ascending,
-// outlier rows and positions), else what is wrong; a reader of files calls it before any kernel
-// sees the matrix. `outlier_count` is the number of entries in m.outliers.
+// What is wrong with `m`, or null. A reader of files calls it before any kernel sees the matrix:
+// sizes and alignment, every input strip exactly once in strip_order, outlier starts ascending,
+// outlier rows and positions in range. Kernels trust what it checked. `outlier_count` is the number
+// of entries in m.outliers.
 const char* ValidatePacked(const PackedMatrix& m, size_t tile_bytes, size_t num_positions,
                            size_t num_starts, size_t outlier_count);
 

@@ -6,7 +6,9 @@
 // W only, never on T, on the rows computed beside it, on the thread or on the batch. For packed and
 // 8-bit weights it does not depend on the instruction set either, bit for bit: per chunk (packed)
 // or per 128 channels (8-bit) an exact int32 sum, then one fused multiply-add in float per chunk in
-// chunk order, then the outliers in list order.
+// chunk order, then the outliers in list order. Dense weights are summed in 16 float lanes (channel
+// modulo 16) and one fixed tree; the two vector instruction sets agree bit for bit, the portable
+// one does without fused multiply-add. A NaN or Inf in a chunk of x makes that token's outputs NaN.
 #pragma once
 
 #include <cstddef>

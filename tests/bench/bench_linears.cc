@@ -7,6 +7,7 @@
 // tokens. Compare ratios within one run; --benchmark_filter=avx512/packed picks rows.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <random>
@@ -132,6 +133,65 @@ void RunLinear(benchmark::State& state, Isa isa, Kind kind, int rows, int cols) 
   state.counters["MAC/s"] = Counter(calls * weights * tokens, Counter::kIsRate);
 }
 
+// Every linear layer of the demo model once, with weights of its own: what one step of the served
+// model asks of one core.
+void RunDemoModel(benchmark::State& state, Isa isa, Kind kind, Kind head_kind) {
+  constexpr int kLayers = 8, kHidden = 512, kKv = 256, kFfn = 1536, kVocab = 8192;
+  const int tokens = static_cast<int>(state.range(0));
+  std::vector<Weights> weights;
+  for (int layer = 0; layer < kLayers; ++layer) {
+    for (const int rows : {kHidden, kKv, kKv, kHidden, kFfn, kFfn}) {
+      weights.push_back(MakeWeights(kind, rows, kHidden));
+    }
+    weights.push_back(MakeWeights(kind, kHidden, kFfn));
+  }
+  weights.push_back(MakeWeights(head_kind, kVocab, kHidden));
+  std::mt19937 rng(6);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(static_cast<size_t>(tokens) * kFfn), y(static_cast<size_t>(tokens) * kVocab);
+  for (float& v : x) v = normal(rng);
+  size_t scratch_bytes = 0, count = 0;
+  for (const Weights& w : weights) {
+    scratch_bytes = std::max(scratch_bytes, ActivationBytes(w.matrix, tokens));
+    count += static_cast<size_t>(MatrixRows(w.matrix)) * MatrixCols(w.matrix);
+  }
+  std::vector<uint8_t> scratch(scratch_bytes + 64);
+  void* activations =
+      reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) & ~uintptr_t{63});
+  for (auto _ : state) {
+    for (const Weights& w : weights) {
+      // The head is run for one token of a prefill, as the server does.
+      const bool head = &w == &weights.back();
+      const int n = head && tokens >= 64 ? 1 : tokens;
+      const int cols = MatrixCols(w.matrix), rows = MatrixRows(w.matrix);
+      PrepareActivations(isa, w.matrix, x.data(), cols, n, 0, n, activations);
+      Linear(isa, w.matrix, x.data(), cols, activations, n, 0, rows, y.data(), rows);
+    }
+    benchmark::DoNotOptimize(y.data());
+    benchmark::ClobberMemory();
+  }
+  const double calls = static_cast<double>(state.iterations());
+  state.counters["weights/s"] = benchmark::Counter(calls * count, benchmark::Counter::kIsRate);
+  state.counters["tokens/s"] = benchmark::Counter(calls * tokens, benchmark::Counter::kIsRate);
+}
+
+void RegisterDemoModel(Isa isa) {
+  struct Row {
+    const char* name;
+    Kind linears, head;
+  };
+  for (const Row& row :
+       {Row{"packed25_outliers+int8", Kind::kPackedOutliers, Kind::kInt8},
+        Row{"int8", Kind::kInt8, Kind::kInt8}, Row{"bf16", Kind::kBf16, Kind::kBf16}}) {
+    const std::string name = std::string(IsaName(isa)) + "/demo_model/" + row.name;
+    auto* b = benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+      RunDemoModel(state, isa, row.linears, row.head);
+    });
+    b->ArgName("M")->Unit(benchmark::kMicrosecond)->Arg(1)->Arg(2)->Arg(4)->Arg(8)->Arg(16);
+    if (isa != Isa::kPortable) b->Arg(512);
+  }
+}
+
 void RegisterAll() {
   struct Shape {
     int rows, cols;
@@ -157,6 +217,7 @@ void RegisterAll() {
       }
     }
     if (isa != Isa::kPortable) add(Kind::kInt8, 8192, 512);
+    RegisterDemoModel(isa);
   }
 }
 

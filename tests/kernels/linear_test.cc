@@ -151,6 +151,54 @@ TEST(LinearTest, DenseMatchesTheReference) {
   }
 }
 
+// The largest sums that the layout allows, where narrow accumulators would overflow: every weight
+// at one end of its range and every activation at full scale, so that the result is known exactly.
+TEST(LinearTest, LargestSumsFit) {
+  constexpr int kRows = 16, kCols = 512;
+  for (const double share4 : {0.0, 1.0}) {
+    for (const bool zero_points : {false, true}) {
+      for (const bool top : {false, true}) {
+        std::mt19937 rng(15);
+        quant::UnpackedMatrix m =
+            fewbit::testing::RandomUnpacked({kRows, kCols, share4, zero_points, 0.0, 0}, &rng);
+        const int max_code = share4 == 0.0 ? 3 : 15;
+        std::fill(m.codes.begin(), m.codes.end(), top ? max_code : 0);
+        std::fill(m.sub_scales.begin(), m.sub_scales.end(), 15);
+        std::fill(m.zeros.begin(), m.zeros.end(), top ? 0 : max_code);
+        for (auto& d : m.second_order) std::fill(d.begin(), d.end(), quant::FloatToHalf(64.0f));
+        const quant::PackedStorage storage = quant::Pack(m);
+        // With d = 1 a weight is 15 * (q - zero); x = 127 is staged as 127 with scale 1.
+        const double weight = 15.0 * (zero_points ? max_code : max_code / 2.0) * (top ? 1 : -1);
+        for (const float sign : {1.0f, -1.0f}) {
+          for (const int tokens : {1, 2, 9}) {
+            const std::vector<float> x(tokens * kCols, sign * 127.0f);
+            for (const Isa isa : SupportedIsas()) {
+              for (const float y : RunLinear(isa, storage.view(), x.data(), kCols, tokens)) {
+                ASSERT_EQ(y, weight * sign * 127.0 * kCols)
+                    << IsaName(isa) << " tokens " << tokens << " share4 " << share4
+                    << " zero points " << zero_points << " top " << top;
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  for (const uint8_t code : {0, 1, 255}) {
+    const std::vector<uint8_t> codes(kRows * kCols, code);
+    const std::vector<float> scales(kRows, 1.0f);
+    const Int8Matrix m{codes.data(), scales.data(), kRows, kCols};
+    for (const int tokens : {1, 9}) {
+      const std::vector<float> x(tokens * kCols, -127.0f);
+      for (const Isa isa : SupportedIsas()) {
+        for (const float y : RunLinear(isa, m, x.data(), kCols, tokens)) {
+          ASSERT_EQ(y, (code - 128) * -127.0 * kCols) << IsaName(isa) << " tokens " << tokens;
+        }
+      }
+    }
+  }
+}
+
 // Zero, tiny and non-finite activations: zeros stay zero, a chunk too small to scale counts as
 // zero, Inf and NaN reach the output as NaN.
 TEST(LinearTest, UnusualActivations) {
