@@ -13,9 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-say() { printf '%s\n' "$*"; }
-step() { printf '\n==> %s\n' "$*"; }
-die() { printf 'demo: %s\n' "$*" >&2; exit 1; }
+. deploy/common.sh
 
 once='' port=8033 metrics_port=8034 model=deploy/models/fewbit-demo-29m
 prompt="It was a bright cold morning when the old captain came down to the harbour, and"
@@ -28,7 +26,7 @@ for argument in "$@"; do
     --model=*) model=${argument#*=} ;;
     --prompt=*) prompt=${argument#*=} ;;
     --no_install) setup=(--no_install) ;;
-    -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+    -h | --help) show_help; exit 0 ;;
     *) die "unknown argument '$argument' (see --help)" ;;
   esac
 done
@@ -51,10 +49,7 @@ else
 fi
 logs=build/demo
 mkdir -p "$logs"
-# Two gigabytes per compiler, at most one per processor.
-jobs=$(awk '/MemAvailable/ {print int($2 / 2097152)}' /proc/meminfo)
-((jobs <= $(nproc))) || jobs=$(nproc)
-((jobs >= 1)) || jobs=1
+jobs=$(parallel_jobs)
 build() {
   cmake --preset release > "$logs/configure.log" 2>&1 || { tail -n 30 "$logs/configure.log" >&2; return 1; }
   local command=(cmake --build --preset release --parallel "$jobs" --target fewbit-server fewbit-client)

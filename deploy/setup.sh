@@ -6,14 +6,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-say() { printf '%s\n' "$*"; }
-die() { printf '%s\n' "$*" >&2; exit 1; }
+. deploy/common.sh
 
 install=1
 for argument in "$@"; do
   case $argument in
     --no_install) install= ;;
-    -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+    -h | --help) show_help; exit 0 ;;
     *) die "unknown argument '$argument' (see --help)" ;;
   esac
 done

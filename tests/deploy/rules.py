@@ -26,6 +26,7 @@ TOP_LEVEL = {
 # A longer folder wins over a shorter one.
 ALLOWED = {
     'kernels': ['kernels/'],
+    'kernels/cuda': ['kernels/', 'cuda', 'cublas', 'nccl'],
     'scheduler': ['scheduler/', 'absl/'],
     'runtime': ['runtime/', 'scheduler/', 'kernels/', 'absl/', 'nlohmann/'],
     'server': ['server/', 'runtime/', 'scheduler/', 'absl/', 'nlohmann/', 'fewbit/', 'grpc/', 'grpcpp/', 'google/protobuf/',
