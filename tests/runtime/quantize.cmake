@@ -1,0 +1,10 @@
+# The quantizer and the evaluation, on tensors and token ids; then their programs.
+fewbit_test(quantize_matrix_test SOURCES quantize_matrix_test.cc LIBS fewbit_quantize)
+fewbit_test(quantize_checkpoint_test SOURCES quantize_checkpoint_test.cc LIBS fewbit_quantize fewbit_eval fewbit_checkpoint_files)
+fewbit_test(eval_test SOURCES eval_test.cc LIBS fewbit_eval fewbit_checkpoint_files)
+
+if(TARGET fewbit-eval)
+  add_test(NAME quantize_tools_test COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/quantize_tools_test.sh
+    $<TARGET_FILE:fewbit-quantize> $<TARGET_FILE:fewbit-eval> ${CMAKE_SOURCE_DIR})
+  set_tests_properties(quantize_tools_test PROPERTIES TIMEOUT 300)
+endif()

@@ -1,0 +1,99 @@
+#!/bin/sh
+# fewbit-quantize and fewbit-eval as programs: flags, messages, exit codes, JSON, files.
+#   quantize_tools_test.sh FEWBIT_QUANTIZE FEWBIT_EVAL SOURCE_DIR
+set -u
+quantize=$1
+eval_program=$2
+source=$3
+golden=$source/tests/golden/llama2
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+failures=0
+
+fail() {
+  echo "FAILED: $1" >&2
+  failures=$((failures + 1))
+}
+
+# refuses TEXT COMMAND...: exits 1 with TEXT on stderr and nothing on stdout
+refuses() {
+  text=$1
+  shift
+  "$@" > "$dir/stdout" 2> "$dir/stderr"
+  code=$?
+  [ $code -eq 1 ] || fail "exit $code instead of 1: $*"
+  grep -qF -- "$text" "$dir/stderr" || { fail "no \"$text\" from: $*"; cat "$dir/stderr" >&2; }
+  [ ! -s "$dir/stdout" ] || fail "output despite an error: $*"
+}
+
+ids=$(sed 's/.*"prompt_ids": \[\([^]]*\)\].*/\1/; s/ //g' "$golden/golden.json")
+greedy=$(sed 's/.*"greedy_ids": \[\([^]]*\)\].*/\1/; s/ //g' "$golden/golden.json")
+
+# Quantize by ids (the golden checkpoints have no tokenizer), then evaluate.
+"$quantize" --model "$golden" --out "$dir/q" --calibration_ids "$golden/input_ids.npy" --context=16 \
+  --share4=0 > "$dir/table" 2> "$dir/progress" || fail "quantize: $(cat "$dir/progress")"
+grep -q "bits per weight" "$dir/table" || fail "no table of bits"
+grep -q "down_proj" "$dir/table" || fail "no error of down_proj"
+grep -q "layer 2 of 2" "$dir/progress" || fail "no progress line"
+grep -q "$(printf '\033')" "$dir/progress" && fail "terminal control in a file"
+
+"$eval_program" --model "$golden" --prompt_ids "$ids" --greedy=24 --logits="$dir/logits.npy" --json \
+  > "$dir/json" || fail "eval of a prompt"
+grep -qF "\"greedy_ids\":[$greedy]" "$dir/json" || fail "greedy ids differ: $(cat "$dir/json")"
+grep -q "average_bits" "$dir/json" && fail "average bits of an unquantized model"
+if /usr/bin/python3 -c 'import numpy' 2> /dev/null; then
+  /usr/bin/python3 - "$dir/logits.npy" "$golden/logits.npy" << 'PYTHON' || fail "numpy reads other logits"
+import sys, numpy
+ours, golden = numpy.load(sys.argv[1]), numpy.load(sys.argv[2])
+assert ours.dtype == numpy.float32 and ours.shape == golden.shape, (ours.dtype, ours.shape)
+assert abs(ours - golden).max() < 2e-3, abs(ours - golden).max()
+PYTHON
+fi
+
+"$eval_program" --model "$dir/q" --text_ids "$golden/input_ids.npy" --context=13 --reference "$golden" --json \
+  > "$dir/json" 2> /dev/null || fail "eval of a text"
+for key in perplexity tokens average_bits kl_divergence top1_agreement stride; do
+  grep -q "\"$key\":" "$dir/json" || fail "no $key in $(cat "$dir/json")"
+done
+grep -q '"tokens":48' "$dir/json" || fail "not 48 tokens: $(cat "$dir/json")"
+"$eval_program" --model "$golden" --text_ids "$golden/input_ids.npy" --context=13 > "$dir/text" 2> /dev/null
+grep -q "stride 12" "$dir/text" || fail "no stride: $(cat "$dir/text")"
+
+for program in "$quantize" "$eval_program"; do
+  "$program" --help | grep -q -- "--model" || fail "--help of $program"
+  "$program" --version | grep -q "^fewbit-" || fail "--version of $program"
+  refuses "unexpected argument 'stray'" "$program" stray
+  refuses "Unknown command line flag 'modle'" "$program" --modle=x
+  refuses "model is empty" "$program"
+done
+
+quantize_golden() {
+  "$quantize" --model "$golden" --out "$dir/none" "$@"
+}
+: > "$dir/empty.txt"
+refuses "$dir/absent.txt" quantize_golden --calibration "$dir/absent.txt"
+refuses "tokenizer.model" quantize_golden --calibration "$dir/empty.txt"
+refuses "either --calibration or --calibration_ids" quantize_golden
+refuses "too short: 48 tokens" quantize_golden --calibration_ids "$golden/input_ids.npy"
+refuses "method is \"fancy\"" quantize_golden --method=fancy
+refuses "share4" quantize_golden --share4=lots
+refuses "embedding_bits is 5" quantize_golden --embedding_bits=5
+refuses "not an .npy file" quantize_golden --calibration_ids "$golden/config.json"
+refuses "one-dimensional int32" quantize_golden --calibration_ids "$golden/logits.npy"
+refuses "$dir/q" "$quantize" --model "$golden" --out "$dir/q" --calibration_ids "$golden/input_ids.npy" --context=16
+refuses "$dir/nothing" "$quantize" --model "$dir/nothing" --out "$dir/none" --calibration_ids "$golden/input_ids.npy"
+[ -e "$dir/none" ] && fail "a refused run left its output"
+
+refuses "give one of" "$eval_program" --model "$golden"
+refuses "give one of" "$eval_program" --model "$golden" --prompt_ids 1 --text x
+refuses "'five' is not a token id" "$eval_program" --model "$golden" --prompt_ids 1,five
+refuses "vocabulary of 320" "$eval_program" --model "$golden" --prompt_ids 1,320
+refuses "tokenizer.model" "$eval_program" --model "$golden" --prompt hello
+refuses "--logits goes with" "$eval_program" --model "$golden" --text x --logits y
+refuses "--reference goes with" "$eval_program" --model "$golden" --prompt_ids 1 --reference y
+refuses "max_windows is -1" "$eval_program" --model "$golden" --text x --max_windows=-1
+refuses "threads is -2" "$eval_program" --model "$golden" --prompt_ids 1 --threads=-2
+refuses "greedy is -1" "$eval_program" --model "$golden" --prompt_ids 1 --greedy=-1
+
+[ $failures -eq 0 ] && echo "all passed"
+exit $((failures > 0))
