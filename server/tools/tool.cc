@@ -12,12 +12,11 @@
 #include <string_view>
 
 #include "absl/flags/parse.h"
-#include "absl/flags/reflection.h"
 #include "absl/flags/usage_config.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "runtime/eval/npy.h"
-#include "scheduler/check.h"
+#include "server/flag_help.h"
 #include "server/tokenizer.h"
 #include "server/version.h"
 
@@ -25,18 +24,8 @@ namespace fewbit {
 namespace {
 
 std::string HelpText(const ToolUsage& usage) {
-  std::string out = usage.summary;
-  absl::StrAppend(&out, "\n");
-  for (const char* name : usage.flags) {
-    const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
-    FEWBIT_CHECK(flag != nullptr) << name;
-    const std::string fallback = flag->DefaultValue();
-    const std::string note =
-        fallback.empty() || fallback == "false" ? "" : absl::StrCat(" (", fallback, ")");
-    absl::StrAppendFormat(&out, "  --%-22s %s%s\n", name, flag->Help(), note);
-  }
-  absl::StrAppend(&out, "\nDefaults are in parentheses.\n");
-  return out;
+  const std::vector<std::string> flags(usage.flags.begin(), usage.flags.end());
+  return usage.summary + FlagHelp({{"Flags", flags}}) + "\nDefaults are in parentheses.\n";
 }
 
 struct FileCloser {
