@@ -28,6 +28,8 @@ inline constexpr QuantizeMethod kQuantizeMethods[] = {
      "searched scales, symmetric levels, strips by Hessian-weighted error"},
     {"published", true, false, false, Sensitivity::kRange,
      "min-max scales with zero-points, strips by Hessian-weighted range (arXiv 2311.16442)"},
+    {"feedback", false, true, true, Sensitivity::kError,
+     "default with error feedback, 4-bit strips last (arXiv 2210.17323)"},
 };
 
 // Null for an unknown name.

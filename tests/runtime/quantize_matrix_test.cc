@@ -280,7 +280,7 @@ TEST(QuantizeMatrixTest, ZeroWeightsAndDeadInputs) {
     const QuantizedMatrix q = Quantize(p, {.method = &method, .share4 = 0.25, .outliers = 0.002});
     const std::vector<float> dense = Dequantize(q.unpacked);
     for (int i = 4 * p.cols; i < 9 * p.cols; ++i) ASSERT_EQ(dense[i], 0.0f);
-    EXPECT_LT(q.quality.error, 0.2 * q.quality.norm) << method.name;
+    EXPECT_LT(q.quality.error, 0.25 * q.quality.norm) << method.name;
   }
 }
 
