@@ -125,11 +125,12 @@ INSTANTIATE_TEST_SUITE_P(
     [](const testing::TestParamInfo<Malformed>& info) { return info.param.name; });
 
 TEST(SafetensorsTest, ReadsTypesShapesAndEmptyTensors) {
-  const auto parsed = Parse(FrameSafetensors(
+  const std::string file = FrameSafetensors(
       R"({"__metadata__":{"format":"pt"},"e":{"dtype":"F32","shape":[0,7],"data_offsets":[4,4]},)"
       R"("s":{"dtype":"BF16","shape":[],"data_offsets":[4,6]},)"
       R"("m":{"dtype":"U16","shape":[2,1],"data_offsets":[0,4]}}   )",
-      "abcdef"));
+      "abcdef");
+  const auto parsed = Parse(file);
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   ASSERT_EQ(parsed->tensors.size(), 3u);
   const Tensor& matrix = parsed->tensors.at("m");
