@@ -337,6 +337,10 @@ void Scheduler::ApplySequence(const PlannedSequence& planned, const SampledToken
     return;
   }
   for (int32_t i = 0; i < planned.score_tokens; ++i) {
+    if (ToInt(rows[i].token) < 0) {
+      FinishSequence(sequence, FinishReason::kError, now, events);
+      return;
+    }
     TokenEvent& event = events->emplace_back();
     event.kind = TokenEvent::Kind::kPromptLogprob;
     event.request = sequence->request->id;

@@ -235,9 +235,8 @@ absl::Status FakeExecutor::Collect(StepHandle handle, StepResult* result) {
   {
     MutexLock lock(&mu_);
     for (size_t i = 0; !failing_.empty() && i < result->tokens.size(); ++i) {
-      const SampleRow& row = launched_->samples[i];
-      const bool fails = failing_.contains(ToInt(row.request->id));
-      if (fails && row.kind == SampleRow::Kind::kSample) result->tokens[i].token = TokenId{-1};
+      const RequestId id = launched_->samples[i].request->id;
+      if (failing_.contains(ToInt(id))) result->tokens[i].token = TokenId{-1};
     }
   }
   launched_ = nullptr;

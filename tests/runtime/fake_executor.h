@@ -56,7 +56,7 @@ class FakeExecutor : public Executor {
   void WaitUntilHeld();
 
   void FailNextStep(absl::Status error);  // the next Collect returns it
-  void FailRowsOf(RequestId id);          // its sampled rows come back without a usable token
+  void FailRowsOf(RequestId id);          // its rows come back without a usable token
   uint64_t steps() const;                 // collected
   int32_t max_sequences_seen() const;     // in one step
   int32_t max_tokens_seen() const;        // in one step

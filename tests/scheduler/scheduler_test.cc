@@ -290,6 +290,17 @@ TEST_F(SchedulerTest, ARowWithoutATokenEndsItsRequestWithAnError) {
   EXPECT_EQ(scheduler_.stats().blocks_used, 0);
 }
 
+TEST_F(SchedulerTest, APromptRowWithoutAScoreEndsItsRequestWithAnError) {
+  auto request = MakeRequest(1, 12, 3);
+  request->want_prompt_logprobs = true;
+  scheduler_.Add(std::move(request));
+  Plan();
+  Apply(0, TokenId{-1});
+  EXPECT_THAT(Events(), ElementsAre("1!error"));
+  EXPECT_THAT(Plan(), IsEmpty());
+  EXPECT_EQ(scheduler_.stats().blocks_used, 0);
+}
+
 TEST_F(SchedulerTest, FinishAllIsInOrderOfArrival) {
   for (uint64_t id = 9; id > 3; --id) scheduler_.Add(MakeRequest(id, 1, 9));
   Plan();

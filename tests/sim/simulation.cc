@@ -263,6 +263,11 @@ void Simulation::CheckReads(const Flight& flight) {
 
 SampledToken Simulation::Draw(const SampleRow& row) {
   SampledToken drawn;
+  if (Chance(shape_.bad_row)) {
+    drawn.token = TokenId{-1};
+    ShadowOf(row.request->id).got_bad_row = true;
+    return drawn;
+  }
   if (row.kind == SampleRow::Kind::kScorePrompt) {
     drawn.token = row.context[row.position];
     return drawn;
@@ -323,6 +328,7 @@ void Simulation::ReadEvents() {
 
 void Simulation::TakeToken(const TokenEvent& event, Shadow* shadow) {
   const std::vector<TokenId>& prompt = shadow->spec.prompt;
+  if (ToInt(event.token.token) < 0) Fail("a row without a token is handed on");
   if (event.kind == TokenEvent::Kind::kToken) {
     if (shadow->scheduled != shadow->known()) Fail("a token before its context was run");
     const size_t scores = shadow->spec.want_prompt_logprobs ? prompt.size() - 1 : 0;
@@ -360,8 +366,10 @@ void Simulation::TakeFinal(const TokenEvent& event, Shadow* shadow) {
       is_true = spec.time_limit <= now_;
       break;
     case FinishReason::kDrained:
-    case FinishReason::kError:
       is_true = shape_.failure > 0.0;
+      break;
+    case FinishReason::kError:
+      is_true = shape_.failure > 0.0 || shadow->got_bad_row;
       break;
     case FinishReason::kNone:
       is_true = false;

@@ -41,6 +41,7 @@ struct SimulationShape {
   double time_limit = 0.0;
   double prompt_logprobs = 0.0;
   double failure = 0.0;  // probability per step that the executor fails, or that all is drained
+  double bad_row = 0.0;  // probability per row of logits that it yields no token
   uint64_t seed = 1;
 };
 inline void PrintTo(const SimulationShape& shape, std::ostream* out) { *out << shape.name; }
@@ -67,6 +68,7 @@ class Simulation {
     int32_t steps_in_flight = 0;
     int32_t blocks = 0;
     bool cancelled = false;
+    bool got_bad_row = false;
     bool finished = false;
     int32_t known() const { return static_cast<int32_t>(spec.prompt.size() + drawn.size()); }
     int32_t max_tokens() const {
