@@ -1,3 +1,3 @@
-add_executable(scheduler_bench ${CMAKE_CURRENT_LIST_DIR}/scheduler_bench.cc
+add_executable(bench_scheduler ${CMAKE_CURRENT_LIST_DIR}/bench_scheduler.cc
   ${CMAKE_SOURCE_DIR}/tests/scheduler/counting_new.cc)
-target_link_libraries(scheduler_bench PRIVATE fewbit_options fewbit_engine benchmark::benchmark)
+target_link_libraries(bench_scheduler PRIVATE fewbit_options fewbit_engine benchmark::benchmark)
