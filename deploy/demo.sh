@@ -111,7 +111,7 @@ if [[ -n $once || -n $stopping ]]; then
   exit 0
 fi
 
-cat << TEXT
+cat << TEXT || true
 
 ==> Serving until Ctrl-C
   gRPC     127.0.0.1:$port (fewbit.v1.GenerationService, health, reflection)
