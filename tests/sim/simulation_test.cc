@@ -24,13 +24,9 @@ SchedulerLimits Limits(int32_t running, int32_t waiting, int32_t budget, int32_t
           .max_steps_in_flight = steps_in_flight};
 }
 
-std::vector<SimulationShape> Shapes() {
-  std::vector<SimulationShape> shapes;
-  const auto add = [&shapes](SimulationShape shape) {
-    shape.seed = 1000 + shapes.size();
-    shapes.push_back(shape);
-  };
-  add({.name = "Roomy",
+std::vector<SimulationShape> PlainShapes() {
+  return {
+      {.name = "Roomy",
        .limits = Limits(32, 64, 128, 256, 16, 512, 1),
        .requests = 45000,
        .max_prompt = 60,
@@ -40,8 +36,8 @@ std::vector<SimulationShape> Shapes() {
        .deadline = 0.1,
        .time_limit = 0.1,
        .prompt_logprobs = 0.1,
-       .bad_row = 0.0005});
-  add({.name = "TinyPool",
+       .bad_row = 0.0005},
+      {.name = "TinyPool",
        .limits = Limits(16, 32, 32, 64, 4, 17, 1),
        .requests = 45000,
        .max_prompt = 30,
@@ -50,8 +46,8 @@ std::vector<SimulationShape> Shapes() {
        .cancel = 0.05,
        .deadline = 0.1,
        .time_limit = 0.1,
-       .prompt_logprobs = 0.1});
-  add({.name = "OneSlot",
+       .prompt_logprobs = 0.1},
+      {.name = "OneSlot",
        .limits = Limits(1, 8, 1, 40, 8, 5, 1),
        .requests = 15000,
        .max_prompt = 20,
@@ -60,8 +56,8 @@ std::vector<SimulationShape> Shapes() {
        .cancel = 0.01,
        .deadline = 0.3,
        .time_limit = 0.1,
-       .prompt_logprobs = 0.3});
-  add({.name = "BudgetBelowPrompts",
+       .prompt_logprobs = 0.3},
+      {.name = "BudgetBelowPrompts",
        .limits = Limits(8, 64, 8, 256, 16, 128, 1),
        .requests = 30000,
        .max_prompt = 100,
@@ -70,8 +66,13 @@ std::vector<SimulationShape> Shapes() {
        .cancel = 0.01,
        .deadline = 0.1,
        .time_limit = 0.1,
-       .prompt_logprobs = 0.2});
-  add({.name = "Bursts",
+       .prompt_logprobs = 0.2},
+  };
+}
+
+std::vector<SimulationShape> RoughShapes() {
+  return {
+      {.name = "Bursts",
        .limits = Limits(24, 200, 64, 128, 8, 100, 1),
        .requests = 45000,
        .max_prompt = 40,
@@ -80,8 +81,8 @@ std::vector<SimulationShape> Shapes() {
        .burst = 0.5,
        .cancel = 0.2,
        .deadline = 0.3,
-       .time_limit = 0.2});
-  add({.name = "Failures",
+       .time_limit = 0.2},
+      {.name = "Failures",
        .limits = Limits(12, 40, 48, 128, 8, 80, 1),
        .requests = 30000,
        .max_prompt = 40,
@@ -89,8 +90,13 @@ std::vector<SimulationShape> Shapes() {
        .mean_gap_ms = 2.0,
        .cancel = 0.05,
        .deadline = 0.1,
-       .failure = 0.005});
-  add({.name = "TwoStepsInFlight",
+       .failure = 0.005},
+  };
+}
+
+std::vector<SimulationShape> StepsInFlightShapes() {
+  return {
+      {.name = "TwoStepsInFlight",
        .limits = Limits(16, 64, 32, 128, 8, 90, 2),
        .requests = 45000,
        .max_prompt = 60,
@@ -99,8 +105,8 @@ std::vector<SimulationShape> Shapes() {
        .cancel = 0.2,
        .deadline = 0.1,
        .time_limit = 0.1,
-       .prompt_logprobs = 0.2});
-  add({.name = "TwoStepsTinyPool",
+       .prompt_logprobs = 0.2},
+      {.name = "TwoStepsTinyPool",
        .limits = Limits(6, 32, 12, 64, 4, 20, 2),
        .requests = 30000,
        .max_prompt = 40,
@@ -109,8 +115,8 @@ std::vector<SimulationShape> Shapes() {
        .cancel = 0.5,
        .deadline = 0.2,
        .time_limit = 0.1,
-       .failure = 0.002});
-  add({.name = "FourStepsInFlight",
+       .failure = 0.002},
+      {.name = "FourStepsInFlight",
        .limits = Limits(20, 64, 24, 128, 8, 64, 4),
        .requests = 30000,
        .max_prompt = 80,
@@ -121,7 +127,16 @@ std::vector<SimulationShape> Shapes() {
        .deadline = 0.1,
        .prompt_logprobs = 0.1,
        .failure = 0.001,
-       .bad_row = 0.0005});
+       .bad_row = 0.0005},
+  };
+}
+
+std::vector<SimulationShape> Shapes() {
+  std::vector<SimulationShape> shapes;
+  for (const auto& group : {PlainShapes(), RoughShapes(), StepsInFlightShapes()}) {
+    shapes.insert(shapes.end(), group.begin(), group.end());
+  }
+  for (size_t i = 0; i < shapes.size(); ++i) shapes[i].seed = 1000 + i;
   return shapes;
 }
 
