@@ -42,6 +42,7 @@ SENTENCEPIECE_USERS = {'server/sentence_piece.cc', 'tests/server/sentence_piece_
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
 CLOCK = re.compile(r'\babsl::Now\s*\(|\b(steady_clock|system_clock|high_resolution_clock)\b|\bclock_gettime\b|\btime\s*\(\s*(0|NULL|nullptr)')
+LINK = re.compile(r'\]\(([^)#\s]+)(?:#[^)]*)?\)')
 # In pieces, so that this file does not break the rule it states.
 MARKER = re.compile(r'\b(' + 'TO' + 'DO|FIX' + 'ME|XX' + 'X)\\b')
 LOCAL_PATH = re.compile(r'/' + r'work/|\.\./sha' + 'red')
@@ -117,6 +118,15 @@ def top_level(root):
             yield f'{path.name}: does not belong at the top of the tree'
 
 
+def links(root):
+    """Relative links of the documentation lead somewhere."""
+    for path, name in files(root, {'.md'}):
+        for number, line in enumerate(lines(path), 1):
+            for target in LINK.findall(line):
+                if '://' not in target and not (path.parent / target).exists():
+                    yield f'{name}:{number}: {target} does not exist'
+
+
 def shell(root):
     """Shell scripts parse and are executable."""
     for path, name in files(root, {'.sh'}):
@@ -127,7 +137,7 @@ def shell(root):
             yield f'{name}: not executable'
 
 
-RULES = {rule.__name__: rule for rule in (includes, clock, length, markers, top_level, shell)}
+RULES = {rule.__name__: rule for rule in (includes, clock, length, markers, top_level, links, shell)}
 
 
 def main():

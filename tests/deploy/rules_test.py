@@ -85,6 +85,14 @@ class RulesTest(unittest.TestCase):
         self.write('utils/a.cc', '')
         self.assertEqual(self.found('top_level'), ['utils: does not belong at the top of the tree'])
 
+    def test_links(self):
+        self.write('server/README.md', 'see [the code](a.cc), [above](../README.md#top), [there](https://example.org/x)\n')
+        self.write('server/a.cc', '')
+        self.write('README.md', '')
+        self.assertEqual(self.found('links'), [])
+        self.write('README.md', '\n[gone](server/b.cc)\n')
+        self.assertEqual(self.found('links'), ['README.md:2: server/b.cc does not exist'])
+
     def test_shell(self):
         self.write('deploy/a.sh', 'if true; then echo; fi\n', executable=True)
         self.assertEqual(self.found('shell'), [])

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import socket
 import tempfile
@@ -78,6 +79,17 @@ class StartTest(unittest.TestCase):
                 shown = run([BIN / program, '--version'])
                 self.assertEqual(shown.returncode, 0, shown.stderr)
                 self.assertIn(version, shown.stdout)
+
+    def test_the_documentation_names_flags_that_exist(self):
+        known = {'help', 'version', 'only', 'no_install', 'once', 'dsc', 'dest'}  # of the scripts
+        for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-eval'):
+            known.update(re.findall(r'^  --(\w+)', run([BIN / program, '--help']).stdout, re.MULTILINE))
+        for page in ('README.md', 'deploy/README.md', 'runtime/quantize/README.md', 'runtime/eval/README.md'):
+            for line in (ROOT / page).read_text().splitlines():
+                if re.search(r'docker|cmake|protoc|ctest|apt-get', line, re.IGNORECASE):
+                    continue  # flags of others
+                for flag in re.findall(r'(?<![\w-])--(\w+)', line):
+                    self.assertIn(flag, known, f'{page}: {line}')
 
 
 if __name__ == '__main__':
