@@ -173,6 +173,7 @@ TEST(SlowReaderTest, TheEndIsNotKeptForEver) {
   const auto reader = lazy_stub->GenerateStream(&context, request);
   WaitFor([&] { return harness.Count(Outcome::kLength) == 1; }, "the generation to end");
   harness.ExpectIdle();  // the call, too, is gone
+  EXPECT_TRUE(LeftSeen(harness, 1)) << "by our own cancellation: nobody has read it";
   context.TryCancel();
   EXPECT_FALSE(reader->Finish().ok());
 }

@@ -27,6 +27,7 @@ const Tokenizer& DemoTokenizer() {
 }
 
 std::vector<TokenId> Tokens(std::string_view text) {
+  if (text.starts_with(' ')) text.remove_prefix(1);  // the tokenizer puts one there
   auto ids = DemoTokenizer().Encode(text, /*add_bos=*/false);
   FEWBIT_CHECK(ids.ok());
   return *ids;

@@ -1,0 +1,243 @@
+// fewbit-server as a process, on the bundled demo model: what it prints, how it refuses to start,
+// how it stops.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
+#include <gtest/gtest.h>
+#include <linux/capability.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "fewbit/v1/generation.grpc.pb.h"
+#include "tests/server/server_harness.h"
+
+namespace fewbit::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+const std::string kModel = FEWBIT_SOURCE_DIR "/deploy/models/fewbit-demo-29m";
+
+// A started program; stdout and stderr in one text.
+class Program {
+ public:
+  explicit Program(std::vector<std::string> arguments, bool obey_permissions = false) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) std::abort();
+    arguments.insert(arguments.begin(), FEWBIT_SERVER_PROGRAM);
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    pid_ = fork();
+    if (pid_ == 0) {
+      dup2(ends[1], 1);
+      dup2(ends[1], 2);
+      if (obey_permissions && getuid() == 0) {  // what lets root read everything is lost at exec
+        prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0);
+        prctl(PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH, 0, 0, 0);
+      }
+      execv(argv[0], argv.data());
+      _exit(98);
+    }
+    close(ends[1]);
+    output_fd_ = ends[0];
+  }
+  ~Program() {
+    if (pid_ > 0) {
+      kill(pid_, SIGKILL);
+      Wait();
+    }
+    close(output_fd_);
+  }
+
+  // Reads until the output has `text`, or ends.
+  bool WaitForOutput(const std::string& text) {
+    while (output_.find(text) == std::string::npos) {
+      if (!ReadMore()) return false;
+    }
+    return true;
+  }
+  void Signal(int number) { kill(pid_, number); }
+  // Exit code, or 128 + the signal that ended it.
+  int Wait() {
+    while (ReadMore()) {
+    }
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    pid_ = -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+  const std::string& output() const { return output_; }
+  // The number behind `text`.
+  int NumberAfter(const std::string& text) {
+    if (!WaitForOutput(text)) return -1;
+    while (output_.find('\n', output_.find(text)) == std::string::npos && ReadMore()) {
+    }
+    return std::atoi(output_.c_str() + output_.find(text) + text.size());
+  }
+
+ private:
+  bool ReadMore() {
+    char buffer[4096];
+    const ssize_t n = read(output_fd_, buffer, sizeof(buffer));
+    if (n > 0) output_.append(buffer, static_cast<size_t>(n));
+    return n > 0;
+  }
+
+  pid_t pid_ = -1;
+  int output_fd_ = -1;
+  std::string output_;
+};
+
+std::vector<std::string> Serve() {
+  return {"--model=" + kModel, "--port=0", "--metrics_port=0", "--threads=1", "--kv_memory=64M"};
+}
+
+TEST(ProgramTest, ServesDrainsOnSigtermAndExitsWithZero) {
+  Program program(Serve());
+  const int port = program.NumberAfter("gRPC on 127.0.0.1:");
+  ASSERT_GT(port, 0) << program.output();
+  const int metrics_port = program.NumberAfter("metrics on http://127.0.0.1:");
+  EXPECT_THAT(Scrape(metrics_port), HasSubstr("fewbit_build_info"));
+  const auto channel =
+      grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials());
+  const auto stub = v1::GenerationService::NewStub(channel);
+  v1::GenerateRequest request;
+  request.set_text("Once upon a time");
+  request.set_model("fewbit-demo-29m");
+  request.mutable_sampling()->set_temperature(0);
+  request.mutable_stopping()->set_max_new_tokens(4);
+  const Collected stream = Stream(*stub, request);
+  EXPECT_TRUE(stream.status.ok()) << stream.status.error_message();
+  EXPECT_EQ(stream.token_ids.size(), 4u);
+  program.Signal(SIGTERM);
+  EXPECT_EQ(program.Wait(), 0);
+  EXPECT_THAT(program.output(), AllOf(HasSubstr("draining"), HasSubstr("drained in")));
+  EXPECT_THAT(program.output(), Not(HasSubstr("Once upon"))) << "no prompt in the log";
+}
+
+TEST(ProgramTest, ASecondSignalEndsAtOnce) {
+  std::vector<std::string> arguments = Serve();
+  arguments.push_back("--drain_seconds=600");
+  Program program(arguments);
+  const int port = program.NumberAfter("gRPC on 127.0.0.1:");
+  ASSERT_GT(port, 0) << program.output();
+  const auto stub = v1::GenerationService::NewStub(
+      grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials()));
+  // A call that never reads more than the beginning keeps the drain waiting.
+  v1::GenerateRequest request;
+  request.set_text("Once");
+  request.mutable_stopping()->set_ignore_eos(true);
+  request.mutable_stopping()->set_max_new_tokens(2000);
+  request.mutable_response()->set_top_logprobs(20);
+  grpc::ClientContext context;
+  const auto reader = stub->GenerateStream(&context, request);
+  v1::GenerateResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  program.Signal(SIGINT);
+  ASSERT_TRUE(program.WaitForOutput("draining"));
+  program.Signal(SIGINT);
+  EXPECT_EQ(program.Wait(), 128 + SIGINT);
+  context.TryCancel();
+  EXPECT_FALSE(reader->Finish().ok());
+}
+
+// Starts, fails, and says one line with all of `said`.
+void ExpectRefusal(const std::vector<std::string>& arguments, const std::vector<std::string>& said,
+                   bool obey_permissions = false) {
+  Program program(arguments, obey_permissions);
+  EXPECT_EQ(program.Wait(), 1) << program.output();
+  const size_t line = program.output().find("fewbit-server: ");
+  ASSERT_NE(line, std::string::npos) << program.output();
+  const std::string message = program.output().substr(line);
+  EXPECT_EQ(message.find('\n'), message.size() - 1) << "one line: " << message;
+  for (const std::string& text : said) EXPECT_THAT(message, HasSubstr(text));
+}
+
+TEST(ProgramTest, PortsInUse) {
+  Program first(Serve());
+  const int port = first.NumberAfter("gRPC on 127.0.0.1:");
+  const int metrics_port = first.NumberAfter("metrics on http://127.0.0.1:");
+  ASSERT_GT(port, 0) << first.output();
+  const std::string model = "--model=" + kModel;
+  ExpectRefusal({model, "--port=" + std::to_string(port), "--metrics_port=-1", "--kv_memory=64M"},
+                {"cannot listen on 127.0.0.1:" + std::to_string(port), "--port"});
+  ExpectRefusal(
+      {model, "--port=0", "--metrics_port=" + std::to_string(metrics_port), "--kv_memory=64M"},
+      {"cannot listen on 127.0.0.1:" + std::to_string(metrics_port), "--metrics_port"});
+}
+
+TEST(ProgramTest, RefusesABadCommandLine) {
+  ExpectRefusal({}, {"--model is missing"});
+  ExpectRefusal({"--model=" + kModel, "--device=cuda"}, {"--device=cuda", "CPU runtime only"});
+  ExpectRefusal({"--model=" + kModel, "--port=70000"}, {"--port=70000", "[0, 65535]"});
+  ExpectRefusal({kModel}, {"unexpected argument", kModel});
+}
+
+// A directory of links to the demo model's files, to take away from.
+class ModelDirectoryTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = ::testing::TempDir() + "/fewbit_program_XXXXXX";
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    directory_ = pattern;
+    for (const auto& file : std::filesystem::directory_iterator(kModel)) {
+      std::filesystem::create_symlink(file.path(), directory_ / file.path().filename());
+    }
+  }
+  void TearDown() override {
+    std::filesystem::permissions(directory_, std::filesystem::perms::owner_all);
+    std::filesystem::remove_all(directory_);
+  }
+  std::vector<std::string> Arguments() const {
+    return {"--model=" + directory_.string(), "--port=0", "--metrics_port=-1", "--kv_memory=64M"};
+  }
+
+  std::filesystem::path directory_;
+};
+
+TEST_F(ModelDirectoryTest, Missing) {
+  std::filesystem::remove_all(directory_);
+  std::filesystem::create_directory(directory_);
+  ExpectRefusal(Arguments(), {directory_.string(), "config.json"});
+}
+
+TEST_F(ModelDirectoryTest, WithoutReadPermission) {
+  std::filesystem::permissions(directory_, std::filesystem::perms::none);
+  ExpectRefusal(Arguments(), {directory_.string(), "ermission denied"}, /*obey_permissions=*/true);
+}
+
+TEST_F(ModelDirectoryTest, WithoutTokenizer) {
+  std::filesystem::remove(directory_ / "tokenizer.model");
+  ExpectRefusal(Arguments(), {"tokenizer.model"});
+}
+
+TEST_F(ModelDirectoryTest, WithAnUnknownArchitecture) {
+  std::ifstream in(directory_ / "config.json");
+  std::string config((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  const size_t at = config.find("LlamaForCausalLM");
+  ASSERT_NE(at, std::string::npos);
+  config.replace(at, 16, "MysteryForCausal");
+  std::filesystem::remove(directory_ / "config.json");
+  std::ofstream(directory_ / "config.json") << config;
+  ExpectRefusal(Arguments(), {"config.json", "MysteryForCausal"});
+}
+
+TEST_F(ModelDirectoryTest, WithAKvCacheTooSmallForOneContext) {
+  std::vector<std::string> arguments = Arguments();
+  arguments.back() = "--kv_memory=64K";
+  ExpectRefusal(arguments, {"kv"});
+}
+
+}  // namespace
+}  // namespace fewbit::testing
