@@ -304,6 +304,15 @@ TEST(GenerationTest, AFailedStepIsInternalWithTheIdAndServingStops) {
   EXPECT_EQ(harness.Count(Outcome::kInternal), 1u);
 }
 
+TEST(GenerationTest, ARowThatFailsEndsItsRequestAlone) {
+  Harness harness;
+  harness.executor().FailRowsOf(RequestId{1});  // the first call
+  const Collected failed = Stream(harness.stub(), harness.Saying(" x"));
+  EXPECT_EQ(failed.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(Stream(harness.stub(), harness.Saying(" the sun")).text, " the sun");
+  harness.ExpectIdle();
+}
+
 TEST(TokenizeTest, RoundTripAndBos) {
   Harness harness;
   v1::TokenizeRequest request;
