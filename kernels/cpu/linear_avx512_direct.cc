@@ -74,6 +74,15 @@ inline __m512i Reduce(const __m512i* v) {
                           _mm512_shuffle_i32x4(s[0], s[1], 0xDD));
 }
 
+// Weights are read once, in order; the hardware prefetcher alone leaves half of the bandwidth
+// unused because it stops at every page. A prefetch beyond the end of the matrix is harmless.
+constexpr uintptr_t kPrefetchAhead = 2048;
+
+inline void PrefetchAhead(const uint8_t* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(p) + kPrefetchAhead),
+               _MM_HINT_T0);
+}
+
 inline __m512i Broadcast32Bytes(const uint8_t* p) {
   return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -104,6 +113,7 @@ inline __m512i Chunk2(const Constants& c, const uint8_t* codes, const uint8_t* s
   __m512i total[8];
 #pragma GCC unroll 8
   for (int k = 0; k < 8; ++k) {
+    PrefetchAhead(codes + 64 * k);
     const __m512i v = _mm512_permutexvar_epi8(c.codes, _mm512_loadu_si512(codes + 64 * k));
     const __m512i q00 = _mm512_and_si512(_mm512_srli_epi32(v, 1), mask);
     const __m512i q01 = _mm512_and_si512(_mm512_add_epi8(v, v), mask);
@@ -139,6 +149,7 @@ inline __m512i Chunk4(const Constants& c, const uint8_t* codes, const uint8_t* s
   __m512i total[8];
 #pragma GCC unroll 8
   for (int k = 0; k < 8; ++k) {
+    PrefetchAhead(codes + 64 * k);
     const __m512i v = _mm512_permutexvar_epi8(c.codes, _mm512_loadu_si512(codes + 64 * k));
     const __m512i q0 = _mm512_and_si512(_mm512_add_epi8(v, v), mask);
     const __m512i q1 = _mm512_and_si512(_mm512_srli_epi32(v, 3), mask);

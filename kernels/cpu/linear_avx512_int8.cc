@@ -14,6 +14,7 @@ namespace {
 constexpr int kRows = 16;
 constexpr int kDirectTokens = 2;  // up to here reducing beats transposing
 constexpr int kGroup = 8;
+constexpr size_t kPrefetchCols = 2048;
 constexpr int kVectors = kInt8Block / 4;
 
 // Up to 16 rows, with what is needed to stay inside of them.
@@ -31,6 +32,17 @@ inline void LoadRows(const RowBlock& block, size_t column, __m512i* v) {
   for (int r = 0; r < kRows; ++r) {
     v[r] = _mm512_maskz_loadu_epi8(r < block.rows ? mask : 0,
                                    block.codes + (r < block.rows ? r : 0) * block.cols + column);
+  }
+}
+
+// The same place of the next 16 rows, for rows so long that the hardware prefetcher loses 16
+// streams. Beyond the end of the matrix it is harmless.
+inline void PrefetchNextRows(const RowBlock& block, size_t column) {
+  if (block.cols < kPrefetchCols) return;
+  const uintptr_t next = reinterpret_cast<uintptr_t>(block.codes) + kRows * block.cols + column;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    _mm_prefetch(reinterpret_cast<const char*>(next + r * block.cols), _MM_HINT_T1);
   }
 }
 
@@ -89,6 +101,7 @@ inline __m512 DirectToken(const RowBlock& block, int blocks, const uint8_t* x, c
     for (int half = 0; half < 2; ++half) {
       const int column = b * kInt8Block + 64 * half;
       const __m512i xs = _mm512_loadu_si512(x + column);
+      PrefetchNextRows(block, column);
       LoadRows(block, column, codes);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) sums[r] = _mm512_dpbusd_epi32(sums[r], codes[r], xs);
@@ -153,6 +166,7 @@ void ExpandedBlock(const RowBlock& block, int b, const LinearCall& call, __mmask
   alignas(64) uint8_t weights[kVectors * 64];
   __m512i codes[kRows];
   for (int half = 0; half < 2; ++half) {
+    PrefetchNextRows(block, b * kInt8Block + 64 * half);
     LoadRows(block, b * kInt8Block + 64 * half, codes);
     Transpose16(codes, weights + half * 16 * 64);
   }
