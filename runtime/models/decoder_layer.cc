@@ -180,7 +180,8 @@ void LayerRunner::Layer(int rank, const LayerWeights& w, const LayerCache& cache
 }
 
 void LayerRunner::NormAndStage(int rank, const LayerWeights& w, const std::vector<float>& norm,
-                               bool add, std::initializer_list<LinearRole> roles, int rows) {
+                               bool add, std::initializer_list<LinearRole> roles, int rows,
+                               uint32_t unused_roles) {
   const int e = spec_.hidden_size;
   const Share share = TokenShare(rank, rows);
   for (int t = share.begin; t < share.end; ++t) {
@@ -191,7 +192,7 @@ void LayerRunner::NormAndStage(int rank, const LayerWeights& w, const std::vecto
   }
   int slot = 0;
   for (const LinearRole role : roles) {
-    if (share.begin < share.end) {
+    if (share.begin < share.end && (unused_roles >> slot & 1) == 0) {
       cpu::PrepareActivations(isa_, w[role], Normed(rank), e, rows, share.begin, share.end,
                               Activations(rank, slot));
     }
@@ -200,17 +201,28 @@ void LayerRunner::NormAndStage(int rank, const LayerWeights& w, const std::vecto
   TokenBarrier();
 }
 
+// The rows of q, k or v (`index` 0 to 2) that this rank computes.
+Share LayerRunner::QkvRows(int rank, int index) const {
+  const int rows[3] = {spec_.q_size(), spec_.kv_size(), spec_.kv_size()};
+  return RowsOf(rows, 3, index, rank, team_->size());
+}
+
 void LayerRunner::AttentionInput(int rank, const LayerWeights& w, int index) {
+  uint32_t unused =
+      0;  // what a rank stages for itself alone need not cover matrices it does not use
+  for (int i = 0; redundant_ && i < 3; ++i) {
+    const Share share = QkvRows(rank, i);
+    if (share.begin == share.end) unused |= 1u << i;
+  }
   NormAndStage(rank, w, w.input_norm, index > 0, {LinearRole::kQ, LinearRole::kK, LinearRole::kV},
-               tokens_);
+               tokens_, unused);
 }
 
 void LayerRunner::Qkv(int rank, const LayerWeights& w) {
-  const int rows[3] = {spec_.q_size(), spec_.kv_size(), spec_.kv_size()};
   const int offsets[3] = {0, key_offset_, value_offset_};
   const LinearRole roles[3] = {LinearRole::kQ, LinearRole::kK, LinearRole::kV};
   for (int i = 0; i < 3; ++i) {
-    const Share share = RowsOf(rows, 3, i, rank, team_->size());
+    const Share share = QkvRows(rank, i);
     if (share.begin == share.end) continue;
     cpu::Linear(isa_, w[roles[i]], Normed(rank), spec_.hidden_size, Activations(rank, i), tokens_,
                 share.begin, share.end, qkv_.data() + offsets[i], qkv_stride_);
@@ -355,7 +367,7 @@ void LayerRunner::AttentionOutput(int rank, const LayerWeights& w, int rows) {
 }
 
 void LayerRunner::MlpInput(int rank, const LayerWeights& w, int rows) {
-  NormAndStage(rank, w, w.post_attention_norm, true, {LinearRole::kGate, LinearRole::kUp}, rows);
+  NormAndStage(rank, w, w.post_attention_norm, true, {LinearRole::kGate, LinearRole::kUp}, rows, 0);
 }
 
 // A rank makes the same rows of gate and up, so it can join them without waiting for anybody.

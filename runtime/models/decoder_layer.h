@@ -119,7 +119,8 @@ class LayerRunner {
   void AddTiles(int sequence, int token_begin, int token_end, int out_row,
                 std::vector<Tile>* tiles);
   void NormAndStage(int rank, const LayerWeights& w, const std::vector<float>& norm, bool add,
-                    std::initializer_list<LinearRole> roles, int rows);
+                    std::initializer_list<LinearRole> roles, int rows, uint32_t unused_roles);
+  Share QkvRows(int rank, int index) const;
   void StageInput(int rank, const Matrix& w, const float* x, int rows);
   void Project(int rank, const Matrix& w, const float* x, int rows);
   void StoreKeyValue(int token, int sequence, int kv_head, const LayerWeights& w,

@@ -1,8 +1,8 @@
 // bench_decode --model DIR [--compare DIR] : what the CPU executor does with a checkpoint, as
 // tokens per second.
 //
-// Rows: decode with 1, 4 and 16 sequences at a context of about --context tokens (all sequences'
-// tokens counted), and the prefill of
+// Rows: decode with 1, 4 and 16 sequences (--batches) at a context of about --context tokens (all
+// sequences' tokens counted), and the prefill of
 // --prefill tokens with one sampled row. Each round measures every row once on every model, so that
 // a change of the machine's speed hits all alike; the table shows medians over the rounds and
 // ratios made inside a round before the median is taken.
@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,24 +27,32 @@ ABSL_FLAG(int, threads, 0, "threads; 0: one per processor");
 ABSL_FLAG(int, rounds, 9, "rounds");
 ABSL_FLAG(int, steps, 48, "decode steps per measurement");
 ABSL_FLAG(int, context, 128, "tokens in the cache when decoding begins");
+ABSL_FLAG(std::vector<std::string>, batches, (std::vector<std::string>{"1", "4", "16"}),
+          "sequences of the decode rows");
 ABSL_FLAG(int, prefill, 512, "tokens of the prefill row");
 
 namespace fewbit {
 namespace {
 
-constexpr int kBatches[] = {1, 4, 16};
-constexpr int kMostSequences = 16;
+// The --batches of the decode rows; the first is what others are compared with.
+std::vector<int> Batches() {
+  std::vector<int> out;
+  for (const std::string& text : absl::GetFlag(FLAGS_batches))
+    out.push_back(std::atoi(text.c_str()));
+  return out;
+}
 
 // A model, its executor and one batch that is filled again for every step.
 class Subject {
  public:
-  static std::unique_ptr<Subject> Open(const std::string& directory, int max_context) {
+  static std::unique_ptr<Subject> Open(const std::string& directory, int max_context,
+                                       int sequences) {
     auto model = LoadModel(directory);
     if (!model.ok()) return Fail(directory, model.status());
     CpuExecutorOptions options;
     options.threads = absl::GetFlag(FLAGS_threads);
-    options.max_sequences = kMostSequences;
-    options.max_step_tokens = std::max(512, absl::GetFlag(FLAGS_prefill));
+    options.max_sequences = sequences;
+    options.max_step_tokens = std::max({512, 16 * sequences, absl::GetFlag(FLAGS_prefill)});
     options.max_context = std::min(max_context, (*model)->spec.max_context);
     auto executor = CpuExecutor::Create(model->get(), options);
     if (!executor.ok()) return Fail(directory, executor.status());
@@ -100,7 +109,9 @@ class Subject {
 
   // Real keys and values in every cache, and a first pass over everything.
   void WarmUp() {
-    for (int t = 0; t < absl::GetFlag(FLAGS_context); t += 16) Step(kMostSequences, t, 16);
+    for (int t = 0; t < absl::GetFlag(FLAGS_context); t += 16) {
+      Step(info().max_sequences, t, 16);
+    }
     Step(1, 0, absl::GetFlag(FLAGS_prefill));
   }
 
@@ -110,7 +121,7 @@ class Subject {
     const ExecutorInfo& info = executor_->info();
     const int per_sequence = (info.max_context + info.block_tokens - 1) / info.block_tokens;
     batch_.block_table_stride = per_sequence;
-    for (int b = 0; b < kMostSequences * per_sequence; ++b)
+    for (int b = 0; b < info.max_sequences * per_sequence; ++b)
       batch_.block_table.push_back(BlockId(b));
   }
 
@@ -152,8 +163,8 @@ void Print(const std::vector<std::unique_ptr<Subject>>& subjects, const std::vec
         subject->info().weight_bytes / 1e6);
   }
   const bool two = subjects.size() == 2;
-  std::printf("\n| %-18s | %12s | %9s |", "row", "tokens/s", "x batch 1");
-  if (two) std::printf(" %12s | %9s | %9s |", "compare", "x batch 1", "ratio");
+  std::printf("\n| %-18s | %12s | %9s |", "row", "tokens/s", "x first");
+  if (two) std::printf(" %12s | %9s | %9s |", "compare", "x first", "ratio");
   std::printf("\n|%s|%s|%s|", std::string(20, '-').c_str(), std::string(14, '-').c_str(),
               std::string(11, '-').c_str());
   if (two) {
@@ -173,12 +184,18 @@ void Print(const std::vector<std::unique_ptr<Subject>>& subjects, const std::vec
 }
 
 int Main() {
+  const std::vector<int> batches = Batches();
+  if (batches.empty() || *std::min_element(batches.begin(), batches.end()) < 1) {
+    std::fprintf(stderr, "bench_decode: --batches must be a list of numbers from 1\n");
+    return 1;
+  }
   std::vector<std::unique_ptr<Subject>> subjects;
   const int context = std::max(absl::GetFlag(FLAGS_context) + absl::GetFlag(FLAGS_steps),
                                absl::GetFlag(FLAGS_prefill));
   for (const std::string& directory : {absl::GetFlag(FLAGS_model), absl::GetFlag(FLAGS_compare)}) {
     if (directory.empty()) continue;
-    subjects.push_back(Subject::Open(directory, context));
+    subjects.push_back(
+        Subject::Open(directory, context, *std::max_element(batches.begin(), batches.end())));
     if (subjects.back() == nullptr) return 1;
     subjects.back()->WarmUp();
   }
@@ -187,7 +204,7 @@ int Main() {
     return 1;
   }
   std::vector<Row> rows;
-  for (const int batch : kBatches) {
+  for (const int batch : batches) {
     rows.push_back({"decode, batch " + std::to_string(batch), {}});
   }
   rows.push_back({"prefill, " + std::to_string(absl::GetFlag(FLAGS_prefill)), {}});
@@ -195,8 +212,8 @@ int Main() {
   for (int round = 0; round < absl::GetFlag(FLAGS_rounds); ++round) {
     for (size_t i = 0; i < rows.size(); ++i) {
       for (size_t m = 0; m < subjects.size(); ++m) {
-        rows[i].rates[m].push_back(i < std::size(kBatches) ? subjects[m]->DecodeRate(kBatches[i])
-                                                           : subjects[m]->PrefillRate());
+        rows[i].rates[m].push_back(i < batches.size() ? subjects[m]->DecodeRate(batches[i])
+                                                      : subjects[m]->PrefillRate());
       }
     }
   }
