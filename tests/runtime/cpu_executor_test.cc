@@ -255,17 +255,27 @@ TEST(CpuExecutor, StepsDoNotAllocate) {
   }
 }
 
+// A NaN must come through dense and packed layers alike and end as an error, not as a token.
 TEST(CpuExecutor, BadWeightsFailTheStepAndNotTheProcess) {
-  const auto owned = RandomModel(SmallSpec(), 4);
-  owned->model.layers[1].post_attention_norm[7] = std::numeric_limits<float>::quiet_NaN();
-  const auto executor = Make(owned->model, SmallOptions());
-  Driver driver(executor.get());
-  driver.Add(MakeRequest(10, 3, 41));
-  for (int i = 0; i < 2; ++i) {
-    const absl::Status status = driver.Step(1000);
-    EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
-    EXPECT_THAT(std::string(status.message()), HasSubstr("request 42"));
-    driver.sequence(0).computed = 0;
+  const auto source = RandomModel(SmallSpec(), 4);
+  for (const bool packed : {false, true}) {
+    for (const cpu::Isa isa : {cpu::Isa::kPortable, cpu::Isa::kAvx2, cpu::Isa::kAvx512}) {
+      if (!cpu::IsaSupported(isa)) continue;
+      SCOPED_TRACE(std::string(cpu::IsaName(isa)) + (packed ? ", packed" : ", dense"));
+      const auto model = PackedModel(source->model, !packed);
+      model->model.layers[1].post_attention_norm[7] = std::numeric_limits<float>::quiet_NaN();
+      CpuExecutorOptions options = SmallOptions();
+      options.isa = isa;
+      const auto executor = Make(model->model, options);
+      Driver driver(executor.get());
+      driver.Add(MakeRequest(10, 3, 41));
+      for (int i = 0; i < 2; ++i) {
+        const absl::Status status = driver.Step(1000);
+        EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+        EXPECT_THAT(std::string(status.message()), HasSubstr("request 42"));
+        driver.sequence(0).computed = 0;
+      }
+    }
   }
 }
 
