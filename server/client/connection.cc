@@ -101,6 +101,9 @@ grpc::Status WaitReady(const std::string& address, double seconds, grpc::ClientC
   grpc::Status status;
   call->Finish(&status, nullptr);
   done();
+  if (status.ok()) {
+    return {grpc::StatusCode::UNAVAILABLE, absl::StrCat("the server at ", address, " ", state)};
+  }
   if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) return status;
   return {status.error_code(),
           absl::StrCat("the server at ", address, " ", state, " after ", seconds, " seconds")};

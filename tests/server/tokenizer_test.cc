@@ -6,6 +6,7 @@
 #include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <thread>
 
 #include "gmock/gmock.h"
@@ -221,6 +222,33 @@ TEST(TokenizerTest, WhatIsNotASentencePieceModelIsRefused) {
     EXPECT_EQ(tokenizer.status().code(), absl::StatusCode::kInvalidArgument) << content.size();
     EXPECT_THAT(tokenizer.status().message(), HasSubstr("is not a SentencePiece model"));
   }
+}
+
+TEST(TokenizerTest, ADamagedModelIsRefusedOrWorks) {
+  const std::string whole = ReadAll(kDemo + "/tokenizer.model");
+  const std::string text = "Once upon a time \u20ac 12";
+  std::mt19937 random(3);
+  Directory directory;
+  int refused = 0, working = 0;
+  for (int round = 0; round < 150; ++round) {
+    std::string content = whole;
+    content[random() % content.size()] = static_cast<char>(random());
+    if (round % 3 == 0) content[content.size() - 1 - random() % 300] = static_cast<char>(random());
+    directory.Write("tokenizer.model", content);
+    const auto tokenizer = Tokenizer::Load(directory.path(), kDemoVocab);
+    if (!tokenizer.ok()) {
+      EXPECT_THAT(tokenizer.status().message(), HasSubstr(directory.path()));
+      ++refused;
+      continue;
+    }
+    const auto tokens = (*tokenizer)->Encode(text, true);
+    if (tokens.ok()) {
+      EXPECT_TRUE(IsValidUtf8((*tokenizer)->Decode(*tokens)));
+    }
+    ++working;
+  }
+  EXPECT_GT(refused, 0);
+  EXPECT_GT(working, 0);
 }
 
 TEST(TokenizerTest, EntriesThatAreNoTextAreRefused) {
