@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Sourced by demo.sh and tests/run.sh; does nothing by itself.
+# Sourced by the scripts here and tests/run.sh; does nothing by itself.
 
 say() { printf '%s\n' "$*"; }
 step() { printf '\n==> %s\n' "$*"; }
 die() { printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2; exit 1; }
 
-# The comment at the top of the script that was called.
-show_help() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0"; }
+# The comment at the top of the script that was called, whose absolute path is in self.
+show_help() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$self"; }
 
 # How many compilers may run: one per processor, two gigabytes each.
 parallel_jobs() {

@@ -11,7 +11,8 @@
 #   --prompt       what to continue
 #   --no_install   fail if packages are missing instead of installing them
 set -euo pipefail
-cd "$(dirname "$0")/.."
+self=$(realpath "$0")
+cd "$(dirname "$self")/.."
 
 . deploy/common.sh
 

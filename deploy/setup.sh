@@ -4,7 +4,8 @@
 #
 #   deploy/setup.sh [--no_install]    --no_install: fail instead of installing packages
 set -euo pipefail
-cd "$(dirname "$0")/.."
+self=$(realpath "$0")
+cd "$(dirname "$self")/.."
 
 . deploy/common.sh
 

@@ -10,7 +10,8 @@
 #
 # Every step runs even if one before it failed; the exit status is 0 only if all passed. Logs are in build/logs/.
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit 1
+self=$(realpath "$0")
+cd "$(dirname "$self")/.." || exit 1
 . deploy/common.sh
 
 steps=(format release asan tsan)
