@@ -5,8 +5,8 @@ say() { printf '%s\n' "$*"; }
 step() { printf '\n==> %s\n' "$*"; }
 die() { printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2; exit 1; }
 
-# The comment at the top of the script that was called, whose absolute path is in self.
-show_help() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$self"; }
+# show_help FILE: the comment at its top.
+show_help() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$1"; }
 
 # How many compilers may run: one per processor, two gigabytes each.
 parallel_jobs() {

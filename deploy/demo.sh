@@ -27,7 +27,7 @@ for argument in "$@"; do
     --model=*) model=${argument#*=} ;;
     --prompt=*) prompt=${argument#*=} ;;
     --no_install) setup=(--no_install) ;;
-    -h | --help) show_help; exit 0 ;;
+    -h | --help) show_help "$self"; exit 0 ;;
     *) die "unknown argument '$argument' (see --help)" ;;
   esac
 done

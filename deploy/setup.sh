@@ -13,7 +13,7 @@ install=1
 for argument in "$@"; do
   case $argument in
     --no_install) install= ;;
-    -h | --help) show_help; exit 0 ;;
+    -h | --help) show_help "$self"; exit 0 ;;
     *) die "unknown argument '$argument' (see --help)" ;;
   esac
 done

@@ -20,7 +20,7 @@ for argument in "$@"; do
   case $argument in
     --only=*) IFS=, read -r -a steps <<< "${argument#*=}" ;;
     --no_install) setup=(--no_install) ;;
-    -h | --help) show_help; exit 0 ;;
+    -h | --help) show_help "$self"; exit 0 ;;
     *) die "unknown argument '$argument' (see --help)" ;;
   esac
 done
