@@ -62,10 +62,6 @@ inline Vec Keep(Vec v, uint32_t bits, float fill) {
   return {_mm256_blendv_ps(other, v.lo, _mm256_castsi256_ps(keep_lo)),
           _mm256_blendv_ps(other, v.hi, _mm256_castsi256_ps(keep_hi))};
 }
-inline uint32_t BitsLess(Vec a, Vec b) {
-  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ))) |
-         static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))) << 8;
-}
 inline uint32_t BitsEqual(Vec a, Vec b) {
   return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_EQ_OQ))) |
          static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_EQ_OQ))) << 8;

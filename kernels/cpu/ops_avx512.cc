@@ -42,7 +42,6 @@ inline Vec Min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec Keep(Vec v, uint32_t bits, float fill) {
   return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), Set(fill), v);
 }
-inline uint32_t BitsLess(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 inline uint32_t BitsEqual(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 // v where !(x < limit), else 0.
 inline Vec ZeroBelow(Vec v, Vec x, Vec limit) {

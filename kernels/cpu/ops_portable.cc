@@ -96,11 +96,6 @@ inline Vec Min(const Vec& a, const Vec& b) {
 inline Vec Keep(const Vec& v, uint32_t bits, float fill) {
   return Lanes([&](int i) { return bits >> i & 1 ? v.lane[i] : fill; });
 }
-inline uint32_t BitsLess(const Vec& a, const Vec& b) {
-  uint32_t bits = 0;
-  for (int i = 0; i < 16; ++i) bits |= static_cast<uint32_t>(a.lane[i] < b.lane[i]) << i;
-  return bits;
-}
 inline uint32_t BitsEqual(const Vec& a, const Vec& b) {
   uint32_t bits = 0;
   for (int i = 0; i < 16; ++i) bits |= static_cast<uint32_t>(a.lane[i] == b.lane[i]) << i;
