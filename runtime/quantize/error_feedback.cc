@@ -13,52 +13,61 @@ namespace {
 
 constexpr double kDamping = 0.01;
 
-// Lower Cholesky factor in place, row by row (the upper part is left alone). Column j is finished
-// by every rank for its own rows after row j is done, so each element has one fixed order of
-// summation. Returns false where a pivot is not positive.
-bool Cholesky(int n, ThreadTeam* team, std::vector<double>* a) {
-  bool good = true;
-  constexpr int kPanel = 32;
-  for (int begin = 0; begin < n && good; begin += kPanel) {
+// Rows of the panel that is factored by one thread before all threads update the rest.
+constexpr int kPanel = 32;
+// Columns of the inverse that share one pass over the factor.
+constexpr int kColumns = 16;
+
+// a [n, n] -> its upper triangle R with R^T R = a, in place; only the upper triangle is read. Each
+// element has one order of summation, whatever the team. False where a pivot is not positive.
+bool Cholesky(int n, ThreadTeam* team, const LaneKernels& kernels, std::vector<double>* a) {
+  const auto row = [&](int i) { return a->data() + static_cast<size_t>(i) * n; };
+  const auto update = [&](int i, int k) {
+    kernels.subtract_scaled(row(i) + i, row(k) + i, row(k)[i], n - i);
+  };
+  for (int begin = 0; begin < n; begin += kPanel) {
     const int end = std::min(begin + kPanel, n);
-    for (int j = begin; j < end; ++j) {
-      double* row = a->data() + static_cast<size_t>(j) * n;
-      for (int c = begin; c <= j; ++c) {
-        const double* other = a->data() + static_cast<size_t>(c) * n;
-        double sum = row[c];
-        for (int k = begin; k < c; ++k) sum -= row[k] * other[k];
-        if (c < j) {
-          row[c] = sum / other[c];
-        } else {
-          if (!(sum > 0.0)) return false;
-          row[c] = std::sqrt(sum);
-        }
-      }
+    for (int k = begin; k < end; ++k) {
+      const double pivot = row(k)[k];
+      if (!(pivot > 0.0)) return false;
+      const double root = std::sqrt(pivot);
+      for (int j = k; j < n; ++j) row(k)[j] /= root;
+      for (int i = k + 1; i < end; ++i) update(i, k);
     }
     team->Run([&](int rank) {
-      // Interleaved rows: later rows have more work.
+      // Every size()-th row: early rows are longer.
       for (int i = end + rank; i < n; i += team->size()) {
-        double* row = a->data() + static_cast<size_t>(i) * n;
-        for (int c = begin; c < end; ++c) {
-          const double* other = a->data() + static_cast<size_t>(c) * n;
-          double sum = row[c];
-          for (int k = begin; k < c; ++k) sum -= row[k] * other[k];
-          row[c] = sum / other[c];
-        }
-      }
-      team->Barrier();
-      for (int i = end + rank; i < n; i += team->size()) {
-        double* row = a->data() + static_cast<size_t>(i) * n;
-        for (int j = end; j <= i; ++j) {
-          const double* other = a->data() + static_cast<size_t>(j) * n;
-          double sum = 0.0;
-          for (int k = begin; k < end; ++k) sum += row[k] * other[k];
-          row[j] -= sum;
-        }
+        for (int k = begin; k < end; ++k) update(i, k);
       }
     });
   }
-  return good;
+  return true;
+}
+
+// Calls store(i, c, value) for every element i >= c of the inverse of R^T, columns shared out among
+// the team.
+template <typename Store>
+void InvertTransposed(int n, const std::vector<double>& r, ThreadTeam* team,
+                      const LaneKernels& kernels, const Store& store) {
+  const int blocks = (n + kColumns - 1) / kColumns;
+  team->Run([&](int rank) {
+    std::vector<double> rest(static_cast<size_t>(kColumns) * n);
+    for (int block = rank; block < blocks; block += team->size()) {
+      const int first = block * kColumns;
+      const int last = std::min(first + kColumns, n);
+      std::fill(rest.begin(), rest.end(), 0.0);
+      for (int c = first; c < last; ++c) rest[static_cast<size_t>(c - first) * n + c] = 1.0;
+      for (int i = first; i < n; ++i) {
+        const double* row = r.data() + static_cast<size_t>(i) * n;
+        for (int c = first; c < std::min(last, i + 1); ++c) {
+          double* column = rest.data() + static_cast<size_t>(c - first) * n;
+          const double value = column[i] / row[i];
+          store(i, c, value);
+          kernels.subtract_scaled(column + i + 1, row + i + 1, value, n - i - 1);
+        }
+      }
+    }
+  });
 }
 
 }  // namespace
@@ -68,7 +77,7 @@ bool Cholesky(int n, ThreadTeam* team, std::vector<double>* a) {
 // triangular inversion, no explicit H^-1.
 absl::StatusOr<std::unique_ptr<ErrorFeedback>> ErrorFeedback::Create(
     const std::vector<float>& hessian, std::span<const int> channels, ThreadTeam* team,
-    const LaneKernels& /*kernels*/) {
+    const LaneKernels& kernels) {
   const int n = static_cast<int>(channels.size());
   FEWBIT_CHECK(hessian.size() == static_cast<size_t>(n) * n) << "K = " << n;
   double mean = 0.0;
@@ -81,7 +90,7 @@ absl::StatusOr<std::unique_ptr<ErrorFeedback>> ErrorFeedback::Create(
     for (int j = 0; j < n; ++j) out[j] = row[channels[n - 1 - j]];
     out[i] += kDamping * mean;
   }
-  if (!Cholesky(n, team, &factor)) {
+  if (!Cholesky(n, team, kernels, &factor)) {
     return absl::InternalError(
         absl::StrCat("the ", n, " x ", n, " Hessian is not positive definite"));
   }
@@ -89,20 +98,9 @@ absl::StatusOr<std::unique_ptr<ErrorFeedback>> ErrorFeedback::Create(
   feedback->size_ = n;
   feedback->upper_.assign(static_cast<size_t>(n) * n, 0.0f);
   feedback->weights_.resize(n);
-  // Column c of L^-1 by forward substitution; columns are independent.
-  team->Run([&](int rank) {
-    std::vector<double> x(n);
-    for (int c = rank; c < n; c += team->size()) {
-      for (int i = c; i < n; ++i) {
-        const double* row = factor.data() + static_cast<size_t>(i) * n;
-        double sum = i == c ? 1.0 : 0.0;
-        for (int k = c; k < i; ++k) sum -= row[k] * x[k];
-        x[i] = sum / row[i];
-        // L^-1 at (i, c) is U at (n-1-i, n-1-c).
-        feedback->upper_[static_cast<size_t>(n - 1 - i) * n + (n - 1 - c)] =
-            static_cast<float>(x[i]);
-      }
-    }
+  InvertTransposed(n, factor, team, kernels, [&](int i, int c, double value) {
+    // L^-1 at (i, c) is U at (n-1-i, n-1-c).
+    feedback->upper_[static_cast<size_t>(n - 1 - i) * n + (n - 1 - c)] = static_cast<float>(value);
   });
   for (int i = 0; i < n; ++i) {
     float* row = feedback->upper_.data() + static_cast<size_t>(i) * n;

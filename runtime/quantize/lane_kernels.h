@@ -26,6 +26,9 @@ struct LaneKernels {
   // w[k][l] -= e[l] * u[k] for `channels` channels: one step of error feedback.
   void (*subtract_outer)(float* w, const float* e, const float* u, int channels);
 
+  // y[j] -= factor * x[j] for j < n.
+  void (*subtract_scaled)(double* y, const double* x, double factor, int n);
+
   // sums[j] += x[i * cols + j]^2 for `tokens` rows i in ascending order.
   void (*add_squares)(const float* x, int tokens, int cols, double* sums);
 

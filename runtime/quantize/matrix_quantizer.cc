@@ -427,6 +427,12 @@ absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const fl
   }
   if (absl::Status status = CheckWeights(name, weights, rows, cols); !status.ok()) return status;
   FEWBIT_CHECK(static_cast<int>(hessian.diagonal.size()) == cols) << name;
+  for (int k = 0; k < cols; ++k) {
+    if (std::isfinite(hessian.diagonal[k])) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        name, ": the calibration inputs of channel ", k,
+        " are NaN or infinite; the weights before this layer are out of any sensible range"));
+  }
   return MatrixJob(weights, rows, cols, hessian, settings, team, kernels).Run(name);
 }
 

@@ -312,6 +312,9 @@ TEST(QuantizeMatrixTest, RefusesWhatItCannotQuantize) {
   EXPECT_THAT(refusal(p), HasSubstr("weight [3, 5] is infinite"));
   p.weights[3 * 64 + 5] = 1e30f;
   EXPECT_THAT(refusal(p), HasSubstr("beyond the format's limit"));
+  p = RandomProblem(8, 64, 12);
+  p.hessian.diagonal[9] = std::numeric_limits<float>::infinity();
+  EXPECT_THAT(refusal(p), HasSubstr("calibration inputs of channel 9"));
   EXPECT_THAT(refusal(RandomProblem(8, 40, 12)), HasSubstr("K = 40 input channels"));
 }
 
