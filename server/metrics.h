@@ -83,7 +83,7 @@ struct ServerStats {
   // text behind a stop string included.
   std::atomic<uint64_t> prompt_tokens_delivered{0}, prompt_tokens_aborted{0};
   std::atomic<uint64_t> generated_tokens_delivered{0}, generated_tokens_aborted{0};
-  std::atomic<int64_t> open_streams{0};  // Generate and GenerateStream calls
+  std::atomic<int64_t> open_streams{0};      // Generate and GenerateStream calls
   std::atomic<uint64_t> abandoned_calls{0};  // those whose client left, even behind the last token
   Histogram queue_seconds, time_to_first_token_seconds, inter_token_seconds, request_seconds;
   Histogram time_per_output_token_seconds;

@@ -125,12 +125,15 @@ void Server::Drain(absl::Time deadline) {
   admission_.StartDraining();
   if (grpc_ != nullptr) readiness_.StartDraining();
   engine_.Drain(deadline);  // its last events are with the emitter now
-  emitter_.Stop();          // and their responses with gRPC
-  if (grpc_ == nullptr) return;
-  admission_.WaitForStreams(std::max(deadline, absl::Now() + kLastReads));
-  // What is open now are health watches, other unary calls and readers that had their time.
-  grpc_->Shutdown(absl::ToChronoTime(absl::Now() + kGrace));
-  grpc_->Wait();
+  if (grpc_ != nullptr) {
+    admission_.WaitForStreams(std::max(deadline, absl::Now() + kLastReads));
+    // What is open now are health watches, other unary calls and readers that had their time.
+    grpc_->Shutdown(absl::ToChronoTime(absl::Now() + kGrace));
+    grpc_->Wait();
+  }
+  // Last: a call that was on its way to the engine when the drain began is refused through the
+  // emitter.
+  emitter_.Stop();
 }
 
 }  // namespace fewbit

@@ -361,8 +361,9 @@ void Bench::Memory() {
   };
   hold(64);  // connections, arenas and tables exist
   Ask({.kind = Command::Kind::kDrop, .port = 0, .streams = 0, .seconds = 0.0});
-  executor.AllowSteps(1);
+  executor.OpenGate();
   while (server->stats().open_streams.load() > 0) std::this_thread::yield();
+  executor.CloseGate();
   malloc_trim(0);
   const double before = ResidentBytes();
   hold(kIdleStreams);

@@ -8,9 +8,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "tests/server/server_harness.h"
@@ -236,6 +238,27 @@ TEST(DrainTest, RunningRequestsFinishAndNewOnesAreRefused) {
   EXPECT_EQ(stream.text, " the sun was high");
   EXPECT_EQ(stream.last.finish_reason(), v1::FINISH_REASON_EOS);
   drain.join();
+}
+
+TEST(DrainTest, CallsThatComeMeanwhileAllEnd) {
+  Harness harness;
+  std::atomic<int> started{0};
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 4; ++i) {
+    clients.emplace_back([&] {
+      const auto stub = v1::GenerationService::NewStub(harness.NewChannel());
+      grpc::Status status;
+      do {
+        status = Stream(*stub, harness.Saying(" the sun was high")).status;
+        ++started;
+      } while (status.ok());
+      EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+    });
+  }
+  WaitFor([&] { return started > 20; }, "clients at work");
+  harness.server().Drain(absl::Now() + absl::Seconds(30));
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(harness.server().stats().open_streams.load(), 0);
 }
 
 TEST(DrainTest, AtTheDeadlineRequestsEndWithWhatThereIs) {

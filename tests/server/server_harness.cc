@@ -105,8 +105,9 @@ void Harness::Script(uint64_t seed, std::vector<TokenId> ids) {
 v1::GenerateRequest Harness::Saying(std::string_view text) {
   v1::GenerateRequest request;
   request.set_text("Once upon a time");
-  request.mutable_sampling()->set_seed(next_seed_);
-  Script(next_seed_++, Tokens(text));
+  const uint64_t seed = next_seed_++;
+  request.mutable_sampling()->set_seed(seed);
+  Script(seed, Tokens(text));
   return request;
 }
 

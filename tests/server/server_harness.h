@@ -4,6 +4,7 @@
 
 #include <grpcpp/channel.h>
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -22,7 +23,7 @@
 namespace fewbit::testing {
 
 struct HarnessOptions {
-  Config config = {};             // ports are any free ones, whatever it says
+  Config config = {};        // ports are any free ones, whatever it says
   bool metrics = false;      // listen for /metrics
   bool gate_closed = false;  // steps wait for AllowSteps or OpenGate
   int32_t max_context = 4096;
@@ -68,7 +69,7 @@ class Harness {
 
   Mutex mu_;
   std::map<uint64_t, std::vector<TokenId>> scripts_ FEWBIT_GUARDED_BY(mu_);
-  uint64_t next_seed_ = 1;
+  std::atomic<uint64_t> next_seed_{1};
   std::unique_ptr<FakeExecutor> executor_;
   std::unique_ptr<Server> server_;
   std::shared_ptr<grpc::Channel> channel_;
