@@ -167,6 +167,14 @@ StepHandle CpuExecutor::Launch(const ForwardBatch& batch) {
       << batch.kv_len.size() << " sequences for at most " << impl.info.max_sequences;
   FEWBIT_CHECK(batch.samples.size() <= impl.tokens.size())
       << batch.samples.size() << " samples for at most " << impl.tokens.size();
+  for (const int32_t length : batch.kv_len) {
+    FEWBIT_CHECK(length <= impl.info.max_context)
+        << "a sequence of " << length << " tokens for at most " << impl.info.max_context;
+  }
+  for (const TokenId id : batch.token_ids) {
+    FEWBIT_CHECK(ToInt(id) >= 0 && ToInt(id) < impl.info.vocab_size)
+        << "token " << ToInt(id) << " of a vocabulary of " << impl.info.vocab_size;
+  }
   impl.launched = true;
   impl.num_tokens = static_cast<int>(batch.samples.size());
   impl.status = impl.Step(batch);
