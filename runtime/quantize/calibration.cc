@@ -156,11 +156,15 @@ int Calibration::InputOf(LinearRole role) {
   return 0;
 }
 
-void Calibration::RunLayer(const LayerWeights& weights, bool full) {
+absl::Status Calibration::RunLayer(const LayerWeights& weights, bool full,
+                                   const std::atomic<bool>* stop) {
   for (Hessian& hessian : hessians_) hessian = Hessian{};
   Observer observer(this, full);
   const int batch = std::max(1, kBatchTokens / windows_.context);
   for (int begin = 0; begin < windows_.count(); begin += batch) {
+    if (stop != nullptr && stop->load(std::memory_order_relaxed)) {
+      return absl::CancelledError("stopped");
+    }
     const int count = std::min(batch, windows_.count() - begin);
     std::vector<int32_t> q_start(count + 1);
     for (int i = 0; i <= count; ++i) q_start[i] = i * windows_.context;
@@ -169,6 +173,7 @@ void Calibration::RunLayer(const LayerWeights& weights, bool full) {
     fewbit::RunLayer(spec_, weights, q_start, hidden, team_, isa_, &observer);
   }
   observer.Finish();
+  return absl::OkStatus();
 }
 
 }  // namespace fewbit

@@ -2,10 +2,12 @@
 // all windows, and what each linear layer sees of them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/cpu/linear.h"
 #include "runtime/models/model.h"
@@ -37,8 +39,9 @@ class Calibration {
               ThreadTeam* team, cpu::Isa isa);
 
   // Runs all windows through the layer. `full` gathers the Hessians' matrices too, not only their
-  // diagonals.
-  void RunLayer(const LayerWeights& weights, bool full);
+  // diagonals. *stop set (may be null): ends early with CANCELLED, and the object is of no use any
+  // more.
+  absl::Status RunLayer(const LayerWeights& weights, bool full, const std::atomic<bool>* stop);
 
   // Of the inputs of a role in the layer run last.
   const Hessian& hessian(LinearRole role) const { return hessians_[InputOf(role)]; }

@@ -189,9 +189,9 @@ absl::StatusOr<QuantizeReport> CheckpointJob::Run(std::span<const TokenId> calib
     absl::StatusOr<LayerWeights> weights = (*reader)->Layer(layer);
     if (!weights.ok()) return weights.status();
     if (absl::Status status = Step(layer, "calibrating"); !status.ok()) return status;
-    calibration.RunLayer(*weights, settings_.method->error_feedback);
+    absl::Status status = calibration.RunLayer(*weights, settings_.method->error_feedback, stop_);
     QuantizedLayer quantized;
-    absl::Status status = QuantizeLayer(layer, *weights, calibration, &quantized);
+    if (status.ok()) status = QuantizeLayer(layer, *weights, calibration, &quantized);
     if (status.ok()) status = (*writer)->WriteLayer(layer, quantized);
     if (!status.ok()) return status;
     (*reader)->ReleaseLayer(layer);
