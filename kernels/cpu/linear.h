@@ -32,6 +32,8 @@ size_t ActivationBytes(const Matrix& w, int tokens);
 // quantized to int8 with one float scale per token and chunk (packed) or per 128 channels (8-bit).
 // A no-op for dense weights. Tokens are independent: [token_begin, token_end) of a scratch sized
 // for `tokens` may be staged by different threads.
+// What is staged is private to `isa`, `w` and `tokens`: the Linear that follows must be given the
+// same.
 void PrepareActivations(Isa isa, const Matrix& w, const float* x, size_t x_stride, int tokens,
                         int token_begin, int token_end, void* activations);
 
