@@ -23,9 +23,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::microseconds kBarrierSpin(50);
-// Covers the engine's work between two steps of a busy server.
-constexpr std::chrono::microseconds kRunSpin(50);
+// Longer than what ranks with equal shares differ by, and than the engine's work between two steps.
+constexpr std::chrono::microseconds kSpin(50);
+// After a spin in vain, so many waits block at once.
+constexpr int kRest = 15;
 
 void Pause() {
 #if defined(__x86_64__)
@@ -33,19 +34,46 @@ void Pause() {
 #endif
 }
 
-// Waits until `word` differs from `seen`, spinning at most `spin` before it blocks.
-void AwaitChange(const std::atomic<uint32_t>& word, uint32_t seen, std::chrono::microseconds spin) {
-  if (spin.count() > 0) {
-    const Clock::time_point deadline = Clock::now() + spin;
+// Waiting for a word to change: spins for a while, then blocks. Where others want the processors,
+// whoever is waited for may not be running, perhaps because the waiter sits on its processor;
+// spinning then only keeps it off. So a spin in vain is a reason not to spin for a while.
+// Thread-safe.
+class Waiter {
+ public:
+  explicit Waiter(bool spin) : spin_(spin) {}
+
+  void Await(const std::atomic<uint32_t>& word, uint32_t seen) {
+    if (spin_ && !Resting()) {
+      if (Spin(word, seen)) return;
+      rest_.store(kRest, std::memory_order_relaxed);
+    }
+    while (word.load(std::memory_order_acquire) == seen) {
+      word.wait(seen, std::memory_order_acquire);
+    }
+  }
+
+ private:
+  // Counts imprecisely when several ranks wait at once, which does no harm.
+  bool Resting() {
+    const int rest = rest_.load(std::memory_order_relaxed);
+    if (rest > 0) rest_.store(rest - 1, std::memory_order_relaxed);
+    return rest > 0;
+  }
+
+  static bool Spin(const std::atomic<uint32_t>& word, uint32_t seen) {
+    const Clock::time_point deadline = Clock::now() + kSpin;
     do {
       for (int i = 0; i < 16; ++i) {
-        if (word.load(std::memory_order_acquire) != seen) return;
+        if (word.load(std::memory_order_acquire) != seen) return true;
         Pause();
       }
     } while (Clock::now() < deadline);
+    return false;
   }
-  while (word.load(std::memory_order_acquire) == seen) word.wait(seen, std::memory_order_acquire);
-}
+
+  const bool spin_;
+  std::atomic<int> rest_{0};
+};
 
 // Processors by affinity alone; 1 if the system does not say.
 int AffinityProcessors() {
@@ -130,11 +158,10 @@ Share ShareOf(int total, int unit, int rank, int size) {
 
 // Each word that ranks write sits on a cache line of its own.
 struct ThreadTeam::Impl {
-  explicit Impl(int threads) : size(threads) {
-    const bool spin = threads > 1 && threads <= AvailableProcessors();
-    barrier_spin = spin ? kBarrierSpin : std::chrono::microseconds(0);
-    run_spin = spin ? kRunSpin : std::chrono::microseconds(0);
-  }
+  explicit Impl(int threads)
+      : size(threads), barrier_waiter(Spins(threads)), run_waiter(Spins(threads)) {}
+
+  static bool Spins(int threads) { return threads > 1 && threads <= AvailableProcessors(); }
 
   void Barrier() {
     if (size == 1) return;
@@ -145,13 +172,13 @@ struct ThreadTeam::Impl {
       phase.notify_all();
       return;
     }
-    AwaitChange(phase, seen, barrier_spin);
+    barrier_waiter.Await(phase, seen);
   }
 
   void Work(int rank) {
     uint32_t seen = 0;
     while (true) {
-      AwaitChange(run, seen, run_spin);
+      run_waiter.Await(run, seen);
       seen = run.load(std::memory_order_acquire);
       if (function == nullptr) return;
       (*function)(rank);
@@ -160,12 +187,12 @@ struct ThreadTeam::Impl {
   }
 
   const int size;
-  std::chrono::microseconds barrier_spin{0};
-  std::chrono::microseconds run_spin{0};
   alignas(64) std::atomic<uint32_t> run{0};            // counts Runs
   const std::function<void(int)>* function = nullptr;  // published by `run`; null ends the threads
   alignas(64) std::atomic<int> arrived{0};
   alignas(64) std::atomic<uint32_t> phase{0};  // counts barriers
+  alignas(64) Waiter barrier_waiter;
+  alignas(64) Waiter run_waiter;
   alignas(64) std::vector<std::thread> threads;
 };
 

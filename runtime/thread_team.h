@@ -1,8 +1,9 @@
 // A fixed team of threads that runs one function at a time, all ranks together (the caller is rank
 // 0), with a barrier for the phases inside. A step of the model is one Run with a few barriers per
 // layer. Who waits, for the next Run or inside one, spins for some microseconds before it blocks:
-// phases are tens of microseconds long and a wake-up costs as much. A team larger than the number
-// of processors blocks at once.
+// phases are tens of microseconds long and a wake-up costs as much. After a spin in vain, which is
+// what a machine busy with other work gives, the next waits block at once, and so do all waits of a
+// team larger than the number of processors.
 #pragma once
 
 #include <functional>
