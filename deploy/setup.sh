@@ -2,7 +2,8 @@
 # Prepares a Debian 12 machine for building fewbit: the packages of deploy/apt-packages.txt and the SentencePiece library. Does
 # nothing where everything is there already. Needs root, or a user who may use sudo, only if packages are missing.
 #
-#   deploy/setup.sh [--no_install]    --no_install: fail instead of installing packages
+#   deploy/setup.sh [--tests] [--no_install]    --tests: also what only tests need (tests/apt-packages.txt)
+#                                               --no_install: fail instead of installing packages
 set -euo pipefail
 self=$(realpath "$0")
 cd "$(dirname "$self")/.."
@@ -10,17 +11,19 @@ cd "$(dirname "$self")/.."
 . deploy/common.sh
 
 install=1
+lists=(deploy/apt-packages.txt)
 for argument in "$@"; do
   case $argument in
     --no_install) install= ;;
+    --tests) lists+=(tests/apt-packages.txt) ;;
     -h | --help) show_help "$self"; exit 0 ;;
     *) die "unknown argument '$argument' (see --help)" ;;
   esac
 done
 
-mapfile -t wanted < <(sed 's/#.*//' deploy/apt-packages.txt | tr -d ' \t' | grep .)
+mapfile -t wanted < <(sed 's/#.*//' "${lists[@]}" | tr -d ' \t' | grep .)
 if ! command -v apt-get > /dev/null; then
-  die "This machine has no apt-get. Install what deploy/apt-packages.txt names by the means of your system;
+  die "This machine has no apt-get. Install what ${lists[*]} name by the means of your system;
 server/sentencepiece.sh --dsc FILE builds the last piece from Debian's source package."
 fi
 missing=()

@@ -65,7 +65,7 @@ run_tsan() {
 }
 
 step "setup"
-deploy/setup.sh "${setup[@]}" || exit 1
+deploy/setup.sh --tests "${setup[@]}" || exit 1
 jobs=$(parallel_jobs)
 logs=build/logs
 mkdir -p "$logs"
