@@ -98,7 +98,7 @@ absl::Status Serve(const Config& config, DrainSignals* signals) {
   if (!executor.ok()) return executor.status();
   const ExecutorInfo& info = (*executor)->info();
   ServedModel served = Describe(config, **model, info);
-  spdlog::info("model {} ({}, {} layers, {:.1f} MB of weights, {} bits in linears) on {}",
+  spdlog::info("model {} ({}, {} layers, {:.1f} MB of weights, {:.2f} bits in linears) on {}",
                served.name, served.spec.family, served.spec.num_layers, info.weight_bytes / 1e6,
                served.average_bits, info.device);
   spdlog::info("context {} tokens; KV cache {:.1f} MB, {} blocks of {} tokens", info.max_context,

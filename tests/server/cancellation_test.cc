@@ -224,10 +224,12 @@ TEST(DrainTest, RunningRequestsFinishAndNewOnesAreRefused) {
   const auto reader = harness.stub().GenerateStream(&context, harness.Saying(" the sun was high"));
   harness.executor().WaitUntilHeld();
   std::thread drain([&] { harness.server().Drain(absl::Now() + absl::Seconds(30)); });
-  // The refusal is there from the moment that the drain has begun.
+  // A probe that comes before the drain waits behind the gate, so it has a deadline.
   WaitFor(
       [&] {
-        return Stream(harness.stub(), harness.Saying(" x")).status.error_code() ==
+        grpc::ClientContext probe;
+        probe.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(20));
+        return Stream(harness.stub(), harness.Saying(" x"), &probe).status.error_code() ==
                grpc::StatusCode::UNAVAILABLE;
       },
       "new requests to be refused");
