@@ -1,0 +1,85 @@
+#include "kernels/cuda/cublas.h"
+
+#include <dlfcn.h>
+
+#include <utility>
+
+namespace fewbit::cuda {
+
+// The few entry points that are used, declared here so that the library's headers are not needed.
+// Numbers are those of cublas_api.h and library_types.h, which are stable.
+struct Cublas::Symbols {
+  int (*create)(void**);
+  int (*destroy)(void*);
+  int (*set_stream)(void*, cudaStream_t);
+  int (*set_workspace)(void*, void*, size_t);
+  int (*gemm)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int,
+              int, const void*, void*, int, int, int, int);
+};
+
+namespace {
+
+constexpr int kNoTranspose = 0, kTranspose = 1;
+constexpr int kRealF32 = 0, kRealF16 = 2, kRealBf16 = 14;
+constexpr int kCompute32F = 68, kDefaultAlgorithm = -1;
+
+int RealType(DType type) {
+  return type == DType::kF32 ? kRealF32 : type == DType::kF16 ? kRealF16 : kRealBf16;
+}
+
+template <typename T>
+bool Find(void* library, const char* name, T* symbol) {
+  *symbol = reinterpret_cast<T>(dlsym(library, name));
+  return *symbol != nullptr;
+}
+
+}  // namespace
+
+std::unique_ptr<Cublas> Cublas::Open(std::string* error) {
+  void* library = nullptr;
+  for (const char* name : {"libcublas.so.13", "libcublas.so.12", "libcublas.so"}) {
+    library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    if (library != nullptr) break;
+  }
+  if (library == nullptr) {
+    *error = "libcublas.so.13 or .12 cannot be opened; add its folder to LD_LIBRARY_PATH";
+    return nullptr;
+  }
+  auto s = std::make_unique<Symbols>();
+  if (!Find(library, "cublasCreate_v2", &s->create) ||
+      !Find(library, "cublasDestroy_v2", &s->destroy) ||
+      !Find(library, "cublasSetStream_v2", &s->set_stream) ||
+      !Find(library, "cublasSetWorkspace_v2", &s->set_workspace) ||
+      !Find(library, "cublasGemmEx", &s->gemm)) {
+    *error = "libcublas lacks a symbol that is needed";
+    return nullptr;
+  }
+  void* handle = nullptr;
+  if (const int status = s->create(&handle); status != 0) {
+    *error = "cublasCreate fails with status " + std::to_string(status);
+    return nullptr;
+  }
+  return std::unique_ptr<Cublas>(new Cublas(std::move(s), handle));
+}
+
+Cublas::Cublas(std::unique_ptr<Symbols> symbols, void* handle)
+    : symbols_(std::move(symbols)), handle_(handle) {}
+
+Cublas::~Cublas() { symbols_->destroy(handle_); }
+
+bool Cublas::SetWorkspace(void* device_memory, size_t bytes) {
+  return symbols_->set_workspace(handle_, device_memory, bytes) == 0;
+}
+
+bool Cublas::Gemm(DType type, int m, int rows, int cols, const void* x, int64_t x_stride,
+                  const void* w, void* y, DType y_type, int64_t y_stride, cudaStream_t stream) {
+  const float one = 1.0f, zero = 0.0f;
+  if (symbols_->set_stream(handle_, stream) != 0) return false;
+  // Column-major for cuBLAS: y^T [rows, m] = w [rows, cols] x^T [cols, m].
+  return symbols_->gemm(handle_, kTranspose, kNoTranspose, rows, m, cols, &one, w, RealType(type),
+                        cols, x, RealType(type), static_cast<int>(x_stride), &zero, y,
+                        RealType(y_type), static_cast<int>(y_stride), kCompute32F,
+                        kDefaultAlgorithm) == 0;
+}
+
+}  // namespace fewbit::cuda

@@ -1,0 +1,232 @@
+// The product of one weight tile in shared memory, of one or more row blocks, with the staged
+// activations of up to 4 * kTiles tokens, by one warp, in exact int32 arithmetic.
+#pragma once
+
+#include "kernels/cuda/device/dequant.cuh"
+#include "kernels/cuda/device/mma.cuh"
+#include "kernels/cuda/device_tile.h"
+
+namespace fewbit::cuda {
+
+// Where a lane finds its column of the activations: column 2 * token + plane, byte planes, 64 bytes
+// per column, 512 * kTiles per quad. Columns beyond the tokens repeat the last one; their sums are
+// not used.
+template <int kTiles>
+struct ActivationView {
+  static constexpr int kQuadBytes = QuadBytes(4 * kTiles);
+
+  const uint8_t* first;  // global memory: this lane's 16 bytes in the first quad, column tile 0
+  int last;              // from there to this lane's bytes in the last column tile
+
+  __device__ ActivationView(const uint8_t* planes, int tokens, int lane) {
+    const int g = lane / 4, t = lane % 4, columns = 2 * tokens;
+    const int offset = min(g, columns - 1) * 64 + 16 * t;
+    first = planes + offset;
+    last = min(8 * (kTiles - 1) + g, columns - 1) * 64 + 16 * t - offset;
+  }
+  // `quad` = first + quad * kQuadBytes.
+  __device__ __forceinline__ void Load(const uint8_t* quad, uint4 (&x)[kTiles]) const {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      x[j] = *reinterpret_cast<const uint4*>(quad + (j + 1 < kTiles ? 512 * j : last));
+    }
+  }
+};
+
+// The activations of a full tile of width kBits in registers.
+template <int kBits, int kTiles>
+struct TileActivations {
+  uint4 x[quant::kTileChunks][ChunkQuads(kBits)][kTiles];
+
+  __device__ __forceinline__ void Load(const uint8_t* quad, const ActivationView<kTiles>& view) {
+#pragma unroll
+    for (int c = 0; c < quant::kTileChunks; ++c) {
+#pragma unroll
+      for (int q = 0; q < ChunkQuads(kBits); ++q, quad += view.kQuadBytes) view.Load(quad, x[c][q]);
+    }
+  }
+};
+
+// Sums of one tile per row block: rows g, g + 8 and columns 2t, 2t + 1 of each column tile.
+template <int kBlocks, int kTiles>
+using TileSums = int[kBlocks][kTiles][4];
+
+template <bool kZeroPoints>
+__device__ __forceinline__ RowScale MakeScale(uint32_t sub_scale, uint32_t zero) {
+  return kZeroPoints ? ZeroPointScale(sub_scale, zero) : SymmetricScale(sub_scale);
+}
+
+// The 16 channels of a quad that one code word per lane covers: rows g in `w0`, g + 8 in `w1`.
+// `even` and `odd` may be the same sums.
+template <int kTiles, bool kZeroPoints>
+__device__ __forceinline__ void QuadProduct(uint32_t w0, uint32_t w1, const RowScale& s0,
+                                            const RowScale& s1, const uint4 (&x)[kTiles],
+                                            int (&even)[kTiles][4], int (&odd)[kTiles][4]) {
+  uint32_t a0[4], a1[4];
+  ExpandCodes<kZeroPoints>(w0, s0, a0);
+  ExpandCodes<kZeroPoints>(w1, s1, a1);
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) MmaU8S8(even[j], a0[0], a1[0], a0[1], a1[1], x[j].x, x[j].y);
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) MmaU8S8(odd[j], a0[2], a1[2], a0[3], a1[3], x[j].z, x[j].w);
+}
+
+// This lane's part of one chunk record.
+template <int kBits, bool kZeroPoints>
+struct ChunkWords {
+  uint4 codes;
+  uint32_t scales, zeros;
+
+  __device__ __forceinline__ void Load(const uint8_t* record, int lane) {
+    const uint8_t* meta = record + quant::kChunkCodeBytes;
+    codes = *reinterpret_cast<const uint4*>(record + 16 * lane);
+    scales = kBits == 2 ? *reinterpret_cast<const uint16_t*>(meta + 2 * lane) : meta[lane];
+    zeros = kZeroPoints ? meta[quant::ChunkScaleBytes(kBits) + lane] : 0;
+  }
+};
+
+// One chunk of 2 bits. x: its two quads; two sets of sums, because one would be a dependent chain.
+template <int kTiles, bool kZeroPoints>
+__device__ __forceinline__ void ChunkProduct(const ChunkWords<2, kZeroPoints>& w,
+                                             const uint4 (&x)[2][kTiles], int (&even)[kTiles][4],
+                                             int (&odd)[kTiles][4]) {
+  QuadProduct<kTiles, kZeroPoints>(
+      w.codes.x, w.codes.y, MakeScale<kZeroPoints>(w.scales & 15, w.zeros & 3),
+      MakeScale<kZeroPoints>((w.scales >> 4) & 15, (w.zeros >> 2) & 3), x[0], even, odd);
+  QuadProduct<kTiles, kZeroPoints>(
+      w.codes.z, w.codes.w, MakeScale<kZeroPoints>((w.scales >> 8) & 15, (w.zeros >> 4) & 3),
+      MakeScale<kZeroPoints>(w.scales >> 12, w.zeros >> 6), x[1], even, odd);
+}
+
+// One plane of a chunk of 4 bits, a 2-bit code itself. A zero-point splits into planes like a
+// code: z = 4 * (z >> 2) + (z & 3). Plane 0 is the high one.
+template <int kPlane, int kTiles, bool kZeroPoints>
+__device__ __forceinline__ void PlaneProduct(const ChunkWords<4, kZeroPoints>& w,
+                                             const uint4 (&x)[1][kTiles], int (&sums)[kTiles][4]) {
+  const uint32_t s0 = w.scales & 15, s1 = w.scales >> 4;
+  if constexpr (kPlane == 0) {
+    QuadProduct<kTiles, kZeroPoints>(
+        w.codes.x, w.codes.y, MakeScale<kZeroPoints>(s0, (w.zeros >> 2) & 3),
+        MakeScale<kZeroPoints>(s1, (w.zeros >> 6) & 3), x[0], sums, sums);
+  } else {
+    QuadProduct<kTiles, kZeroPoints>(w.codes.z, w.codes.w, MakeScale<kZeroPoints>(s0, w.zeros & 3),
+                                     MakeScale<kZeroPoints>(s1, (w.zeros >> 4) & 3), x[0], sums,
+                                     sums);
+  }
+}
+
+// Runs product(record, x) for every chunk of a tile; x are the activations of the chunk's quads.
+// Full tiles, nearly all, run without a branch.
+template <int kTiles, int kBits, bool kZeroPoints, typename Product>
+__device__ __forceinline__ void ForEachChunk(const uint8_t* tile, int chunks, const uint8_t* quad,
+                                             const ActivationView<kTiles>& view,
+                                             const Product& product) {
+  constexpr int kRecord = RecordBytes(kBits, kZeroPoints), kQuads = ChunkQuads(kBits);
+  const auto chunk = [&](const uint8_t* record) {
+    uint4 x[kQuads][kTiles];
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q, quad += view.kQuadBytes) view.Load(quad, x[q]);
+    product(record, x);
+  };
+  if (chunks == quant::kTileChunks) {
+#pragma unroll
+    for (int c = 0; c < quant::kTileChunks; ++c) chunk(tile + c * kRecord);
+    return;
+  }
+#pragma unroll 1
+  for (int c = 0; c < chunks; ++c) chunk(tile + c * kRecord);
+}
+
+template <int kBlocks, int kTiles, typename Visit>
+__device__ __forceinline__ void ForEachSum(const Visit& visit) {
+#pragma unroll
+  for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) visit(b, j, i);
+    }
+  }
+}
+
+// sums = the whole tile: high and low byte planes of x are still separate columns. Row blocks lie
+// `pitch` bytes apart. `quad` points at this lane's activations of the tile's first quad. With many
+// sums there are no registers for a second set: the planes of 4-bit codes then go one after the
+// other through the same sums.
+template <int kBlocks, int kTiles, bool kZeroPoints>
+__device__ __forceinline__ void TileProduct(const uint8_t* tile, int pitch, int bits, int chunks,
+                                            int lane, const uint8_t* quad,
+                                            const ActivationView<kTiles>& view,
+                                            TileSums<kBlocks, kTiles>& sums) {
+  constexpr bool kTwoSets = kBlocks * kTiles < 8;
+  using Sums = TileSums<kBlocks, kTiles>;
+  Sums spare;
+  Sums& other = kTwoSets ? spare : sums;
+  ForEachSum<kBlocks, kTiles>([&](int b, int j, int i) { sums[b][j][i] = other[b][j][i] = 0; });
+  if (bits == 2) {
+    ForEachChunk<kTiles, 2, kZeroPoints>(
+        tile, chunks, quad, view, [&](const uint8_t* record, const auto& x) {
+#pragma unroll
+          for (int b = 0; b < kBlocks; ++b) {
+            ChunkWords<2, kZeroPoints> w;
+            w.Load(record + b * pitch, lane);
+            ChunkProduct<kTiles, kZeroPoints>(w, x, other[b], sums[b]);
+          }
+        });
+    if constexpr (kTwoSets) {
+      ForEachSum<kBlocks, kTiles>([&](int b, int j, int i) { sums[b][j][i] += other[b][j][i]; });
+    }
+    return;
+  }
+  ForEachChunk<kTiles, 4, kZeroPoints>(tile, chunks, quad, view,
+                                       [&](const uint8_t* record, const auto& x) {
+#pragma unroll
+                                         for (int b = 0; b < kBlocks; ++b) {
+                                           ChunkWords<4, kZeroPoints> w;
+                                           w.Load(record + b * pitch, lane);
+                                           PlaneProduct<0, kTiles, kZeroPoints>(w, x, other[b]);
+                                           if constexpr (kTwoSets)
+                                             PlaneProduct<1, kTiles, kZeroPoints>(w, x, sums[b]);
+                                         }
+                                       });
+  if constexpr (kTwoSets) {
+    ForEachSum<kBlocks, kTiles>([&](int b, int j, int i) { sums[b][j][i] += 4 * other[b][j][i]; });
+  } else {
+    ForEachSum<kBlocks, kTiles>([&](int b, int j, int i) { sums[b][j][i] *= 4; });
+    ForEachChunk<kTiles, 4, kZeroPoints>(tile, chunks, quad, view,
+                                         [&](const uint8_t* record, const auto& x) {
+#pragma unroll
+                                           for (int b = 0; b < kBlocks; ++b) {
+                                             ChunkWords<4, kZeroPoints> w;
+                                             w.Load(record + b * pitch, lane);
+                                             PlaneProduct<1, kTiles, kZeroPoints>(w, x, sums[b]);
+                                           }
+                                         });
+  }
+}
+
+// The same for one full tile of one row block whose activations are in registers.
+template <int kBits, bool kZeroPoints>
+__device__ __forceinline__ void FullTileProduct(const uint8_t* tile, int lane,
+                                                const TileActivations<kBits, 1>& x,
+                                                int (&sums)[1][4]) {
+  constexpr int kRecord = RecordBytes(kBits, kZeroPoints);
+  int other[1][4] = {};
+  ForEachSum<1, 1>([&](int, int j, int i) { sums[j][i] = 0; });
+  ChunkWords<kBits, kZeroPoints> w[quant::kTileChunks];
+#pragma unroll
+  for (int c = 0; c < quant::kTileChunks; ++c) w[c].Load(tile + c * kRecord, lane);
+#pragma unroll
+  for (int c = 0; c < quant::kTileChunks; ++c) {
+    if constexpr (kBits == 2) {
+      ChunkProduct<1, kZeroPoints>(w[c], x.x[c], other, sums);
+    } else {
+      PlaneProduct<0, 1, kZeroPoints>(w[c], x.x[c], other);
+      PlaneProduct<1, 1, kZeroPoints>(w[c], x.x[c], sums);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sums[0][i] += (kBits == 2 ? 1 : 4) * other[0][i];
+}
+
+}  // namespace fewbit::cuda

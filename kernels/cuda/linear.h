@@ -1,0 +1,118 @@
+// Linear layers on the GPU: y[m, rows] = x[m, cols] W^T for packed weights. This part is host code
+// without CUDA: what a layer needs, which kernel instance it gets, and its launch geometry. The
+// launches are in linear_launch.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/device_tile.h"
+#include "kernels/matrix.h"
+
+namespace fewbit::cuda {
+
+// What the geometry depends on, read once from the device.
+struct DeviceProps {
+  int major = 0, minor = 0;
+  int multiprocessors = 0;
+  int shared_per_multiprocessor = 0;  // bytes
+  int shared_per_block = 0;           // bytes, opt-in limit
+};
+
+struct Desc {
+  quant::PackedShape shape;
+  int m = 1;                   // tokens
+  DType x_type = DType::kF16;  // kF16 or kBF16
+  DType y_type = DType::kF16;  // kF16, kBF16 or kF32
+};
+
+// A packed matrix in device memory: tiles as Repack() writes them, outliers as RepackOutliers().
+struct DeviceMatrix {
+  quant::PackedShape shape;
+  const uint8_t* tiles = nullptr;
+  const uint16_t* strip_order = nullptr;
+  const uint32_t* outlier_start = nullptr;  // [row_blocks * 16 * kSegments + 1]
+  const uint32_t* outliers = nullptr;       // null: none
+};
+
+// Outliers by row and segment, so that one lane sums one list in order: entries
+// start[row * kSegments + segment] .. of `entries`, each channel position | fp16 value << 16.
+struct OutlierLists {
+  std::vector<uint32_t> start;  // empty: no outliers
+  std::vector<uint32_t> entries;
+};
+// From the lists of a packed matrix in host memory.
+OutlierLists RepackOutliers(const quant::PackedMatrix& matrix);
+
+// How weights come to the multiprocessor.
+enum class Copy : uint8_t {
+  kBulk,   // the bulk copy engine with barriers, sm_90
+  kAsync,  // cp.async, sm_80
+};
+
+// One compiled kernel for small m. The table holds an instance only if a launch can reach it.
+struct Instance {
+  int token_tiles;  // of 4 tokens each
+  int row_blocks;   // that a warp computes at once, so that it loads x once for all of them
+  int max_warps;    // of a block
+  int residency;    // blocks per multiprocessor that registers must leave room for
+  bool zero_points;
+  Copy copy;
+};
+std::span<const Instance> SmallInstances();
+
+// The most tokens that one block takes; more run as groups in one grid.
+inline constexpr int kMostGroupTokens = 16;
+inline constexpr int kMaxSmallTokens = 64;
+inline constexpr int kAsyncStages = 3;          // fixed for Copy::kAsync
+inline constexpr int kMaxTiles = 256;           // of a row block
+inline constexpr int kMaxPositions2 = 1 << 16;  // of channels in 2-bit strips
+
+enum class Path : uint8_t {
+  kSmall,       // dequantize in registers, integer tensor cores
+  kDequantize,  // once into fp16 scratch, then cuBLAS
+};
+
+// Zero means: choose. For experiments and ablations.
+struct Tuning {
+  int warps = 0;
+  int stages = 0;
+  int blocks_per_multiprocessor = 0;
+  int use_cp_async = 0;
+};
+
+struct Plan {
+  std::string error;  // empty, or why no kernel can run this
+  Path path = Path::kSmall;
+  int instance = 0;  // row of SmallInstances()
+  int warps = 0;     // per block
+  int stages = 0;    // tiles in flight per warp
+  int blocks = 0;    // per token group; each owns a run of row blocks
+  int own = 0;       // row blocks of one block, at most
+  int group_tokens = 0;
+  int groups = 1;  // token groups
+  size_t shared_bytes = 0;
+};
+
+// Deterministic; never fails with an abort: what cannot run comes back as an error that names the
+// field, its value and the limit.
+Plan Select(const Desc& desc, const DeviceProps& device, const Tuning& tuning = {});
+
+// Bytes of the staged activations of one token group of `tokens` tokens, and of m tokens in all.
+// Staged form: {float scale, int32 bias} [tiles][tokens rounded up to even], then the planes
+// [quads][8, 16 or 32 columns: high and low byte of each token][4 strips][16 channels]. Columns
+// beyond the tokens are neither written nor read.
+size_t StagedGroupBytes(const quant::PackedShape& shape, int tokens);
+size_t StagedBytes(const quant::PackedShape& shape, const Plan& plan);
+
+// Shared memory of one block, as the kernel lays it out.
+struct SharedLayout {
+  int tile_bytes = 0;                      // of the largest tile; a ring slot has one per row block
+  int terms = 0, barriers = 0, total = 0;  // offsets and size
+};
+SharedLayout LayoutShared(const quant::PackedShape& shape, const Plan& plan);
+
+}  // namespace fewbit::cuda

@@ -1,0 +1,185 @@
+#include <algorithm>
+
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/small_instances.h"
+#include "kernels/quant_access.h"
+
+namespace fewbit::cuda {
+namespace {
+
+int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+size_t Align(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
+
+int FindInstance(const Desc& desc, int tokens, Copy copy) {
+  for (int i = 0; i < kSmallInstances; ++i) {
+    const Instance& in = kSmallTable[i];
+    if (in.copy == copy && in.zero_points == desc.shape.zero_points &&
+        4 * in.token_tiles >= tokens) {
+      return i;
+    }
+  }
+  return -1;
+}
+
+std::string Check(const Desc& d, const DeviceProps& device) {
+  const quant::PackedShape& s = d.shape;
+  if (device.major < 8) {
+    return "compute capability " + std::to_string(device.major) + "." +
+           std::to_string(device.minor) + " is below 8.0, the least that the kernels support";
+  }
+  if (s.rows <= 0 || s.cols <= 0 || s.cols % quant::kStripChannels != 0) {
+    return "rows " + std::to_string(s.rows) + ", cols " + std::to_string(s.cols) +
+           ": both must be positive and cols a multiple of 16";
+  }
+  if (s.chunks2 < 0 || s.chunks4 < 0 || s.num_positions() * quant::kStripChannels < s.cols) {
+    return "chunks2 " + std::to_string(s.chunks2) + " and chunks4 " + std::to_string(s.chunks4) +
+           " do not cover cols " + std::to_string(s.cols);
+  }
+  if (NumTiles(s) > kMaxTiles) {
+    return std::to_string(NumTiles(s)) + " tiles per row block; the limit is " +
+           std::to_string(kMaxTiles);
+  }
+  if (s.chunks2 * quant::ChunkChannels(2) > kMaxPositions2) {
+    return "chunks2 " + std::to_string(s.chunks2) + ": outliers address at most " +
+           std::to_string(kMaxPositions2) + " channels";
+  }
+  if (d.m <= 0) return "m " + std::to_string(d.m) + " must be positive";
+  if (d.x_type == DType::kF32) return "x_type must be fp16 or bf16";
+  return "";
+}
+
+// The cheapest number of warps: fewest idle warp-rounds while a block works through its tiles.
+int ChooseWarps(int items, int least, int most) {
+  int best = most;
+  double best_cost = 1e30;
+  for (int warps = most; warps >= least; --warps) {
+    const double cost = static_cast<double>(CeilDiv(items, warps)) * warps / items +
+                        0.01 * (most - warps);  // fewer warps hide less latency
+    if (cost < best_cost) {
+      best_cost = cost;
+      best = warps;
+    }
+  }
+  return best;
+}
+
+// Fills the plan for `per_mp` resident blocks per multiprocessor, in `waves` one after the other;
+// false if it does not fit.
+bool TryGeometry(const Desc& d, const DeviceProps& device, const Tuning& tuning, int per_mp,
+                 int waves, Plan* plan) {
+  const Instance& in = kSmallTable[plan->instance];
+  constexpr int kReserved = 1024;  // per block, taken by the system
+  const int budget =
+      std::min(device.shared_per_block, device.shared_per_multiprocessor / per_mp - kReserved);
+  const int row_groups = CeilDiv(d.shape.row_blocks(), in.row_blocks);
+  plan->blocks = std::min(row_groups, std::max(1, device.multiprocessors * per_mp * waves));
+  plan->own = CeilDiv(row_groups, plan->blocks) * in.row_blocks;
+  const int most = in.max_warps, least = std::min(most, 4);
+  plan->warps = tuning.warps > 0 ? std::min(tuning.warps, most)
+                                 : ChooseWarps(NumTiles(d.shape), std::min(most, 8), most);
+  const bool fixed = in.copy == Copy::kAsync;
+  const int wanted = fixed ? kAsyncStages : tuning.stages > 0 ? tuning.stages : 3;
+  const int least_stages = fixed || tuning.stages > 0 ? wanted : 2;
+  for (;; plan->warps -= 2) {
+    for (plan->stages = wanted; plan->stages >= least_stages; --plan->stages) {
+      plan->shared_bytes = LayoutShared(d.shape, *plan).total;
+      if (plan->shared_bytes <= static_cast<size_t>(budget)) return true;
+    }
+    if (tuning.warps > 0 || plan->warps - 2 < least) return false;
+  }
+}
+
+// The best geometry for groups of `tokens` tokens: without a second wave if possible.
+bool TryGroups(const Desc& d, const DeviceProps& device, const Tuning& tuning, int tokens,
+               Plan* plan) {
+  const bool bulk = device.major >= 9 && !tuning.use_cp_async;
+  plan->group_tokens = tokens;
+  plan->groups = CeilDiv(d.m, tokens);
+  plan->instance = FindInstance(d, tokens, bulk ? Copy::kBulk : Copy::kAsync);
+  const int fixed = tuning.blocks_per_multiprocessor;
+  const int row_blocks = d.shape.row_blocks();
+  for (int waves = 1;; waves *= 2) {
+    for (int per_mp = fixed > 0 ? fixed : kSmallTable[plan->instance].residency; per_mp >= 1;
+         --per_mp) {
+      if (TryGeometry(d, device, tuning, per_mp, waves, plan)) return true;
+      if (fixed > 0) break;
+    }
+    if (device.multiprocessors * waves >= row_blocks) return false;
+  }
+}
+
+}  // namespace
+
+std::span<const Instance> SmallInstances() { return kSmallTable; }
+
+size_t StagedGroupBytes(const quant::PackedShape& shape, int tokens) {
+  const size_t meta = static_cast<size_t>(NumTiles(shape)) * ((tokens + 1) / 2) * 16;
+  return meta + static_cast<size_t>(NumQuads(shape)) * QuadBytes(tokens);
+}
+
+size_t StagedBytes(const quant::PackedShape& shape, const Plan& plan) {
+  return plan.groups * StagedGroupBytes(shape, plan.group_tokens);
+}
+
+SharedLayout LayoutShared(const quant::PackedShape& shape, const Plan& plan) {
+  SharedLayout out;
+  const Instance& in = kSmallTable[plan.instance];
+  out.tile_bytes = static_cast<int>(quant::TileBytes(2, quant::kTileChunks, shape.zero_points));
+  out.terms = plan.warps * plan.stages * in.row_blocks * out.tile_bytes;
+  out.barriers = out.terms + plan.own * NumTiles(shape) * plan.group_tokens * quant::kBlockRows *
+                                 static_cast<int>(sizeof(float));
+  out.total = static_cast<int>(Align(out.barriers + plan.warps * plan.stages * 8, 16));
+  return out;
+}
+
+OutlierLists RepackOutliers(const quant::PackedMatrix& m) {
+  OutlierLists out;
+  if (m.outlier_start == nullptr) return out;
+  const int tiles2 = m.shape.tiles(2), tiles = NumTiles(m.shape);
+  std::vector<int> segment_of(tiles2);
+  for (int s = 0; s < kSegments; ++s) {
+    for (int t = SegmentBegin(tiles, s); t < std::min(SegmentBegin(tiles, s + 1), tiles2); ++t) {
+      segment_of[t] = s;
+    }
+  }
+  const auto for_each = [&](const auto& visit) {
+    for (size_t list = 0; list < m.shape.num_outlier_lists(); ++list) {
+      const size_t block = list / tiles2, tile = list % tiles2;
+      for (uint32_t i = m.outlier_start[list]; i < m.outlier_start[list + 1]; ++i) {
+        const uint32_t e = m.outliers[i];
+        const size_t row = block * quant::kBlockRows + quant::OutlierRow(e);
+        const uint32_t position =
+            static_cast<uint32_t>(tile * quant::kTileChunks * quant::ChunkChannels(2)) +
+            static_cast<uint32_t>(quant::OutlierPosition(e));
+        visit(row * kSegments + segment_of[tile], position | (e & 0xFFFF0000u));
+      }
+    }
+  };
+  const size_t lists = size_t{1} * m.shape.row_blocks() * quant::kBlockRows * kSegments;
+  out.start.assign(lists + 1, 0);
+  for_each([&](size_t list, uint32_t) { ++out.start[list + 1]; });
+  for (size_t i = 0; i < lists; ++i) out.start[i + 1] += out.start[i];
+  out.entries.resize(out.start[lists]);
+  std::vector<uint32_t> next(out.start.begin(), out.start.end() - 1);
+  for_each([&](size_t list, uint32_t entry) { out.entries[next[list]++] = entry; });
+  if (out.entries.empty()) out.start.clear();
+  return out;
+}
+
+Plan Select(const Desc& desc, const DeviceProps& device, const Tuning& tuning) {
+  Plan plan;
+  plan.error = Check(desc, device);
+  if (!plan.error.empty()) return plan;
+  if (desc.m > kMaxSmallTokens) {
+    plan.path = Path::kDequantize;
+    return plan;
+  }
+  for (int tokens = std::min(desc.m, kMostGroupTokens); tokens >= 1; tokens /= 2) {
+    if (TryGroups(desc, device, tuning, tokens, &plan)) return plan;
+  }
+  plan.error = "no kernel geometry: cols " + std::to_string(desc.shape.cols) + " does not fit " +
+               std::to_string(device.shared_per_block) + " bytes of shared memory per block";
+  return plan;
+}
+
+}  // namespace fewbit::cuda

@@ -1,0 +1,248 @@
+#include "tests/bench/cuda/linears.h"
+
+#include <cstdio>
+#include <ctime>
+#include <memory>
+
+#include "kernels/cuda/cublas.h"
+#include "kernels/cuda/linear_launch.h"
+#include "tests/bench/cuda/bandwidth.h"
+#include "tests/bench/cuda/timing.h"
+
+namespace fewbit::bench {
+namespace {
+
+using cuda::CheckCuda;
+using cuda::DeviceBuffer;
+
+constexpr int kCopies = 6;       // of each packed matrix: 430 MB for Llama-2-7B
+constexpr int kDenseCopies = 2;  // of each fp16 matrix: 810 MB
+
+enum class Kind { kLinear, kLinearAndStaging, kCublas };
+
+struct Variant {
+  const char* name;
+  Kind kind;
+  bool outliers;
+  int stages;  // 0: the plan's
+};
+constexpr Variant kVariants[] = {
+    {"synchronous", Kind::kLinear, true, 1},  {"asynchronous", Kind::kLinear, true, 2},
+    {"default", Kind::kLinear, true, 0},      {"default+staging", Kind::kLinearAndStaging, true, 0},
+    {"no_outliers", Kind::kLinear, false, 0}, {"cublas_fp16", Kind::kCublas, false, 0},
+};
+
+const ModelShape* FindShape(const std::string& name) {
+  for (const ModelShape& s : kModelShapes) {
+    if (s.name == name) return &s;
+  }
+  return nullptr;
+}
+
+std::string Today() {
+  const std::time_t now = std::time(nullptr);
+  char text[16];
+  std::strftime(text, sizeof(text), "%Y-%m-%d", std::gmtime(&now));
+  return text;
+}
+
+std::string GpuName() {
+  cudaDeviceProp prop;
+  CheckCuda(cudaGetDeviceProperties(&prop, 0), "device properties");
+  return prop.name;
+}
+
+class Linears {
+ public:
+  Linears(const LinearsOptions& options, const ModelShape& model, int most_tokens)
+      : options_(options), layers_(LinearsOf(model)), model_(model) {
+    CheckCuda(cuda::ReadDeviceProps(0, &props_), "device properties");
+    CheckCuda(cuda::PrepareSmallKernels(props_), "PrepareSmallKernels");
+    uint64_t seed = 1;
+    size_t widest = 0, most_staged = 0;
+    for (const LinearShape& l : layers_) {
+      matrices_.emplace_back(l.rows, l.cols, options.mix, kCopies, seed++);
+      widest = std::max<size_t>({widest, static_cast<size_t>(l.rows), static_cast<size_t>(l.cols)});
+      const int tokens = std::min(most_tokens, cuda::kMaxSmallTokens);
+      most_staged =
+          std::max(most_staged, tokens * cuda::StagedGroupBytes(matrices_.back().shape(), 1));
+    }
+    std::vector<uint16_t> x(widest * most_tokens);
+    uint32_t state = 1;
+    for (uint16_t& v : x) {  // fp16 of magnitude 0.25 to 2, any sign
+      state = state * 1664525u + 1013904223u;
+      v = static_cast<uint16_t>(0x3400u + (state >> 20) % 0x0C00u) |
+          static_cast<uint16_t>((state >> 16) & 0x8000u);
+    }
+    x_ = DeviceBuffer<uint16_t>(x);
+    y_ = DeviceBuffer<uint16_t>(widest * most_tokens);
+    staged_ = DeviceBuffer<uint8_t>(most_staged);
+    std::string error;
+    if (!options.only_default) cublas_ = cuda::Cublas::Open(&error);
+    if (!error.empty()) std::fprintf(stderr, "without cublas_fp16: %s\n", error.c_str());
+    if (cublas_ != nullptr) PrepareCublas();
+  }
+
+  bool has_cublas() const { return cublas_ != nullptr; }
+
+  // Microseconds of the layers [first, last) of one decoder layer; negative if it cannot run.
+  double Micros(const Variant& v, int m, size_t first, size_t last) {
+    for (size_t l = first; l < last; ++l) {
+      if (v.kind != Kind::kCublas && !SmallPlan(v, m, l).error.empty()) return -1;
+    }
+    const int copies = v.kind == Kind::kCublas ? kDenseCopies : kCopies;
+    const double all = MedianReplayMicros(
+        [&](cudaStream_t stream) {
+          for (int c = 0; c < copies; ++c) {
+            for (size_t l = first; l < last; ++l) Enqueue(v, m, l, c, stream);
+          }
+        },
+        options_.repeats);
+    return all / copies;
+  }
+
+  // Bytes that one decoder layer has to move: weights, activations in and out.
+  double BytesMoved(const Variant& v, int m) const {
+    double bytes = 0;
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      const double weights = v.kind == Kind::kCublas ? 2.0 * layers_[l].rows * layers_[l].cols
+                                                     : static_cast<double>(matrices_[l].bytes());
+      bytes += weights + 2.0 * m * (layers_[l].rows + layers_[l].cols);
+    }
+    return bytes;
+  }
+  double BitsPerWeight() const {
+    double bytes = 0, weights = 0;
+    for (size_t l = 0; l < layers_.size(); ++l) {
+      bytes += static_cast<double>(matrices_[l].bytes());
+      weights += 1.0 * layers_[l].rows * layers_[l].cols;
+    }
+    return 8 * bytes / weights;
+  }
+  size_t layers() const { return layers_.size(); }
+  std::string_view layer_name(size_t l) const { return layers_[l].name; }
+  cuda::Plan SmallPlan(const Variant& v, int m, size_t l) const {
+    cuda::Tuning tuning = options_.tuning;
+    if (v.stages > 0) tuning.stages = v.stages;
+    cuda::Plan plan = cuda::Select(DescOf(m, l), props_, tuning);
+    if (plan.error.empty() && plan.path != cuda::Path::kSmall) plan.error = "not a small m";
+    return plan;
+  }
+
+ private:
+  cuda::Desc DescOf(int m, size_t l) const {
+    cuda::Desc d;
+    d.shape = matrices_[l].shape();
+    d.m = m;
+    return d;
+  }
+
+  void PrepareCublas() {
+    for (const LinearShape& l : layers_) {
+      const size_t weights = size_t{1} * l.rows * l.cols;
+      dense_.emplace_back(weights * kDenseCopies);
+      for (size_t at = 0; at < dense_.back().size();) {  // x_ holds random fp16 numbers
+        const size_t n = std::min(x_.size(), dense_.back().size() - at);
+        CheckCuda(cudaMemcpy(dense_.back().get() + at, x_.get(), 2 * n, cudaMemcpyDeviceToDevice),
+                  "fill");
+        at += n;
+      }
+    }
+    constexpr size_t kWorkspace = size_t{64} << 20;
+    workspace_ = DeviceBuffer<uint8_t>(kWorkspace);
+    cublas_->SetWorkspace(workspace_.get(), kWorkspace);
+  }
+
+  void Enqueue(const Variant& v, int m, size_t l, int copy, cudaStream_t stream) {
+    const int rows = layers_[l].rows, cols = layers_[l].cols;
+    if (v.kind == Kind::kCublas) {
+      const uint16_t* w = dense_[l].get() + size_t{1} * copy * rows * cols;
+      if (!cublas_->Gemm(DType::kF16, m, rows, cols, x_.get(), cols, w, y_.get(), DType::kF16, rows,
+                         stream)) {
+        std::fprintf(stderr, "cuBLAS fails at m %d, layer %zu\n", m, l);
+        std::abort();
+      }
+      return;
+    }
+    const cuda::Desc desc = DescOf(m, l);
+    cuda::DeviceMatrix w = matrices_[l].copy(copy);
+    if (!v.outliers) w.outlier_start = w.outliers = nullptr;
+    if (v.kind == Kind::kLinearAndStaging) {
+      CheckCuda(cuda::StageActivations(desc, SmallPlan(v, m, l), w.strip_order, x_.get(), cols,
+                                       staged_.get(), stream),
+                "StageActivations");
+    }
+    CheckCuda(cuda::LaunchSmall(desc, SmallPlan(v, m, l), w, staged_.get(), y_.get(), rows, stream),
+              "LaunchSmall");
+  }
+
+  LinearsOptions options_;
+  std::vector<LinearShape> layers_;
+  ModelShape model_;
+  cuda::DeviceProps props_;
+  std::vector<RandomMatrix> matrices_;
+  std::vector<DeviceBuffer<uint16_t>> dense_;
+  DeviceBuffer<uint16_t> x_, y_;
+  DeviceBuffer<uint8_t> staged_, workspace_;
+  std::unique_ptr<cuda::Cublas> cublas_;
+};
+
+void PrintLayers(Linears* linears, const Variant& v, int m) {
+  for (size_t l = 0; l < linears->layers(); ++l) {
+    const double micros = linears->Micros(v, m, l, l + 1);
+    std::printf("    %-8s %7.2f us", std::string(linears->layer_name(l)).c_str(), micros);
+    if (v.kind != Kind::kCublas) {
+      const cuda::Plan p = linears->SmallPlan(v, m, l);
+      std::printf("  warps %d stages %d blocks %d own %d group %d shared %zu", p.warps, p.stages,
+                  p.blocks, p.own, p.group_tokens, p.shared_bytes);
+    }
+    std::printf("\n");
+  }
+}
+
+}  // namespace
+
+int RunLinears(const LinearsOptions& options) {
+  const ModelShape* model = FindShape(options.shape);
+  if (model == nullptr) {
+    std::fprintf(stderr, "unknown --shape %s; known:", options.shape.c_str());
+    for (const ModelShape& s : kModelShapes)
+      std::fprintf(stderr, " %s", std::string(s.name).c_str());
+    std::fprintf(stderr, "\n");
+    return 2;
+  }
+  int most = 1;
+  for (int m : options.m) most = std::max(most, m);
+  Linears linears(options, *model, most);
+  const double bandwidth = ReadBytesPerMicro();
+  const std::string gpu = GpuName(), date = Today();
+  if (options.csv) {
+    std::printf("gpu,date,commit,shape,m,variant,ms_all_layers,pct_bandwidth,x_cublas_fp16\n");
+  } else {
+    std::printf("%s on %s: %.2f bits per weight, read bandwidth %.2f TB/s\n", options.shape.c_str(),
+                gpu.c_str(), linears.BitsPerWeight(), bandwidth / 1e6);
+  }
+  for (int m : options.m) {
+    const double dense =
+        linears.has_cublas() ? linears.Micros(kVariants[5], m, 0, linears.layers()) : 0;
+    for (const Variant& v : kVariants) {
+      if (options.only_default && v.name != std::string_view("default")) continue;
+      if (v.kind == Kind::kCublas && !linears.has_cublas()) continue;
+      const double micros =
+          v.kind == Kind::kCublas ? dense : linears.Micros(v, m, 0, linears.layers());
+      if (micros < 0) continue;
+      const double percent = 100 * linears.BytesMoved(v, m) / micros / bandwidth;
+      const double ms = micros * model->layers / 1e3, times = dense / micros;
+      std::printf(options.csv ? "%s,%s,%s,%s,%d,%s,%.4f,%.1f,%.3f\n"
+                              : "%.0s%.0s%.0s%.0s  m %4d  %-16s %8.3f ms  %5.1f %% of bandwidth  "
+                                "%5.2f x cuBLAS fp16\n",
+                  gpu.c_str(), date.c_str(), FEWBIT_COMMIT, options.shape.c_str(), m, v.name, ms,
+                  percent, times);
+      if (options.per_layer) PrintLayers(&linears, v, m);
+      std::fflush(stdout);
+    }
+  }
+  return 0;
+}
+
+}  // namespace fewbit::bench

@@ -1,0 +1,148 @@
+// The host side of the CUDA linear layers: which instance and geometry a layer gets, and how its
+// tables are laid out. Runs without a GPU.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <numeric>
+#include <utility>
+
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/small_instances.h"
+#include "tests/kernels/random_matrix.h"
+
+namespace fewbit::cuda {
+namespace {
+
+constexpr DeviceProps kH200 = {9, 0, 132, 228 * 1024, 227 * 1024};
+constexpr DeviceProps kA100 = {8, 0, 108, 164 * 1024, 163 * 1024};
+constexpr DeviceProps kL4 = {8, 9, 58, 100 * 1024, 99 * 1024};
+
+Desc DescOf(int rows, int cols, double share4, int m, bool zero_points = false) {
+  const int strips = cols / 16, four = static_cast<int>(strips * share4);
+  Desc d;
+  d.shape = {rows, cols, (strips - four + 7) / 8, (four + 3) / 4, zero_points};
+  d.m = m;
+  return d;
+}
+
+void ExpectFits(const Desc& d, const DeviceProps& device) {
+  const Plan p = Select(d, device);
+  ASSERT_EQ(p.error, "") << d.shape.rows << " x " << d.shape.cols << " m " << d.m;
+  ASSERT_EQ(p.path, Path::kSmall);
+  const Instance& in = SmallInstances()[p.instance];
+  EXPECT_EQ(in.zero_points, d.shape.zero_points);
+  EXPECT_EQ(in.copy, device.major >= 9 ? Copy::kBulk : Copy::kAsync);
+  EXPECT_GE(4 * in.token_tiles, p.group_tokens);
+  EXPECT_GE(p.group_tokens * p.groups, d.m);
+  EXPECT_LT(p.group_tokens * (p.groups - 1), d.m);
+  EXPECT_GE(p.warps, 1);
+  EXPECT_LE(p.warps, in.max_warps);
+  EXPECT_GE(p.blocks * p.own, d.shape.row_blocks());
+  EXPECT_EQ(p.own % in.row_blocks, 0);
+  EXPECT_LE(p.shared_bytes, static_cast<size_t>(device.shared_per_block));
+  const SharedLayout layout = LayoutShared(d.shape, p);
+  EXPECT_EQ(static_cast<size_t>(layout.total), p.shared_bytes);
+  EXPECT_EQ(layout.barriers % 8, 0);
+  EXPECT_EQ(layout.terms % 16, 0);
+}
+
+TEST(CudaSelect, EveryShapeAndDeviceGetsAGeometryThatFits) {
+  for (const auto& [rows, cols] : {std::pair{12288, 4096},
+                                   {4096, 11008},
+                                   {57344, 8192},
+                                   {8192, 28672},
+                                   {128256, 4096},
+                                   {3, 16},
+                                   {17, 1040}}) {
+    for (double share4 : {0.0, 0.25, 1.0}) {
+      for (int m : {1, 3, 4, 5, 8, 9, 16, 17, 63, 64}) {
+        for (bool zero_points : {false, true}) {
+          for (const DeviceProps& device : {kH200, kA100, kL4}) {
+            ExpectFits(DescOf(rows, cols, share4, m, zero_points), device);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaSelect, LargeBatchesAreDequantized) {
+  const Plan p = Select(DescOf(4096, 4096, 0.25, kMaxSmallTokens + 1), kH200);
+  EXPECT_EQ(p.error, "");
+  EXPECT_EQ(p.path, Path::kDequantize);
+}
+
+TEST(CudaSelect, ErrorsNameTheFieldAndTheLimit) {
+  DeviceProps old = kA100;
+  old.major = 7;
+  EXPECT_NE(Select(DescOf(16, 16, 0, 1), old).error.find("7.0"), std::string::npos);
+  Desc d = DescOf(16, 4096, 0, 1);
+  d.shape.cols = 4104;
+  EXPECT_NE(Select(d, kH200).error.find("4104"), std::string::npos);
+  d = DescOf(16, 4096, 0, 1);
+  d.shape.chunks2 -= 1;
+  EXPECT_NE(Select(d, kH200).error.find("chunks2 31"), std::string::npos);
+  d = DescOf(16, 4096, 0, 0);
+  EXPECT_NE(Select(d, kH200).error.find("m 0"), std::string::npos);
+  d = DescOf(16, 4096, 0, 1);
+  d.x_type = DType::kF32;
+  EXPECT_NE(Select(d, kH200).error.find("x_type"), std::string::npos);
+  EXPECT_NE(Select(DescOf(16, 70000 / 16 * 16, 0, 1), kH200).error.find("65536"),
+            std::string::npos);
+  EXPECT_NE(Select(DescOf(16, 70000 / 16 * 16, 1, 1), kH200).error.find("256"), std::string::npos);
+}
+
+TEST(CudaSelect, SegmentsCoverAllTilesInOrder) {
+  for (int tiles = 1; tiles < 80; ++tiles) {
+    EXPECT_EQ(SegmentBegin(tiles, 0), 0);
+    EXPECT_EQ(SegmentBegin(tiles, kSegments), tiles);
+    for (int s = 0; s < kSegments; ++s)
+      EXPECT_LE(SegmentBegin(tiles, s), SegmentBegin(tiles, s + 1));
+  }
+}
+
+TEST(CudaSelect, QuadsFollowTheChunks) {
+  const quant::PackedShape s = DescOf(16, 11008, 0.25, 1).shape;
+  int quad = 0;
+  for (int tile = 0; tile < NumTiles(s); ++tile) {
+    EXPECT_EQ(FirstQuad(s, tile), quad);
+    const bool two = tile < s.tiles(2);
+    quad += two ? 2 * s.tile_chunks(2, tile) : s.tile_chunks(4, tile - s.tiles(2));
+  }
+  EXPECT_EQ(quad, NumQuads(s));
+}
+
+// Every outlier comes back from the list of its row and segment, in the order of positions.
+TEST(CudaSelect, OutliersByRowAndSegment) {
+  std::mt19937 rng(5);
+  const quant::UnpackedMatrix plain = testing::RandomUnpacked({45, 2816, 0.25, false, 0.01}, &rng);
+  const quant::PackedStorage packed = quant::Pack(plain);
+  const OutlierLists lists = RepackOutliers(packed.view());
+  std::map<std::pair<int, int>, uint16_t> expected;
+  for (const quant::Outlier& o : plain.outliers) expected[{o.row, o.position}] = o.value;
+  ASSERT_FALSE(expected.empty());
+  ASSERT_EQ(lists.start.size(), 48u * kSegments + 1);
+  ASSERT_EQ(lists.entries.size(), expected.size());
+  const int tiles = NumTiles(plain.shape);
+  for (int row = 0; row < 48; ++row) {
+    int last = -1;
+    for (int segment = 0; segment < kSegments; ++segment) {
+      for (uint32_t i = lists.start[row * kSegments + segment];
+           i < lists.start[row * kSegments + segment + 1]; ++i) {
+        const int position = static_cast<int>(lists.entries[i] & 0xFFFF);
+        EXPECT_GT(position, last);
+        last = position;
+        EXPECT_GE(position / 512, SegmentBegin(tiles, segment));
+        EXPECT_LT(position / 512, SegmentBegin(tiles, segment + 1));
+        const auto found = expected.find({row, position});
+        ASSERT_NE(found, expected.end());
+        EXPECT_EQ(found->second, lists.entries[i] >> 16);
+      }
+    }
+  }
+  EXPECT_TRUE(RepackOutliers(quant::Pack(testing::RandomUnpacked({16, 128, 0.25}, &rng)).view())
+                  .start.empty());
+}
+
+}  // namespace
+}  // namespace fewbit::cuda

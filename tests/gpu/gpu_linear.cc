@@ -1,0 +1,168 @@
+#include "tests/gpu/gpu_linear.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cuda/repack.h"
+
+namespace fewbit::testing {
+namespace {
+
+uint16_t ToBits(DType type, float value) {
+  if (type == DType::kF16) return quant::FloatToHalf(value);
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
+float FromBits(DType type, uint16_t bits) {
+  if (type == DType::kF16) return quant::HalfToFloat(bits);
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof(value));
+  return value;
+}
+
+// The output with guard elements before and behind it; 0xAB bytes are no value that a test makes.
+constexpr size_t kGuard = 64;
+constexpr uint8_t kPoison = 0xAB;
+
+bool AllPoison(const uint8_t* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i) {
+    if (p[i] != kPoison) return false;
+  }
+  return true;
+}
+
+std::vector<float> Outputs(const cuda::Desc& d, const std::vector<uint8_t>& raw, int64_t stride) {
+  const size_t width = d.y_type == DType::kF32 ? 4 : 2;
+  std::vector<float> y(static_cast<size_t>(d.m) * d.shape.rows);
+  EXPECT_TRUE(AllPoison(raw.data(), kGuard * width)) << "written before the output";
+  for (int i = 0; i < d.m; ++i) {
+    const uint8_t* row = raw.data() + (kGuard + i * stride) * width;
+    for (int r = 0; r < d.shape.rows; ++r) {
+      const uint8_t* p = row + r * width;
+      if (AllPoison(p, width)) {
+        ADD_FAILURE() << "output " << i << ", " << r << " was not written";
+        return y;
+      }
+      float value;
+      uint16_t half;
+      std::memcpy(&value, p, sizeof(value));
+      std::memcpy(&half, p, sizeof(half));
+      y[static_cast<size_t>(i) * d.shape.rows + r] = width == 4 ? value : FromBits(d.y_type, half);
+    }
+    EXPECT_TRUE(AllPoison(row + d.shape.rows * width, (stride - d.shape.rows) * width))
+        << "written behind row " << i;
+  }
+  return y;
+}
+
+}  // namespace
+
+GpuMatrix::GpuMatrix(const quant::PackedStorage& packed)
+    : tiles_(packed.tiles.size()), strip_order_(packed.strip_order) {
+  const cuda::OutlierLists lists = cuda::RepackOutliers(packed.view());
+  outlier_start_ = cuda::DeviceBuffer<uint32_t>(lists.start);
+  outliers_ = cuda::DeviceBuffer<uint32_t>(lists.entries);
+  const cuda::DeviceBuffer<uint8_t> file(packed.tiles);
+  cuda::CheckCuda(cuda::Repack(packed.shape, file.get(), tiles_.get(), nullptr), "Repack");
+  cuda::CheckCuda(cudaDeviceSynchronize(), "Repack");
+  view_ = {packed.shape, tiles_.get(), strip_order_.get(), outlier_start_.get(), outliers_.get()};
+}
+
+cuda::DeviceProps ThisDevice() {
+  cuda::DeviceProps props;
+  cuda::CheckCuda(cuda::ReadDeviceProps(0, &props), "ReadDeviceProps");
+  static const bool prepared = [&] {
+    cuda::CheckCuda(cuda::PrepareSmallKernels(props), "PrepareSmallKernels");
+    return true;
+  }();
+  EXPECT_TRUE(prepared);
+  return props;
+}
+
+std::vector<float> RoundTo(DType type, const std::vector<float>& x) {
+  std::vector<float> out;
+  out.reserve(x.size());
+  for (float v : x) out.push_back(FromBits(type, ToBits(type, v)));
+  return out;
+}
+
+std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,
+                                const std::vector<float>& x, const cuda::Tuning& tuning) {
+  const cuda::Plan plan = cuda::Select(desc, ThisDevice(), tuning);
+  if (!plan.error.empty() || plan.path != cuda::Path::kSmall) {
+    ADD_FAILURE() << "not selected: " << plan.error;
+    return {};
+  }
+  std::vector<uint16_t> bits;
+  bits.reserve(x.size());
+  for (float v : x) bits.push_back(ToBits(desc.x_type, v));
+  const cuda::DeviceBuffer<uint16_t> x_device(bits);
+  const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(desc.shape, plan));
+  const int64_t stride = desc.shape.rows + 5;
+  const size_t width = desc.y_type == DType::kF32 ? 4 : 2;
+  cuda::DeviceBuffer<uint8_t> y((2 * kGuard + desc.m * stride) * width);
+  cuda::CheckCuda(cudaMemset(staged.get(), kPoison, staged.bytes()), "poison");
+  cuda::CheckCuda(cudaMemset(y.get(), kPoison, y.bytes()), "poison");
+  cuda::CheckCuda(cuda::StageActivations(desc, plan, w.view().strip_order, x_device.get(),
+                                         desc.shape.cols, staged.get(), nullptr),
+                  "StageActivations");
+  cuda::CheckCuda(cuda::LaunchSmall(desc, plan, w.view(), staged.get(), y.get() + kGuard * width,
+                                    stride, nullptr),
+                  "LaunchSmall");
+  cuda::CheckCuda(cudaDeviceSynchronize(), "LaunchSmall");
+  return Outputs(desc, y.Download(), stride);
+}
+
+std::vector<double> ReferenceLinear(const quant::UnpackedMatrix& w, const std::vector<float>& x,
+                                    int m) {
+  const quant::PackedShape& s = w.shape;
+  const int positions = s.num_positions();
+  std::vector<double> y(static_cast<size_t>(m) * s.rows, 0.0);
+  std::vector<double> row(s.cols);
+  std::vector<std::vector<quant::Outlier>> outliers(s.rows);
+  for (const quant::Outlier& o : w.outliers) outliers[o.row].push_back(o);
+  for (int r = 0; r < s.rows; ++r) {
+    std::vector<double> weights(static_cast<size_t>(positions) * 16, 0.0);
+    for (int p = 0; p < positions; ++p) {
+      const int bits = p < 8 * s.chunks2 ? 2 : 4;
+      const int tile = bits == 2 ? p / 32 : (p - 8 * s.chunks2) / 16;
+      const size_t at = static_cast<size_t>(r) * positions + p;
+      const double d =
+          quant::HalfToFloat(w.second_order[bits == 2 ? 0 : 1][r * s.tiles(bits) + tile]) / 64.0;
+      const double zero = s.zero_points ? w.zeros[at] : ((1 << bits) - 1) / 2.0;
+      for (int k = 0; k < 16; ++k) {
+        weights[p * 16 + k] = (w.codes[at * 16 + k] - zero) * w.sub_scales[at] * d;
+      }
+    }
+    for (const quant::Outlier& o : outliers[r]) {
+      weights[o.position] += quant::HalfToFloat(o.value);
+    }
+    for (int p = 0; p < positions; ++p) {
+      if (w.strip_order[p] == quant::kNoStrip) continue;
+      for (int k = 0; k < 16; ++k) row[w.strip_order[p] * 16 + k] = weights[p * 16 + k];
+    }
+    for (int i = 0; i < m; ++i) {
+      double sum = 0;
+      for (int c = 0; c < s.cols; ++c) sum += row[c] * x[static_cast<size_t>(i) * s.cols + c];
+      y[static_cast<size_t>(i) * s.rows + r] = sum;
+    }
+  }
+  return y;
+}
+
+double RelativeError(const std::vector<float>& a, const std::vector<double>& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+}  // namespace fewbit::testing

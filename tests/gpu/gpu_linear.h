@@ -1,0 +1,43 @@
+// A packed matrix on the device and one linear layer run the way a caller does it, in poisoned
+// memory with guards around the output.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/linear_launch.h"
+#include "kernels/quant_pack.h"
+
+namespace fewbit::testing {
+
+class GpuMatrix {
+ public:
+  explicit GpuMatrix(const quant::PackedStorage& packed);
+  const cuda::DeviceMatrix& view() const { return view_; }
+
+ private:
+  cuda::DeviceBuffer<uint8_t> tiles_;
+  cuda::DeviceBuffer<uint16_t> strip_order_;
+  cuda::DeviceBuffer<uint32_t> outlier_start_, outliers_;
+  cuda::DeviceMatrix view_;
+};
+
+cuda::DeviceProps ThisDevice();
+
+// Values as they are after rounding to `type`.
+std::vector<float> RoundTo(DType type, const std::vector<float>& x);
+
+// y [m, rows] as floats, x [m, cols] already rounded to desc.x_type. Fails the test if an output
+// stays unwritten, a guard is touched, no kernel is selected or CUDA reports an error.
+std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,
+                                const std::vector<float>& x, const cuda::Tuning& tuning = {});
+
+// y [m, rows] in double precision.
+std::vector<double> ReferenceLinear(const quant::UnpackedMatrix& w, const std::vector<float>& x,
+                                    int m);
+
+// ||a - b|| / ||b||.
+double RelativeError(const std::vector<float>& a, const std::vector<double>& b);
+
+}  // namespace fewbit::testing

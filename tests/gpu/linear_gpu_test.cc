@@ -1,0 +1,156 @@
+// Every small-m kernel instance on a real device: against float64, for any mix of widths and odd
+// shapes, and bit for bit against itself in other batches and geometries.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <set>
+
+#include "kernels/cuda/small_instances.h"
+#include "tests/gpu/gpu_linear.h"
+#include "tests/kernels/random_matrix.h"
+
+namespace fewbit::testing {
+namespace {
+
+// x is rounded to 15 bits of its tile's largest value; the tests' activations have a few large
+// ones, so that this error is about 1e-4 of the norm. Outputs in 16 bits round once more.
+constexpr double kFixedPointError = 6e-4;
+double Tolerance(DType y_type) {
+  const double rounding = y_type == DType::kF32 ? 0.0 : y_type == DType::kF16 ? 3e-4 : 3e-3;
+  return kFixedPointError + rounding;
+}
+
+struct Case {
+  quant::UnpackedMatrix plain;
+  GpuMatrix gpu;
+  cuda::Desc desc;
+
+  Case(const PackedOptions& options, std::mt19937* rng)
+      : plain(RandomUnpacked(options, rng)), gpu(quant::Pack(plain)) {
+    desc.shape = plain.shape;
+  }
+};
+
+bool SameBits(const float* a, const float* b, size_t count) {
+  return std::memcmp(a, b, count * sizeof(float)) == 0;
+}
+
+TEST(LinearGpu, EveryInstanceMatchesFloat64) {
+  std::mt19937 rng(11);
+  std::set<int> reached;
+  const PackedOptions shapes[] = {
+      {16, 128, 0.25},  {77, 48, 0.5},    {40, 16, 0.0},    {333, 1040, 0.3},
+      {48, 4096, 0.25}, {2131, 528, 1.0}, {161, 2816, 0.0}, {64, 5504, 0.1, false, 0.0, 2}};
+  const int token_counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 40, 64};
+  int next = 0;
+  for (PackedOptions options : shapes) {
+    for (bool zero_points : {false, true}) {
+      for (double outliers : {0.0, 0.01}) {
+        options.zero_points = zero_points;
+        options.outlier_share = outliers;
+        Case c(options, &rng);
+        for (int use_cp_async : {0, 1}) {
+          for (int round = 0; round < 4; ++round, ++next) {
+            cuda::Tuning tuning;
+            tuning.use_cp_async = use_cp_async;
+            c.desc.m = token_counts[next % std::size(token_counts)];
+            c.desc.x_type = next % 2 ? DType::kBF16 : DType::kF16;
+            c.desc.y_type = next % 3 == 0 ? DType::kF32 : c.desc.x_type;
+            const auto x = RoundTo(c.desc.x_type,
+                                   RandomActivations(size_t{1} * c.desc.m * options.cols, &rng));
+            reached.insert(cuda::Select(c.desc, ThisDevice(), tuning).instance);
+            const auto y = RunGpuLinear(c.desc, c.gpu, x, tuning);
+            ASSERT_FALSE(HasFailure()) << Describe(options) << " m " << c.desc.m;
+            EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, c.desc.m)),
+                      Tolerance(c.desc.y_type))
+                << Describe(options) << " m " << c.desc.m << " cp.async " << use_cp_async;
+          }
+        }
+      }
+    }
+  }
+  const size_t expected =
+      ThisDevice().major >= 9 ? cuda::kSmallInstances : cuda::kSmallInstances / 2;
+  EXPECT_EQ(reached.size(), expected) << "an instance was never run";
+}
+
+TEST(LinearGpu, ManyOutliersInOneTile) {
+  std::mt19937 rng(12);
+  PackedOptions options{40, 1024, 0.1, false, 0.03};  // about 250 in a full tile
+  Case c(options, &rng);
+  c.desc.m = 6;
+  c.desc.y_type = DType::kF32;
+  const auto x = RoundTo(DType::kF16, RandomActivations(6 * 1024, &rng));
+  EXPECT_LT(RelativeError(RunGpuLinear(c.desc, c.gpu, x), ReferenceLinear(c.plain, x, 6)),
+            Tolerance(DType::kF32));
+}
+
+// A token's result is the same bits alone and at any place of any batch.
+TEST(LinearGpu, BatchInvariant) {
+  std::mt19937 rng(13);
+  for (bool zero_points : {false, true}) {
+    Case c({208, 4096, 0.25, zero_points, 0.002}, &rng);
+    c.desc.y_type = DType::kF32;
+    const int rows = c.desc.shape.rows, cols = c.desc.shape.cols;
+    const auto all = RoundTo(DType::kF16, RandomActivations(size_t{64} * cols, &rng));
+    c.desc.m = 64;
+    const auto y = RunGpuLinear(c.desc, c.gpu, all);
+    ASSERT_FALSE(HasFailure());
+    for (int m = 1; m < 64; m += 1 + m / 9) {
+      const int first = (7 * m) % (64 - m);
+      c.desc.m = m;
+      const std::vector<float> part(all.begin() + size_t{1} * first * cols,
+                                    all.begin() + size_t{1} * (first + m) * cols);
+      const auto few = RunGpuLinear(c.desc, c.gpu, part);
+      ASSERT_FALSE(HasFailure());
+      EXPECT_TRUE(SameBits(few.data(), y.data() + size_t{1} * first * rows, few.size()))
+          << "m " << m << ", from token " << first;
+    }
+  }
+}
+
+// How tiles are shared out among warps, blocks and clusters does not change a bit.
+TEST(LinearGpu, GeometryInvariant) {
+  std::mt19937 rng(14);
+  Case c({1040, 3584, 0.25, false, 0.002}, &rng);
+  c.desc.y_type = DType::kF32;
+  for (int m : {1, 6, 16}) {
+    c.desc.m = m;
+    const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * m * c.desc.shape.cols, &rng));
+    const auto expected = RunGpuLinear(c.desc, c.gpu, x);
+    ASSERT_FALSE(HasFailure());
+    const cuda::Tuning tunings[] = {{4, 1, 1, 0}, {7, 3, 2, 0}, {10, 2, 1, 0},
+                                    {8, 0, 1, 1}, {5, 2, 1, 0}, {3, 1, 3, 0}};
+    for (const cuda::Tuning& t : tunings) {
+      if (!cuda::Select(c.desc, ThisDevice(), t).error.empty()) continue;
+      const auto y = RunGpuLinear(c.desc, c.gpu, x, t);
+      EXPECT_TRUE(SameBits(y.data(), expected.data(), y.size()))
+          << "m " << m << " warps " << t.warps << " stages " << t.stages;
+    }
+  }
+}
+
+TEST(LinearGpu, ZeroAndNonFiniteActivations) {
+  std::mt19937 rng(15);
+  Case c({32, 1024, 0.25}, &rng);
+  c.desc.y_type = DType::kF32;
+  c.desc.x_type = DType::kBF16;
+  c.desc.m = 4;
+  std::vector<float> x(4 * 1024, 0.0f);
+  x[1024 + 5] = std::numeric_limits<float>::quiet_NaN();
+  x[2048 + 600] = std::numeric_limits<float>::infinity();
+  x[3072 + 7] = 0x1p-126f;
+  const auto y = RunGpuLinear(c.desc, c.gpu, x);
+  ASSERT_FALSE(HasFailure());
+  for (int r = 0; r < 32; ++r) {
+    EXPECT_EQ(y[r], 0.0f);
+    EXPECT_FALSE(std::isfinite(y[32 + r])) << r;
+    EXPECT_FALSE(std::isfinite(y[64 + r])) << r;
+    EXPECT_LT(std::fabs(y[96 + r]), 0x1p-100f);
+  }
+}
+
+}  // namespace
+}  // namespace fewbit::testing
