@@ -50,6 +50,7 @@ absl::Status ValidateNumbers(const Config& c) {
       {"threads", static_cast<double>(c.threads), 0, 1024},
       {"port", static_cast<double>(c.port), 0, kPort},
       {"metrics_port", static_cast<double>(c.metrics_port), -1, kPort},
+      {"health_port", static_cast<double>(c.health_port), -1, kPort},
       {"max_running", static_cast<double>(c.max_running), 1, 4096},
       {"max_waiting", static_cast<double>(c.max_waiting), 1, 1 << 20},
       {"max_waiting_tokens", static_cast<double>(c.max_waiting_tokens), 1, 1e12},
@@ -91,6 +92,11 @@ absl::Status Validate(const Config& config) {
   if (config.port != 0 && config.port == config.metrics_port) {
     return absl::InvalidArgumentError(
         absl::StrCat("--port and --metrics_port are both ", config.port));
+  }
+  if (config.health_port > 0 &&
+      (config.health_port == config.port || config.health_port == config.metrics_port)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--health_port=", config.health_port, " is the port of something else"));
   }
   status = ValidateDevice(config.device);
   if (!status.ok()) return status;

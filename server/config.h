@@ -22,6 +22,7 @@ struct Config {
   std::string host = "127.0.0.1";  // both ports listen here; 0.0.0.0 and [::]: every interface
   int32_t port = 8033;             // gRPC; 0: any free one
   int32_t metrics_port = 8034;     // /metrics; 0: any free one, -1: none
+  int32_t health_port = -1;        // health alone, in plain text; 0: any free one, -1: none
 
   // Batching.
   int32_t max_running = 64;              // sequences in a step

@@ -68,6 +68,9 @@ ABSL_FLAG(std::string, host, fewbit::Config().host,
 ABSL_FLAG(int32_t, port, fewbit::Config().port, "gRPC port; 0: any free one");
 ABSL_FLAG(int32_t, metrics_port, fewbit::Config().metrics_port,
           "port of /metrics; 0: any free one, -1: none");
+ABSL_FLAG(int32_t, health_port, fewbit::Config().health_port,
+          "plain-text port with the health service only, for probes that cannot speak TLS; 0: any "
+          "free one, -1: none");
 ABSL_FLAG(int32_t, max_running, fewbit::Config().max_running, "sequences generated at a time");
 ABSL_FLAG(int32_t, max_waiting, fewbit::Config().max_waiting,
           "requests that may wait; beyond: RESOURCE_EXHAUSTED");
@@ -99,7 +102,7 @@ namespace {
 std::vector<FlagGroup> Groups() {
   return {
       {"Model", {"model", "model_name", "device", "threads", "kv_memory"}},
-      {"Addresses", {"host", "port", "metrics_port"}},
+      {"Addresses", {"host", "port", "metrics_port", "health_port"}},
       {"Batching", {"max_running", "max_waiting", "max_waiting_tokens", "step_tokens"}},
       {"Clients",
        {"max_new_tokens", "max_streams", "max_message_mb", "stream_buffer_kb",
@@ -147,6 +150,7 @@ absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
   config.host = absl::GetFlag(FLAGS_host);
   config.port = absl::GetFlag(FLAGS_port);
   config.metrics_port = absl::GetFlag(FLAGS_metrics_port);
+  config.health_port = absl::GetFlag(FLAGS_health_port);
   config.max_running = absl::GetFlag(FLAGS_max_running);
   config.max_waiting = absl::GetFlag(FLAGS_max_waiting);
   config.max_waiting_tokens = absl::GetFlag(FLAGS_max_waiting_tokens);

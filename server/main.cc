@@ -108,6 +108,9 @@ absl::Status Serve(const Config& config, DrainSignals* signals) {
   if (!server.ok()) return server.status();
   spdlog::info("gRPC on {}:{}, ready after {:.2f} s", config.host, (*server)->port(),
                absl::ToDoubleSeconds(absl::Now() - start));
+  if ((*server)->health_port() >= 0) {
+    spdlog::info("health alone, in plain text, on {}:{}", config.host, (*server)->health_port());
+  }
   if ((*server)->metrics_port() >= 0) {
     spdlog::info("metrics on http://{}:{}/metrics", config.host, (*server)->metrics_port());
   }

@@ -13,11 +13,13 @@ namespace fewbit {
 Readiness::Readiness(std::function<EngineStats()> engine_stats, absl::Duration stall_limit)
     : engine_stats_(std::move(engine_stats)), stall_limit_(stall_limit) {}
 
-void Readiness::Start(grpc::HealthCheckServiceInterface* health) {
-  FEWBIT_CHECK(health_ == nullptr && health != nullptr);
-  health_ = health;
-  health_->SetServingStatus("", true);
-  health_->SetServingStatus(kGenerationServiceName, true);
+void Readiness::Start(std::vector<grpc::HealthCheckServiceInterface*> health) {
+  FEWBIT_CHECK(health_.empty() && !health.empty());
+  health_ = std::move(health);
+  for (grpc::HealthCheckServiceInterface* service : health_) {
+    service->SetServingStatus("", true);
+    service->SetServingStatus(kGenerationServiceName, true);
+  }
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -45,8 +47,10 @@ void Readiness::Look() {
 }
 
 void Readiness::Publish(bool live, bool ready) {
-  if (live != live_) health_->SetServingStatus("", live);
-  if (ready != ready_) health_->SetServingStatus(kGenerationServiceName, ready);
+  for (grpc::HealthCheckServiceInterface* service : health_) {
+    if (live != live_) service->SetServingStatus("", live);
+    if (ready != ready_) service->SetServingStatus(kGenerationServiceName, ready);
+  }
   live_ = live;
   ready_ = ready;
 }

@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <thread>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "runtime/engine.h"
@@ -25,8 +26,8 @@ class Readiness {
   Readiness(std::function<EngineStats()> engine_stats, absl::Duration stall_limit);
   ~Readiness();
 
-  // Publishes from now on; `health` outlives this object. Once.
-  void Start(grpc::HealthCheckServiceInterface* health);
+  // Publishes to all of `health` from now on; they outlive this object. Once.
+  void Start(std::vector<grpc::HealthCheckServiceInterface*> health);
 
   // Unready from now on.
   void StartDraining();
@@ -41,7 +42,7 @@ class Readiness {
   const std::function<EngineStats()> engine_stats_;
   const absl::Duration stall_limit_;
 
-  grpc::HealthCheckServiceInterface* health_ = nullptr;  // set before the thread starts
+  std::vector<grpc::HealthCheckServiceInterface*> health_;  // set before the thread starts
   Mutex mu_;
   CondVar wake_;
   bool stopping_ FEWBIT_GUARDED_BY(mu_) = false;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -76,7 +77,6 @@ Server::Server(const Config& config, ServedModel model, const Tokenizer* tokeniz
       engine_(EngineOptionsOf(config), executor, &emitter_),
       admission_(
           AdmissionLimitsOf(config), [this] { return engine_.stats(); }, &stats_),
-      readiness_([this] { return engine_.stats(); }, absl::Seconds(config.stall_seconds)),
       service_(ServiceParts{.model = &model_,
                             .tokenizer = tokenizer,
                             .engine = &engine_,
@@ -84,7 +84,8 @@ Server::Server(const Config& config, ServedModel model, const Tokenizer* tokeniz
                             .admission = &admission_,
                             .live = &live_,
                             .stats = &stats_},
-               StreamLimitsOf(config)) {
+               StreamLimitsOf(config)),
+      readiness_([this] { return engine_.stats(); }, absl::Seconds(config.stall_seconds)) {
   emitter_.Start(&engine_, [this] { readiness_.Look(); });
 }
 
@@ -97,6 +98,12 @@ absl::Status Server::Listen(const Config& config) {
     metrics_ = *std::move(metrics);
   }
   grpc::EnableDefaultHealthCheckService(true);
+  if (config.health_port >= 0) {
+    absl::StatusOr<std::unique_ptr<HealthPort>> health =
+        HealthPort::Start(config.host, config.health_port);
+    if (!health.ok()) return health.status();
+    health_ = *std::move(health);
+  }
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   const std::string address = absl::StrCat(config.host, ":", config.port);
   grpc::ServerBuilder builder;
@@ -113,7 +120,9 @@ absl::Status Server::Listen(const Config& config) {
                      "machine's; choose another --port"));
   }
   port_ = port;
-  readiness_.Start(grpc_->GetHealthCheckService());
+  std::vector<grpc::HealthCheckServiceInterface*> health = {grpc_->GetHealthCheckService()};
+  if (health_ != nullptr) health.push_back(health_->service());
+  readiness_.Start(std::move(health));
   return absl::OkStatus();
 }
 

@@ -17,6 +17,7 @@
 #include "server/config.h"
 #include "server/emitter.h"
 #include "server/generation_service.h"
+#include "server/health_port.h"
 #include "server/live_requests.h"
 #include "server/metrics.h"
 #include "server/readiness.h"
@@ -42,6 +43,7 @@ class Server {
 
   int32_t port() const { return port_; }
   int32_t metrics_port() const { return metrics_ == nullptr ? -1 : metrics_->port(); }
+  int32_t health_port() const { return health_ == nullptr ? -1 : health_->port(); }
   EngineStats engine_stats() const { return engine_.stats(); }
   const ServerStats& stats() const { return stats_; }
 
@@ -56,10 +58,11 @@ class Server {
   Emitter emitter_;
   Engine engine_;
   Admission admission_;
-  Readiness readiness_;
   GenerationService service_;
   std::unique_ptr<MetricsServer> metrics_;
+  std::unique_ptr<HealthPort> health_;
   std::unique_ptr<grpc::Server> grpc_;
+  Readiness readiness_;  // its thread talks to the health services above
   int32_t port_ = 0;
   bool drained_ = false;
 };

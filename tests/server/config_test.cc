@@ -37,6 +37,7 @@ TEST(ConfigTest, EveryRefusalNamesFlagValueAndLimit) {
       {[](Config* c) { c->port = -1; }, {"--port=-1"}},
       {[](Config* c) { c->metrics_port = -2; }, {"--metrics_port=-2", "[-1, 65535]"}},
       {[](Config* c) { c->metrics_port = c->port; }, {"--port and --metrics_port are both 8033"}},
+      {[](Config* c) { c->health_port = c->port; }, {"--health_port=8033", "something else"}},
       {[](Config* c) { c->threads = -1; }, {"--threads=-1", "[0, 1024]"}},
       {[](Config* c) { c->max_running = 0; }, {"--max_running=0", "[1, 4096]"}},
       {[](Config* c) { c->max_waiting = 0; }, {"--max_waiting=0"}},

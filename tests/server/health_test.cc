@@ -1,7 +1,9 @@
 // The standard services beside ours: health with its Watch, reflection, and /metrics.
 #include <gmock/gmock.h>
 #include <google/protobuf/descriptor.pb.h>
+#include <grpcpp/create_channel.h>
 #include <grpcpp/impl/codegen/client_unary_call.h>
+#include <grpcpp/security/credentials.h>
 #include <grpcpp/support/sync_stream.h>
 #include <gtest/gtest.h>
 
@@ -9,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "tests/server/server_harness.h"
 #include "tests/server/wire.pb.h"
@@ -21,23 +24,30 @@ using ::testing::AllOf;
 using ::testing::Contains;
 using ::testing::HasSubstr;
 
-HealthCheckResponse::ServingStatus Check(Harness& harness, const std::string& service,
-                                         grpc::Status* status = nullptr) {
+HealthCheckResponse::ServingStatus CheckOn(const std::shared_ptr<grpc::Channel>& channel,
+                                           const std::string& service,
+                                           grpc::Status* status = nullptr) {
   HealthCheckRequest request;
   HealthCheckResponse response;
   request.set_service(service);
   grpc::ClientContext context;
-  const RpcMethod method("/grpc.health.v1.Health/Check", RpcMethod::NORMAL_RPC, harness.channel());
-  const grpc::Status result = grpc::internal::BlockingUnaryCall(harness.channel().get(), method,
-                                                                &context, request, &response);
+  const RpcMethod method("/grpc.health.v1.Health/Check", RpcMethod::NORMAL_RPC, channel);
+  const grpc::Status result =
+      grpc::internal::BlockingUnaryCall(channel.get(), method, &context, request, &response);
   if (status != nullptr) *status = result;
   return response.status();
 }
 
+HealthCheckResponse::ServingStatus Check(Harness& harness, const std::string& service,
+                                         grpc::Status* status = nullptr) {
+  return CheckOn(harness.channel(), service, status);
+}
+
 class Watch {
  public:
-  Watch(Harness* harness, const std::string& service)
-      : channel_(harness->NewChannel()),
+  Watch(Harness* harness, const std::string& service) : Watch(harness->NewChannel(), service) {}
+  Watch(std::shared_ptr<grpc::Channel> channel, const std::string& service)
+      : channel_(std::move(channel)),
         method_("/grpc.health.v1.Health/Watch", RpcMethod::SERVER_STREAMING, channel_) {
     HealthCheckRequest request;
     request.set_service(service);
@@ -114,6 +124,45 @@ TEST(HealthTest, AStalledEngineIsNoticedAndForgiven) {
   harness.executor().OpenGate();
   EXPECT_TRUE(Collect(reader.get()).status.ok());
   EXPECT_EQ(ready.Next(), HealthCheckResponse::SERVING);
+}
+
+TEST(HealthPortTest, SaysTheSameAndServesNothingElse) {
+  HarnessOptions options{.gate_closed = true};
+  options.config.health_port = 0;
+  Harness harness(options);
+  const auto channel =
+      grpc::CreateChannel(absl::StrCat("127.0.0.1:", harness.server().health_port()),
+                          grpc::InsecureChannelCredentials());
+  EXPECT_EQ(CheckOn(channel, ""), HealthCheckResponse::SERVING);
+  EXPECT_EQ(CheckOn(channel, kGenerationServiceName), HealthCheckResponse::SERVING);
+  v1::GenerationService::Stub stub(channel);
+  EXPECT_EQ(Stream(stub, harness.Saying(" x")).status.error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+  grpc::ClientContext reflection;
+  const RpcMethod list("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                       RpcMethod::NORMAL_RPC, channel);
+  ReflectionResponse response;
+  EXPECT_EQ(grpc::internal::BlockingUnaryCall(channel.get(), list, &reflection, ReflectionRequest(),
+                                              &response)
+                .error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+
+  grpc::ClientContext context;
+  const auto reader = harness.stub().GenerateStream(&context, harness.Saying(" the sun"));
+  harness.executor().WaitUntilHeld();
+  Watch ready(channel, kGenerationServiceName);
+  EXPECT_EQ(ready.Next(), HealthCheckResponse::SERVING);
+  std::thread drain([&] { harness.server().Drain(absl::Now() + absl::Seconds(30)); });
+  EXPECT_EQ(ready.Next(), HealthCheckResponse::NOT_SERVING);
+  EXPECT_EQ(CheckOn(channel, ""), HealthCheckResponse::SERVING) << "a draining server is alive";
+  harness.executor().OpenGate();
+  EXPECT_TRUE(Collect(reader.get()).status.ok());
+  drain.join();
+}
+
+TEST(HealthPortTest, OffUnlessAskedFor) {
+  Harness harness;
+  EXPECT_EQ(harness.server().health_port(), -1);
 }
 
 ReflectionResponse Reflect(Harness& harness, const ReflectionRequest& request) {
@@ -221,13 +270,14 @@ TEST(MetricsTest, AScrapeDoesNotWaitForTheStep) {
   EXPECT_TRUE(Collect(reader.get()).status.ok());
 }
 
-absl::Status StartOn(int32_t port, int32_t metrics_port) {
+absl::Status StartOn(int32_t port, int32_t metrics_port, int32_t health_port = -1) {
   FakeExecutor executor;
   ServedModel model;
   model.device = executor.info();
   Config config;
   config.port = port;
   config.metrics_port = metrics_port;
+  config.health_port = health_port;
   return Server::Start(config, model, &DemoTokenizer(), &executor).status();
 }
 
@@ -242,6 +292,11 @@ TEST(PortTest, InUseIsUnavailableAndNamesThePort) {
   EXPECT_THAT(std::string(metrics_port.message()),
               AllOf(HasSubstr(std::to_string(harness.server().metrics_port())),
                     HasSubstr("--metrics_port")));
+  const absl::Status health_port = StartOn(0, -1, harness.server().port());
+  EXPECT_EQ(health_port.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(
+      std::string(health_port.message()),
+      AllOf(HasSubstr(std::to_string(harness.server().port())), HasSubstr("--health_port")));
   EXPECT_TRUE(Stream(harness.stub(), harness.Saying(" x")).status.ok()) << "the first one lives";
 }
 
