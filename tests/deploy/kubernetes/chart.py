@@ -59,10 +59,11 @@ class Chart:
         if errors:
             raise Refused('; '.join('.'.join(map(str, error.absolute_path)) + ': ' + error.message for error in errors))
 
-    def render(self, values, release='fewbit', namespace='fewbit'):
+    def render(self, values, release='fewbit', namespace='fewbit', folder=None):
+        """The objects; `folder` holds other templates. Refused: by the schema or a template."""
         values = merged(self.defaults, values)
         self.validate(values)
-        request = {'chart': str(self.folder), 'values': values, 'release': release, 'namespace': namespace}
+        request = {'chart': str(folder or self.folder), 'values': values, 'release': release, 'namespace': namespace}
         result = subprocess.run([str(self._program)], input=json.dumps(request), capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise Refused(result.stderr.strip())

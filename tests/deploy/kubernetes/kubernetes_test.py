@@ -51,6 +51,15 @@ VARIANTS = {
 }
 
 
+GUIDE = (DEPLOY / 'README.md').read_text(encoding='utf-8')
+
+
+def guide_objects():
+    """What the guide shows as YAML."""
+    blocks = re.findall(r'```yaml\n(.*?)```', GUIDE, flags=re.DOTALL)
+    return [item for block in blocks for item in yaml.safe_load_all(block)]
+
+
 def overlay(name):
     return kustomize.own_render(DEPLOY / 'overlays' / name)
 
@@ -136,6 +145,12 @@ class Openapi(unittest.TestCase):
                 if not schemas.is_custom(item):
                     with self.subTest(name, kind=item['kind']):
                         self.assertEqual(self.kubernetes.errors(item), [])
+
+    def test_guide(self):
+        checked = [item for item in guide_objects() if not schemas.is_custom(item)]
+        self.assertEqual([item['kind'] for item in checked], ['PersistentVolumeClaim', 'Pod'])
+        for item in checked:
+            self.assertEqual(self.kubernetes.errors(item), [])
 
     def test_finds_unknown_fields_wrong_types_and_missing_ones(self):
         items = {item['kind']: item for item in overlay('cpu-demo')}
@@ -257,14 +272,53 @@ class Flags(unittest.TestCase):
 
     def test_guide(self):
         flags, source = self.known()
-        text = (DEPLOY / 'README.md').read_text(encoding='utf-8')
-        server = set(re.findall(r'`--(\w+)', text)) & {flag for flag in re.findall(r'`--(\w+)[=`]', text) if '_' in flag}
-        self.assertTrue(server)
-        self.assertEqual(server - flags, set(), f'not in {source}')
+        named = set(re.findall(r'`--(\w+)[=`]', GUIDE))
+        self.assertIn('drain_seconds', named)
+        self.assertEqual(named - flags, set(), f'not in {source}')
 
     def test_finds_flags(self):
         self.assertEqual(contract.flags_of_help('A\n  --model   directory\n  --port  x; see --help\n'), {'model', 'port'})
         self.assertIn('drain_seconds', contract.flags_of_source())
+
+
+class Guide(unittest.TestCase):
+    """What README.md says holds."""
+
+    def test_pod_is_restricted(self):
+        pod = next(item for item in guide_objects() if item['kind'] == 'Pod')['spec']
+        self.assertIs(pod['securityContext']['runAsNonRoot'], True)
+        self.assertEqual(pod['securityContext']['seccompProfile']['type'], 'RuntimeDefault')
+        self.assertEqual(pod['containers'][0]['securityContext'],
+                         {'allowPrivilegeEscalation': False, 'capabilities': {'drop': ['ALL']}})
+
+    def test_certificate_fits_the_overlay(self):
+        certificate = next(item for item in guide_objects() if item['kind'] == 'Certificate')['spec']
+        install = contract.Installation(overlay('gpu-production'))
+        self.assertEqual(certificate['secretName'], install.volumes['tls']['secret']['secretName'])
+        self.assertIn(install.one('BackendTLSPolicy')['spec']['validation']['hostname'], certificate['dnsNames'])
+
+    def test_table_follows_from_the_formulas(self):
+        # Parameters, vocabulary, hidden size, layers, KV heads, head size: from the models' config.json.
+        shapes = {'ChatGLM3 6B': (6.24e9, 65024, 4096, 28, 2, 128), 'Mistral 7B': (7.24e9, 32000, 4096, 32, 8, 128),
+                  'Llama 2 13B': (13.02e9, 32000, 5120, 40, 40, 128), 'Llama 2 70B': (68.98e9, 32000, 8192, 80, 8, 128)}
+        rows = {row[0]: row[1:] for row in (line.strip('| ').split(' | ') for line in GUIDE.splitlines()) if row[0] in shapes}
+        self.assertEqual(set(rows), set(shapes))
+        header = next(line for line in GUIDE.splitlines() if line.startswith('| model | weights'))
+        memories = [float(gigabytes) for gigabytes in re.findall(r'(\d+) GB \(', header)]
+        for name, (parameters, vocabulary, hidden, layers, heads, size) in shapes.items():
+            embeddings = 2 * vocabulary * hidden
+            weights = [((parameters - embeddings) * bits / 8 + embeddings * 2) / 1e9 for bits in (16, 2.9)]
+            kv = 2 * layers * heads * size * 2
+            cells = [f'{weights[0]:.1f} / {weights[1]:.1f}', str(kv // 1024)]
+            for memory in memories:
+                tokens = [int((0.9 * memory - weight - 2) * 1e9 / kv / 1000) for weight in weights]
+                cells.append(' / '.join(str(count) if count > 0 else '–' for count in tokens))
+            self.assertEqual(rows[name], cells, name)
+
+    def test_the_kv_cache_of_the_overlays_fits(self):
+        for name in ('gpu', 'gpu-production'):
+            value = contract.Installation(overlay(name)).flag('kv_memory')
+            self.assertLessEqual(float(value.removesuffix('G')) * 2**30, (0.9 * 24 - 3.1 - 2) * 1e9)
 
 
 class Chart(unittest.TestCase):
@@ -341,6 +395,20 @@ class Chart(unittest.TestCase):
             with self.subTest(expected), self.assertRaises(chart.Refused) as caught:
                 self.chart.render(values)
             self.assertIn(expected, str(caught.exception))
+
+    def test_broken_template_is_caught(self):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = pathlib.Path(temporary) / 'chart'
+            shutil.copytree(DEPLOY / 'chart', folder)
+            template = folder / 'templates' / '_helpers.tpl'
+            text = template.read_text(encoding='utf-8')
+            template.write_text(text.replace('readOnlyRootFilesystem: true', 'readOnlyRootFilesystem: false'), encoding='utf-8')
+            broken = self.chart.render(self.chart.example('gpu'), folder=folder)
+            self.assertNotEqual(kustomize.by_name(broken), kustomize.by_name(overlay('gpu')))
+            self.assertEqual(contract.violations(broken, OVERLAYS['gpu']), ['security: fewbit: readOnlyRootFilesystem is not true'])
+            template.write_text(text.replace('{{- end }}', '', 1), encoding='utf-8')
+            with self.assertRaises(chart.Refused):
+                self.chart.render(self.chart.example('gpu'), folder=folder)
 
     def test_schema_knows_every_value(self):
         """values.yaml and the schema name the same values."""
