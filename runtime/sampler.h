@@ -18,7 +18,6 @@
 #include <memory>
 #include <span>
 
-#include "absl/status/status.h"
 #include "kernels/cpu/linear.h"
 #include "runtime/batch.h"
 #include "runtime/thread_team.h"
@@ -32,10 +31,9 @@ class Sampler {
   ~Sampler();
 
   // logits [R, V] belong to `rows` [R]; tokens [R] is filled. Rows are shared out over the team. No
-  // allocation unless it fails: INTERNAL names the request and position of a row with NaN or
-  // infinite logits.
-  absl::Status Sample(std::span<const SampleRow> rows, const float* logits,
-                      std::span<SampledToken> tokens);
+  // allocation. A row with NaN or infinite logits gets kNoToken: its request fails, the others of
+  // the step go on.
+  void Sample(std::span<const SampleRow> rows, const float* logits, std::span<SampledToken> tokens);
 
  private:
   struct Impl;

@@ -337,7 +337,7 @@ void Scheduler::ApplySequence(const PlannedSequence& planned, const SampledToken
     return;
   }
   for (int32_t i = 0; i < planned.score_tokens; ++i) {
-    if (ToInt(rows[i].token) < 0) {
+    if (rows[i].token == kNoToken) {
       FinishSequence(sequence, FinishReason::kError, now, events);
       return;
     }
@@ -352,7 +352,7 @@ void Scheduler::ApplySequence(const PlannedSequence& planned, const SampledToken
 
 void Scheduler::ApplySample(Sequence* sequence, const SampledToken& token, absl::Time now,
                             std::vector<TokenEvent>* events) {
-  if (ToInt(token.token) < 0) {
+  if (token.token == kNoToken) {
     FinishSequence(sequence, FinishReason::kError, now, events);
     return;
   }

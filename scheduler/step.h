@@ -19,9 +19,12 @@ struct TokenLogprob {
   float logprob = 0.0f;
 };
 
+// What a row without usable logits (not a number, infinite) becomes: the scheduler ends that one
+// request with kError.
+inline constexpr TokenId kNoToken{-1};
+
 // One row of logits turned into a token. For a scored prompt row `token` is the prompt's own next
-// token. A negative token says that the row held no usable logits (not a number): the scheduler
-// ends that one request with kError.
+// token.
 struct SampledToken {
   TokenId token{};
   float logprob = 0.0f;  // natural log, of the distribution before temperature and truncation

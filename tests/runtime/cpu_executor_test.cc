@@ -255,8 +255,8 @@ TEST(CpuExecutor, StepsDoNotAllocate) {
   }
 }
 
-// A NaN must come through dense and packed layers alike and end as an error, not as a token.
-TEST(CpuExecutor, BadWeightsFailTheStepAndNotTheProcess) {
+// A NaN must come through dense and packed layers alike and end as a failed row, not as a token.
+TEST(CpuExecutor, BadWeightsFailTheRowAndNotTheProcess) {
   const auto source = RandomModel(SmallSpec(), 4);
   for (const bool packed : {false, true}) {
     for (const cpu::Isa isa : {cpu::Isa::kPortable, cpu::Isa::kAvx2, cpu::Isa::kAvx512}) {
@@ -269,12 +269,10 @@ TEST(CpuExecutor, BadWeightsFailTheStepAndNotTheProcess) {
       const auto executor = Make(model->model, options);
       Driver driver(executor.get());
       driver.Add(MakeRequest(10, 3, 41));
-      for (int i = 0; i < 2; ++i) {
-        const absl::Status status = driver.Step(1000);
-        EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
-        EXPECT_THAT(std::string(status.message()), HasSubstr("request 42"));
-        driver.sequence(0).computed = 0;
-      }
+      const absl::Status status = driver.Step(1000);
+      ASSERT_TRUE(status.ok()) << status;
+      ASSERT_EQ(driver.sequence(0).sampled.size(), 1u);
+      EXPECT_EQ(driver.sequence(0).sampled[0].token, kNoToken);
     }
   }
 }

@@ -236,7 +236,7 @@ absl::Status FakeExecutor::Collect(StepHandle handle, StepResult* result) {
     MutexLock lock(&mu_);
     for (size_t i = 0; !failing_.empty() && i < result->tokens.size(); ++i) {
       const RequestId id = launched_->samples[i].request->id;
-      if (failing_.contains(ToInt(id))) result->tokens[i].token = TokenId{-1};
+      if (failing_.contains(ToInt(id))) result->tokens[i].token = kNoToken;
     }
   }
   launched_ = nullptr;

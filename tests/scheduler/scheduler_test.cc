@@ -285,7 +285,7 @@ TEST_F(SchedulerTest, BillsARequestThatNeverRan) {
 TEST_F(SchedulerTest, ARowWithoutATokenEndsItsRequestWithAnError) {
   scheduler_.Add(MakeRequest(1, 3, 3));
   Plan();
-  Apply(0, TokenId{-1});
+  Apply(0, kNoToken);
   EXPECT_THAT(Events(), ElementsAre("1!error"));
   EXPECT_EQ(scheduler_.stats().blocks_used, 0);
 }
@@ -295,7 +295,7 @@ TEST_F(SchedulerTest, APromptRowWithoutAScoreEndsItsRequestWithAnError) {
   request->want_prompt_logprobs = true;
   scheduler_.Add(std::move(request));
   Plan();
-  Apply(0, TokenId{-1});
+  Apply(0, kNoToken);
   EXPECT_THAT(Events(), ElementsAre("1!error"));
   EXPECT_THAT(Plan(), IsEmpty());
   EXPECT_EQ(scheduler_.stats().blocks_used, 0);

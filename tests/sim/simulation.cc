@@ -264,7 +264,7 @@ void Simulation::CheckReads(const Flight& flight) {
 SampledToken Simulation::Draw(const SampleRow& row) {
   SampledToken drawn;
   if (Chance(shape_.bad_row)) {
-    drawn.token = TokenId{-1};
+    drawn.token = kNoToken;
     ShadowOf(row.request->id).got_bad_row = true;
     return drawn;
   }
