@@ -50,4 +50,9 @@ inline constexpr int kMaxActivation = 16383;
 // Bytes of one quad of staged activations: as many columns as the kernel for so many tokens reads.
 constexpr int QuadBytes(int tokens) { return tokens <= 4 ? 512 : tokens <= 8 ? 1024 : 2048; }
 
+// Terms of one (row block, tile) in shared memory: [16 rows][tokens], rows padded so that neither
+// writing nor summing them meets a bank conflict.
+constexpr int TermStride(int token_tiles) { return token_tiles == 1 ? 4 : 4 * token_tiles + 4; }
+constexpr int TermFloats(int token_tiles) { return quant::kBlockRows * TermStride(token_tiles); }
+
 }  // namespace fewbit::cuda

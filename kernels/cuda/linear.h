@@ -103,8 +103,9 @@ Plan Select(const Desc& desc, const DeviceProps& device, const Tuning& tuning = 
 
 // Bytes of the staged activations of one token group of `tokens` tokens, and of m tokens in all.
 // Staged form: {float scale, int32 bias} [tiles][tokens rounded up to even], then the planes
-// [quads][8, 16 or 32 columns: high and low byte of each token][4 strips][16 channels]. Columns
-// beyond the tokens are neither written nor read.
+// [quads][8, 16 or 32 columns: high and low byte of each token][4 strips][16 channels] (columns
+// beyond the tokens are neither written nor read), then for the outliers the same numbers as
+// floats, [channels in 2-bit strips][tokens].
 size_t StagedGroupBytes(const quant::PackedShape& shape, int tokens);
 size_t StagedBytes(const quant::PackedShape& shape, const Plan& plan);
 

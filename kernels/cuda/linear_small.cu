@@ -34,7 +34,7 @@ struct SmallArgs {
   size_t group_bytes;      // of the staged activations
   size_t row_block_bytes;  // of the weights
   SharedLayout layout;
-  int tiles, row_blocks;
+  int tiles, quads, row_blocks;
   int m, group_tokens, stages;
   int segment_begin[kSegments + 1];
   DType y_type;
@@ -67,21 +67,23 @@ struct Activations {
   const int2* meta;  // {scale, bias} [tile][meta_stride]
   int meta_stride;
   const uint8_t* planes;
+  const float* floats;  // [channel in 2-bit strips][group_tokens]
 
-  __device__ Activations(const SmallArgs& a, const Share& s) {
+  __device__ Activations(const SmallArgs& a, const Share& s, int quad_bytes) {
     const uint8_t* from = a.staged + s.group * a.group_bytes;
     meta = reinterpret_cast<const int2*>(from);
     meta_stride = (a.group_tokens + 1) / 2 * 2;
     planes = from + a.tiles * meta_stride * sizeof(int2);
+    floats = reinterpret_cast<const float*>(planes + static_cast<size_t>(a.quads) * quad_bytes);
   }
 };
 
-// The sum over the outliers of one (row, segment) and token, in list order. The bounds and the
-// first entries are loaded ahead, while weights and activations are under way.
-template <int kTiles>
+// The sum over the outliers of one (row, segment) and token, in list order. Its three dependent
+// loads can be taken apart, so that other work runs between them.
 class OutlierList {
  public:
-  __device__ __forceinline__ void LoadBounds(const SmallArgs& a, size_t list) {
+  __device__ __forceinline__ void LoadBounds(const SmallArgs& a, int row, int segment) {
+    const size_t list = static_cast<size_t>(row) * kSegments + segment;
     begin_ = __ldg(a.w.outlier_start + list);
     end_ = __ldg(a.w.outlier_start + list + 1);
   }
@@ -91,18 +93,19 @@ class OutlierList {
       entries_[i] = begin_ + i < end_ ? __ldg(a.w.outliers + begin_ + i) : 0;
     }
   }
-  // An entry beyond the end has the value zero and adds nothing: x at position 0 is finite unless
-  // the whole result is not.
+  // REQUIRES: LoadEntries.
   __device__ __forceinline__ float Sum(const SmallArgs& a, const Activations& x, int token) {
     float sum = 0;
     while (begin_ < end_) {
-      float term[kAhead];
+      float activation[kAhead];
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) term[i] = Activation(x, token, entries_[i]);
+      for (int i = 0; i < kAhead; ++i) {
+        activation[i] = x.floats[(entries_[i] & 0xFFFF) * a.group_tokens + token];
+      }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const float value = __half2float(__ushort_as_half(entries_[i] >> 16));
-        if (begin_ + i < end_) sum = __fmaf_rn(value, term[i], sum);
+        if (begin_ + i < end_) sum = __fmaf_rn(value, activation[i], sum);
       }
       begin_ += kAhead;
       if (begin_ < end_) LoadEntries(a);
@@ -113,35 +116,8 @@ class OutlierList {
  private:
   static constexpr int kAhead = 4;
 
-  // Positions are those of 2-bit strips: 64 to a quad, 512 to a tile.
-  static __device__ __forceinline__ float Activation(const Activations& x, int token,
-                                                     uint32_t entry) {
-    const int position = entry & 0xFFFF;
-    const uint8_t* at =
-        x.planes + (position / 64) * QuadBytes(4 * kTiles) + 128 * token + position % 64;
-    const int high = static_cast<int8_t>(at[0]), low = static_cast<int8_t>(at[64]);
-    const float scale = __int_as_float(x.meta[(position / 512) * x.meta_stride + token].x);
-    return __fmul_rn(__int2float_rn(256 * high + low), scale);
-  }
-
   uint32_t begin_ = 0, end_ = 0;
   uint32_t entries_[kAhead] = {};
-};
-
-// The partial sums of a block, dealt out to threads: segment fastest, then row, token, row block.
-struct SegmentItem {
-  int segment, row, token, block;
-  __device__ SegmentItem(const Share& s, int index) {
-    segment = index % kSegments;
-    row = index / kSegments % quant::kBlockRows;
-    const uint32_t rest = static_cast<uint32_t>(index) / (kSegments * quant::kBlockRows);
-    block = s.tokens == 1 ? rest : rest / static_cast<uint32_t>(s.tokens);
-    token = rest - block * s.tokens;
-  }
-  __device__ size_t List(const Share& s) const {
-    return (static_cast<size_t>(s.first_block + block) * quant::kBlockRows + row) * kSegments +
-           segment;
-  }
 };
 
 // One float per row and token of the tile: the exact sum, d and the scale of x.
@@ -161,9 +137,9 @@ __device__ __forceinline__ void WriteTerms(const int (&sums)[kTiles][4], const u
     const auto total = [&](int high, int low) {
       return __int2float_rn(static_cast<int>(256u * high + low + static_cast<uint32_t>(meta[j].y)));
     };
-    terms[token * quant::kBlockRows + g] =
+    terms[g * TermStride(kTiles) + token] =
         __fmul_rn(__fmul_rn(total(sums[j][0], sums[j][1]), d.x), scale);
-    terms[token * quant::kBlockRows + g + 8] =
+    terms[(g + 8) * TermStride(kTiles) + token] =
         __fmul_rn(__fmul_rn(total(sums[j][2], sums[j][3]), d.y), scale);
   }
 }
@@ -178,170 +154,263 @@ __device__ __forceinline__ void StoreOutput(const SmallArgs& a, int64_t at, floa
   }
 }
 
-// The sum of one item once all terms are there; the four lanes of a row then add their segments in
-// order. Every lane of a warp comes here, those without an item too.
-__device__ __forceinline__ void ReduceItem(const SmallArgs& a, const Share& s, const float* terms,
-                                           const SegmentItem& item, bool valid, float outliers) {
+// The sum of the terms of one segment; `from` points at the row and token of the row block's first
+// tile.
+template <int kTiles>
+__device__ __forceinline__ float SegmentSum(const SmallArgs& a, const float* from, int segment) {
   float part = 0;
-  if (valid) {
-    const int slot = s.tokens * quant::kBlockRows;
-    const float* from =
-        terms + item.block * a.tiles * slot + item.token * quant::kBlockRows + item.row;
 #pragma unroll 4
-    for (int tile = a.segment_begin[item.segment]; tile < a.segment_begin[item.segment + 1];
-         ++tile) {
-      part = __fadd_rn(part, from[tile * slot]);
-    }
-    part = __fadd_rn(part, outliers);
+  for (int tile = a.segment_begin[segment]; tile < a.segment_begin[segment + 1]; ++tile) {
+    part = __fadd_rn(part, from[tile * TermFloats(kTiles)]);
   }
-  float sum = part;
-#pragma unroll
-  for (int segment = 1; segment < kSegments; ++segment) {
-    sum = __fadd_rn(sum, __shfl_down_sync(0xFFFFFFFFu, part, segment));
-  }
-  const int row = (s.first_block + item.block) * quant::kBlockRows + item.row;
-  if (valid && item.segment == 0 && row < a.w.shape.rows) {
-    StoreOutput(a, (s.group * a.group_tokens + item.token) * a.y_stride + row, sum);
-  }
+  return part;
 }
 
-// Sums all terms of the block. The outliers of a thread's first item, whose list is `list`, are
-// summed before the barrier.
-template <int kTiles>
-__device__ __forceinline__ void Reduce(const SmallArgs& a, const Share& s, const Activations& x,
-                                       const float* terms, OutlierList<kTiles> list) {
+// With few tokens, four neighbouring lanes share a row and token of the block, one segment each.
+struct FewItem {
+  int row, token, segment;
+  bool valid;
+
+  __device__ FewItem(const Share& s, int index) : segment(index % kSegments) {
+    const uint32_t output = static_cast<uint32_t>(index) / kSegments;
+    row = s.tokens == 1 ? output : output / static_cast<uint32_t>(s.tokens);
+    token = output - row * s.tokens;
+    valid = row < s.blocks * quant::kBlockRows;
+  }
+};
+
+// The outliers of a thread's first item, summed while weights are under way: the kernel calls the
+// steps in order, each after some other load.
+class FirstOutliers {
+ public:
+  __device__ __forceinline__ FirstOutliers(const SmallArgs& a, const Share& s)
+      : item_(s, threadIdx.x), active_(a.w.outliers != nullptr && item_.valid) {
+    if (active_) {
+      list_.LoadBounds(a, s.first_block * quant::kBlockRows + item_.row, item_.segment);
+    }
+  }
+  __device__ __forceinline__ void LoadEntries(const SmallArgs& a) {
+    if (active_) list_.LoadEntries(a);
+    loaded_ = true;
+  }
+  __device__ __forceinline__ void Sum(const SmallArgs& a, const Activations& x) {
+    if (active_ && loaded_) sum_ = list_.Sum(a, x, item_.token);
+    active_ = false;
+  }
+  __device__ float sum() const { return sum_; }
+  __device__ bool loaded() const { return loaded_; }
+
+ private:
+  FewItem item_;
+  OutlierList list_;
+  float sum_ = 0;
+  bool active_, loaded_ = false;
+};
+
+// Sums and stores all results of the block, with few tokens. `first` is the outlier sum of the
+// thread's first item.
+__device__ __forceinline__ void ReduceFew(const SmallArgs& a, const Share& s, const Activations& x,
+                                          const float* terms, float first) {
+  __syncthreads();
   const int items = s.blocks * s.tokens * quant::kBlockRows * kSegments;
 #pragma unroll 1
   for (int base = 0; base < items; base += blockDim.x) {
-    const int index = base + threadIdx.x;
-    const SegmentItem item(s, index);
-    const bool valid = index < items;
-    float outliers = 0;
-    if (a.w.outliers != nullptr && valid) {
-      if (base > 0) {
-        list.LoadBounds(a, item.List(s));
+    const FewItem item(s, base + threadIdx.x);
+    const int at = s.first_block * quant::kBlockRows + item.row;
+    float part = first;
+    if (item.valid) {
+      if (a.w.outliers != nullptr && base > 0) {
+        OutlierList list;
+        list.LoadBounds(a, at, item.segment);
         list.LoadEntries(a);
+        part = list.Sum(a, x, item.token);
       }
-      outliers = list.Sum(a, x, item.token);
+      const float* from = terms + item.row / quant::kBlockRows * a.tiles * TermFloats(1) +
+                          item.row % quant::kBlockRows * TermStride(1) + item.token;
+      part = __fadd_rn(SegmentSum<1>(a, from, item.segment), part);
     }
-    if (base == 0) __syncthreads();
-    ReduceItem(a, s, terms, item, valid, outliers);
+    float sum = part;
+#pragma unroll
+    for (int i = 1; i < kSegments; ++i) {
+      sum = __fadd_rn(sum, __shfl_down_sync(0xFFFFFFFFu, part, i));
+    }
+    if (item.valid && item.segment == 0 && at < a.w.shape.rows) {
+      StoreOutput(a, (s.group * a.group_tokens + item.token) * a.y_stride + at, sum);
+    }
   }
 }
 
-// The weights of one warp: tiles `warp`, `warp` + warps, ... of the row block, each for all row
-// blocks of the share before the next.
-template <Copy kCopy, int kBlocks>
-class WeightStream {
- public:
-  __device__ WeightStream(const SmallArgs& a, const Share& s, uint8_t* shared, int warp, int warps)
-      : ring_(shared + warp * a.stages * kBlocks * a.layout.tile_bytes,
-              reinterpret_cast<uint64_t*>(shared + a.layout.barriers) + warp * a.stages, a.stages,
-              kBlocks * a.layout.tile_bytes),
-        base_(a.w.tiles + s.first_block * a.row_block_bytes),
-        tile_(warp),
-        warps_(warps) {
-    if (tile_ < a.tiles) from_ = base_ + a.tile[tile_].offset;
-  }
-  __device__ __forceinline__ void Issue(const SmallArgs& a, const Share& s) {
-    if (tile_ >= a.tiles) {
-      ring_.IssueNothing();
-      return;
+// The same with more tokens: neighbouring lanes are tokens of one row, each sums all segments.
+template <int kTiles>
+__device__ __forceinline__ void ReduceMany(const SmallArgs& a, const Share& s, const Activations& x,
+                                           const float* terms) {
+  __syncthreads();
+  const int outputs = s.blocks * s.tokens * quant::kBlockRows;
+#pragma unroll 1
+  for (int o = threadIdx.x; o < outputs; o += blockDim.x) {
+    const int row = static_cast<uint32_t>(o) / static_cast<uint32_t>(s.tokens);
+    const int token = o - row * s.tokens, at = s.first_block * quant::kBlockRows + row;
+    const float* from = terms + row / quant::kBlockRows * a.tiles * TermFloats(kTiles) +
+                        row % quant::kBlockRows * TermStride(kTiles) + token;
+    float sum = 0;
+#pragma unroll 1
+    for (int segment = 0; segment < kSegments; ++segment) {
+      float outliers = 0;
+      if (a.w.outliers != nullptr) {
+        OutlierList list;
+        list.LoadBounds(a, at, segment);
+        list.LoadEntries(a);
+        outliers = list.Sum(a, x, token);
+      }
+      const float part = __fadd_rn(SegmentSum<kTiles>(a, from, segment), outliers);
+      sum = segment == 0 ? part : __fadd_rn(sum, part);
     }
-    ring_.template Issue<kBlocks>(from_, a.tile[tile_].bytes, min(kBlocks, s.blocks - block_),
-                                  a.row_block_bytes, a.layout.tile_bytes);
-    block_ += kBlocks;
-    from_ += kBlocks * a.row_block_bytes;
-    if (block_ >= s.blocks) {
-      block_ = 0;
-      tile_ += warps_;
-      if (tile_ < a.tiles) from_ = base_ + a.tile[tile_].offset;
+    if (at < a.w.shape.rows) {
+      StoreOutput(a, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
     }
   }
-  __device__ __forceinline__ const uint8_t* Wait() { return ring_.Wait(); }
+}
+
+// The items of one warp: (tile, group of kBlocks row blocks). With few tokens a warp takes all row
+// blocks of one tile index before the next, so that it can keep its activations; with more, items
+// are dealt out one by one.
+template <int kBlocks, bool kColumns>
+struct Cursor {
+  int tile, block = 0;
+
+  __device__ __forceinline__ Cursor(const SmallArgs& a, const Share& s, int warp)
+      : tile(kColumns ? warp : 0) {
+    if constexpr (!kColumns) Move(s, warp);
+  }
+  __device__ __forceinline__ bool Valid(const SmallArgs& a) const { return tile < a.tiles; }
+  __device__ __forceinline__ void Advance(const Share& s, int warps) {
+    if constexpr (kColumns) {
+      block += kBlocks;
+      if (block >= s.blocks) {
+        block = 0;
+        tile += warps;
+      }
+    } else {
+      Move(s, warps);
+    }
+  }
 
  private:
-  TileRing<kCopy> ring_;
-  const uint8_t* base_;
-  const uint8_t* from_ = nullptr;
-  int tile_, block_ = 0, warps_;
+  __device__ __forceinline__ void Move(const Share& s, int items) {
+    block += items * kBlocks;
+    const int turn = (s.blocks + kBlocks - 1) / kBlocks * kBlocks;
+    while (block >= turn) {
+      block -= turn;
+      ++tile;
+    }
+  }
 };
 
-// One tile index for all row blocks of the share.
-template <int kInstance, typename Stream>
-class TileColumn {
+template <int kInstance>
+struct Warp {
   static constexpr Instance kI = kSmallTable[kInstance];
   static constexpr int kTiles = kI.token_tiles, kBlocks = kI.row_blocks;
+  static constexpr bool kColumns = kTiles == 1;
 
- public:
-  __device__ __forceinline__ TileColumn(const SmallArgs& a, const Share& s, const Activations& x,
-                                        const ActivationView<kTiles>& view, int index, int lane,
-                                        float* terms, Stream* stream)
-      : a_(a), s_(s), view_(view), info_(a.tile[index]), lane_(lane), stream_(stream) {
-    quad_ = view.first + info_.quad * view.kQuadBytes;
-    slot_ = s.tokens * quant::kBlockRows;
-    terms_ = terms + index * slot_;
+  const SmallArgs& a;
+  const Share& s;
+  int lane, warps;
+  TileRing<kI.copy> ring;
+  Cursor<kBlocks, kColumns> ahead, at;
+
+  __device__ __forceinline__ Warp(const SmallArgs& args, const Share& share, uint8_t* shared)
+      : a(args),
+        s(share),
+        lane(threadIdx.x % 32),
+        warps(blockDim.x / 32),
+        ring(shared + threadIdx.x / 32 * a.stages * kBlocks * a.layout.tile_bytes,
+             reinterpret_cast<uint64_t*>(shared + a.layout.barriers) + threadIdx.x / 32 * a.stages,
+             a.stages, kBlocks * a.layout.tile_bytes),
+        ahead(args, share, threadIdx.x / 32),
+        at(ahead) {}
+
+  __device__ __forceinline__ void Issue() {
+    if (!ahead.Valid(a)) {
+      ring.IssueNothing();
+      return;
+    }
+    const TileInfo& tile = a.tile[ahead.tile];
+    ring.template Issue<kBlocks>(
+        a.w.tiles + (s.first_block + ahead.block) * a.row_block_bytes + tile.offset, tile.bytes,
+        min(kBlocks, s.blocks - ahead.block), a.row_block_bytes, a.layout.tile_bytes);
+    ahead.Advance(s, warps);
+  }
+
+  // The scales of this lane's tokens in tile `at`.
+  __device__ __forceinline__ void LoadMeta(const Activations& x, int2 (&meta)[kTiles]) const {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      meta_[j] = x.meta[index * x.meta_stride + min(4 * j + lane % 4, s.tokens - 1)];
+      meta[j] = x.meta[at.tile * x.meta_stride + min(4 * j + lane % 4, s.tokens - 1)];
     }
   }
 
-  __device__ __forceinline__ void Run() {
-    if constexpr (kTiles == 1 && kBlocks == 1) {
-      if (info_.chunks == quant::kTileChunks) {
-        if (info_.bits == 2) {
-          RunKept<2>();
-        } else {
-          RunKept<4>();
-        }
-        return;
-      }
-    }
-    ForEach([&](const uint8_t* data, TileSums<kBlocks, kTiles>& sums) {
-      TileProduct<kBlocks, kTiles, kI.zero_points>(data, a_.layout.tile_bytes, info_.bits,
-                                                   info_.chunks, lane_, quad_, view_, sums);
-    });
-  }
-
- private:
-  // Activations stay in registers from one row block to the next.
-  template <int kBits>
-  __device__ __forceinline__ void RunKept() {
-    TileActivations<kBits, 1> kept;
-    kept.Load(quad_, view_);
-    ForEach([&](const uint8_t* data, TileSums<1, 1>& sums) {
-      FullTileProduct<kBits, kI.zero_points>(data, lane_, kept, sums[0]);
-    });
-  }
-
+  // Waits for the tile `at`, runs product(data, sums), writes the terms, asks for another tile.
   template <typename Product>
-  __device__ __forceinline__ void ForEach(const Product& product) {
-#pragma unroll 1
-    for (int block = 0; block < s_.blocks; block += kBlocks) {
-      const uint8_t* data = stream_->Wait();
-      TileSums<kBlocks, kTiles> sums;
-      product(data, sums);
-      const uint8_t* d = data + info_.bytes - quant::kSecondOrderBytes;
+  __device__ __forceinline__ void Step(const TileInfo& info, const int2 (&meta)[kTiles],
+                                       float* terms, const Product& product) {
+    const uint8_t* data = ring.Wait();
+    TileSums<kBlocks, kTiles> sums;
+    product(data, sums);
+    const uint8_t* d = data + info.bytes - quant::kSecondOrderBytes;
 #pragma unroll
-      for (int b = 0; b < kBlocks; ++b) {
-        if (block + b >= s_.blocks) break;
-        WriteTerms<kTiles, kI.zero_points>(sums[b], d + b * a_.layout.tile_bytes, meta_, s_.tokens,
-                                           lane_, terms_ + (block + b) * a_.tiles * slot_);
-      }
-      stream_->Issue(a_, s_);
+    for (int b = 0; b < kBlocks; ++b) {
+      if (at.block + b >= s.blocks) break;
+      WriteTerms<kTiles, kI.zero_points>(
+          sums[b], d + b * a.layout.tile_bytes, meta, s.tokens, lane,
+          terms + ((at.block + b) * a.tiles + at.tile) * TermFloats(kTiles));
+    }
+    Issue();
+    at.Advance(s, warps);
+  }
+
+  // All row blocks of one tile index, with the activations of a full tile in registers.
+  template <int kBits>
+  __device__ __forceinline__ void KeptColumn(const TileInfo& info, const int2 (&meta)[kTiles],
+                                             const uint8_t* quad,
+                                             const ActivationView<kTiles>& view,
+                                             const Activations& x, float* terms,
+                                             FirstOutliers* outliers) {
+    TileActivations<kBits, 1> kept;
+    kept.Load(quad, view);
+    if (!outliers->loaded()) outliers->LoadEntries(a);
+#pragma unroll 1
+    for (int i = 0; i < s.blocks; ++i) {
+      Step(info, meta, terms, [&](const uint8_t* data, TileSums<kBlocks, kTiles>& sums) {
+        FullTileProduct<kBits, kI.zero_points>(data, lane, kept, sums[0]);
+      });
+      outliers->Sum(a, x);
     }
   }
 
-  const SmallArgs& a_;
-  const Share& s_;
-  const ActivationView<kTiles>& view_;
-  const TileInfo info_;
-  int lane_, slot_;
-  const uint8_t* quad_;
-  float* terms_;
-  int2 meta_[kTiles];
-  Stream* stream_;
+  __device__ __forceinline__ void Run(const Activations& x, float* terms, FirstOutliers* outliers) {
+    const ActivationView<kTiles> view(x.planes, s.tokens, lane);
+#pragma unroll 1
+    while (at.Valid(a)) {
+      const TileInfo info = a.tile[at.tile];
+      const uint8_t* quad = view.first + info.quad * view.kQuadBytes;
+      int2 meta[kTiles];
+      LoadMeta(x, meta);
+      if constexpr (kColumns) {
+        if (info.chunks == quant::kTileChunks) {
+          if (info.bits == 2) {
+            KeptColumn<2>(info, meta, quad, view, x, terms, outliers);
+          } else {
+            KeptColumn<4>(info, meta, quad, view, x, terms, outliers);
+          }
+          continue;
+        }
+      }
+      Step(info, meta, terms, [&](const uint8_t* data, TileSums<kBlocks, kTiles>& sums) {
+        TileProduct<kBlocks, kTiles, kI.zero_points>(data, a.layout.tile_bytes, info.bits,
+                                                     info.chunks, lane, quad, view, sums);
+      });
+    }
+  }
 };
 
 template <int kInstance>
@@ -350,29 +419,25 @@ __global__ void __launch_bounds__(32 * kSmallTable[kInstance].max_warps,
     SmallKernel(const __grid_constant__ SmallArgs a) {
   extern __shared__ __align__(128) uint8_t shared[];
   constexpr Instance kI = kSmallTable[kInstance];
-  constexpr int kTiles = kI.token_tiles;
-  using Stream = WeightStream<kI.copy, kI.row_blocks>;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
   const Share s = Share::Of<kI.row_blocks>(a);
-  Stream stream(a, s, shared, warp, warps);
+  Warp<kInstance> warp(a, s, shared);
 #pragma unroll 1
-  for (int i = 0; i < a.stages; ++i) stream.Issue(a, s);
+  for (int i = 0; i < a.stages; ++i) warp.Issue();
   LetNextKernelStart();
-  OutlierList<kTiles> list;
-  const SegmentItem first_item(s, threadIdx.x);
-  if (a.w.outliers != nullptr && first_item.block < s.blocks) {
-    list.LoadBounds(a, first_item.List(s));
-    list.LoadEntries(a);
-  }
-  const Activations x(a, s);
-  const ActivationView<kTiles> view(x.planes, s.tokens, lane);
+  const Activations x(a, s, ActivationView<kI.token_tiles>::kQuadBytes);
   float* terms = reinterpret_cast<float*>(shared + a.layout.terms);
-  WaitForPreviousKernels();
-#pragma unroll 1
-  for (int tile = warp; tile < a.tiles; tile += warps) {
-    TileColumn<kInstance, Stream>(a, s, x, view, tile, lane, terms, &stream).Run();
+  if constexpr (kI.token_tiles == 1) {
+    FirstOutliers outliers(a, s);
+    WaitForPreviousKernels();
+    warp.Run(x, terms, &outliers);
+    if (!outliers.loaded()) outliers.LoadEntries(a);
+    outliers.Sum(a, x);
+    ReduceFew(a, s, x, terms, outliers.sum());
+  } else {
+    WaitForPreviousKernels();
+    warp.Run(x, terms, nullptr);
+    ReduceMany<kI.token_tiles>(a, s, x, terms);
   }
-  Reduce<kTiles>(a, s, x, terms, list);
 }
 
 using Kernel = void (*)(SmallArgs);
@@ -386,6 +451,7 @@ constexpr std::array<Kernel, kSmallInstances> kKernels =
 
 void FillTiles(const quant::PackedShape& shape, SmallArgs* args) {
   args->tiles = NumTiles(shape);
+  args->quads = NumQuads(shape);
   args->row_blocks = shape.row_blocks();
   for (int i = 0; i < args->tiles; ++i) {
     const int bits = i < shape.tiles(2) ? 2 : 4;

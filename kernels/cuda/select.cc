@@ -74,12 +74,14 @@ bool TryGeometry(const Desc& d, const DeviceProps& device, const Tuning& tuning,
   const int row_groups = CeilDiv(d.shape.row_blocks(), in.row_blocks);
   plan->blocks = std::min(row_groups, std::max(1, device.multiprocessors * per_mp * waves));
   plan->own = CeilDiv(row_groups, plan->blocks) * in.row_blocks;
+  // Tiles, or (tile, row-block pair)s: what the warps share out.
+  const int items = NumTiles(d.shape) * (in.token_tiles == 1 ? 1 : plan->own / in.row_blocks);
   const int most = in.max_warps, least = std::min(most, 4);
-  plan->warps = tuning.warps > 0 ? std::min(tuning.warps, most)
-                                 : ChooseWarps(NumTiles(d.shape), std::min(most, 8), most);
+  plan->warps =
+      tuning.warps > 0 ? std::min(tuning.warps, most) : ChooseWarps(items, std::min(most, 8), most);
   const bool fixed = in.copy == Copy::kAsync;
-  const int wanted = fixed ? kAsyncStages : tuning.stages > 0 ? tuning.stages : 3;
-  const int least_stages = fixed || tuning.stages > 0 ? wanted : 2;
+  const int wanted = fixed ? kAsyncStages : tuning.stages > 0 ? tuning.stages : 2;
+  const int least_stages = fixed || tuning.stages > 0 ? wanted : 1;
   for (;; plan->warps -= 2) {
     for (plan->stages = wanted; plan->stages >= least_stages; --plan->stages) {
       plan->shared_bytes = LayoutShared(d.shape, *plan).total;
@@ -114,7 +116,9 @@ std::span<const Instance> SmallInstances() { return kSmallTable; }
 
 size_t StagedGroupBytes(const quant::PackedShape& shape, int tokens) {
   const size_t meta = static_cast<size_t>(NumTiles(shape)) * ((tokens + 1) / 2) * 16;
-  return meta + static_cast<size_t>(NumQuads(shape)) * QuadBytes(tokens);
+  const size_t floats = static_cast<size_t>(shape.chunks2) * quant::ChunkChannels(2) * tokens;
+  return Align(
+      meta + static_cast<size_t>(NumQuads(shape)) * QuadBytes(tokens) + floats * sizeof(float), 16);
 }
 
 size_t StagedBytes(const quant::PackedShape& shape, const Plan& plan) {
@@ -126,7 +130,7 @@ SharedLayout LayoutShared(const quant::PackedShape& shape, const Plan& plan) {
   const Instance& in = kSmallTable[plan.instance];
   out.tile_bytes = static_cast<int>(quant::TileBytes(2, quant::kTileChunks, shape.zero_points));
   out.terms = plan.warps * plan.stages * in.row_blocks * out.tile_bytes;
-  out.barriers = out.terms + plan.own * NumTiles(shape) * plan.group_tokens * quant::kBlockRows *
+  out.barriers = out.terms + plan.own * NumTiles(shape) * TermFloats(in.token_tiles) *
                                  static_cast<int>(sizeof(float));
   out.total = static_cast<int>(Align(out.barriers + plan.warps * plan.stages * 8, 16));
   return out;

@@ -77,12 +77,14 @@ __global__ void StageKernel(const StageArgs a) {
   const float to_fixed = finite ? __fdiv_rn(static_cast<float>(kMaxActivation), top) : 0.0f;
   uint32_t high[4] = {}, low[4] = {};
   int sum = 0;
+  const float scale = __fdiv_rn(top, static_cast<float>(kMaxActivation));
 #pragma unroll
   for (int c = 0; c < quant::kStripChannels; ++c) {
     const float scaled = fminf(fmaxf(x[c] * to_fixed, -1.0f * kMaxActivation), kMaxActivation);
     const int v = finite ? __float2int_rn(scaled) : 0;
     const int h = (v + 128) >> 8;
     sum += v;
+    x[c] = __fmul_rn(__int2float_rn(v), scale);
     high[c / 4] |= static_cast<uint32_t>(h & 0xFF) << (8 * (c % 4));
     low[c / 4] |= static_cast<uint32_t>((v - 256 * h) & 0xFF) << (8 * (c % 4));
   }
@@ -93,9 +95,8 @@ __global__ void StageKernel(const StageArgs a) {
   if (lane == 0) {
     // The bytes of a weight are 128 too large, in both planes of a 4-bit code.
     const uint32_t excess = two ? 128u : 128u * 5u;
-    reinterpret_cast<int2*>(out)[tile * meta_stride + in_group] =
-        make_int2(__float_as_int(__fdiv_rn(top, static_cast<float>(kMaxActivation))),
-                  static_cast<int>(0u - excess * static_cast<uint32_t>(sum)));
+    reinterpret_cast<int2*>(out)[tile * meta_stride + in_group] = make_int2(
+        __float_as_int(scale), static_cast<int>(0u - excess * static_cast<uint32_t>(sum)));
   }
   if (lane >= strips) return;
   uint8_t* planes = out + NumTiles(a.shape) * meta_stride * 8;
@@ -104,6 +105,21 @@ __global__ void StageKernel(const StageArgs a) {
       128 * in_group + 16 * (lane % 4));
   to[0] = make_uint4(high[0], high[1], high[2], high[3]);
   to[4] = make_uint4(low[0], low[1], low[2], low[3]);
+  if (!two) return;
+  float* floats =
+      reinterpret_cast<float*>(planes +
+                               static_cast<size_t>(NumQuads(a.shape)) * QuadBytes(a.group_tokens)) +
+      static_cast<size_t>(4 * first_quad + lane) * quant::kStripChannels * a.group_tokens +
+      in_group;
+  if (a.group_tokens == 1) {
+#pragma unroll
+    for (int c = 0; c < quant::kStripChannels; c += 4) {
+      reinterpret_cast<float4*>(floats)[c / 4] = make_float4(x[c], x[c + 1], x[c + 2], x[c + 3]);
+    }
+    return;
+  }
+#pragma unroll
+  for (int c = 0; c < quant::kStripChannels; ++c) floats[c * a.group_tokens] = x[c];
 }
 
 }  // namespace

@@ -18,14 +18,6 @@ uint16_t ToBits(DType type, float value) {
   return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
-float FromBits(DType type, uint16_t bits) {
-  if (type == DType::kF16) return quant::HalfToFloat(bits);
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof(value));
-  return value;
-}
-
 // The output with guard elements before and behind it; 0xAB bytes are no value that a test makes.
 constexpr size_t kGuard = 64;
 constexpr uint8_t kPoison = 0xAB;
@@ -61,7 +53,22 @@ std::vector<float> Outputs(const cuda::Desc& d, const std::vector<uint8_t>& raw,
   return y;
 }
 
+std::vector<uint16_t> AllBits(DType type, const std::vector<float>& x) {
+  std::vector<uint16_t> bits;
+  bits.reserve(x.size());
+  for (float v : x) bits.push_back(ToBits(type, v));
+  return bits;
+}
+
 }  // namespace
+
+float FromBits(DType type, uint16_t bits) {
+  if (type == DType::kF16) return quant::HalfToFloat(bits);
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof(value));
+  return value;
+}
 
 GpuMatrix::GpuMatrix(const quant::PackedStorage& packed)
     : tiles_(packed.tiles.size()), strip_order_(packed.strip_order) {
@@ -99,10 +106,7 @@ std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,
     ADD_FAILURE() << "not selected: " << plan.error;
     return {};
   }
-  std::vector<uint16_t> bits;
-  bits.reserve(x.size());
-  for (float v : x) bits.push_back(ToBits(desc.x_type, v));
-  const cuda::DeviceBuffer<uint16_t> x_device(bits);
+  const cuda::DeviceBuffer<uint16_t> x_device(AllBits(desc.x_type, x));
   const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(desc.shape, plan));
   const int64_t stride = desc.shape.rows + 5;
   const size_t width = desc.y_type == DType::kF32 ? 4 : 2;
@@ -116,6 +120,21 @@ std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,
                                     stride, nullptr),
                   "LaunchSmall");
   cuda::CheckCuda(cudaDeviceSynchronize(), "LaunchSmall");
+  return Outputs(desc, y.Download(), stride);
+}
+
+std::vector<float> RunThroughScratch(const cuda::Desc& desc, const GpuMatrix& w,
+                                     const std::vector<float>& x, cuda::Cublas* cublas) {
+  const cuda::DeviceBuffer<uint16_t> x_device(AllBits(desc.x_type, x));
+  const cuda::DeviceBuffer<uint8_t> scratch(cuda::ScratchBytes(desc.shape));
+  const int64_t stride = desc.shape.rows + 8;
+  cuda::DeviceBuffer<uint8_t> y((2 * kGuard + desc.m * stride) * 2);
+  cuda::CheckCuda(cudaMemset(y.get(), kPoison, y.bytes()), "poison");
+  EXPECT_EQ(
+      cuda::LinearThroughScratch(desc, w.view(), x_device.get(), desc.shape.cols, scratch.get(),
+                                 y.get() + 2 * kGuard, stride, cublas, nullptr),
+      "");
+  cuda::CheckCuda(cudaDeviceSynchronize(), "LinearThroughScratch");
   return Outputs(desc, y.Download(), stride);
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/quant_pack.h"
@@ -32,6 +33,12 @@ std::vector<float> RoundTo(DType type, const std::vector<float>& x);
 // stays unwritten, a guard is touched, no kernel is selected or CUDA reports an error.
 std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,
                                 const std::vector<float>& x, const cuda::Tuning& tuning = {});
+
+// The same through 16-bit scratch and cuBLAS.
+std::vector<float> RunThroughScratch(const cuda::Desc& desc, const GpuMatrix& w,
+                                     const std::vector<float>& x, cuda::Cublas* cublas);
+
+float FromBits(DType type, uint16_t bits);
 
 // y [m, rows] in double precision.
 std::vector<double> ReferenceLinear(const quant::UnpackedMatrix& w, const std::vector<float>& x,

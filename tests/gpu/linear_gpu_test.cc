@@ -152,5 +152,45 @@ TEST(LinearGpu, ZeroAndNonFiniteActivations) {
   }
 }
 
+// Plain weights are those of the reference, up to one rounding (two where there is an outlier), and
+// padding does not disturb them. Checked as a product with unit vectors would see them.
+TEST(LinearGpu, DequantizeMatchesFloat64) {
+  std::mt19937 rng(16);
+  for (bool zero_points : {false, true}) {
+    for (DType type : {DType::kF16, DType::kBF16}) {
+      const PackedOptions options{77, 1040, 0.3, zero_points, 0.01};
+      Case c(options, &rng);
+      cuda::DeviceBuffer<uint8_t> out(cuda::ScratchBytes(c.desc.shape));
+      cuda::CheckCuda(cudaMemset(out.get(), 0xFF, out.bytes()), "poison");
+      cuda::CheckCuda(cuda::Dequantize(c.gpu.view(), type, out.get(), nullptr), "Dequantize");
+      cuda::CheckCuda(cudaDeviceSynchronize(), "Dequantize");
+      const std::vector<uint8_t> raw = out.Download();
+      std::vector<float> unit(size_t{1} * options.cols * options.cols, 0.0f), weights;
+      for (int i = 0; i < options.cols; ++i) unit[size_t{1} * i * options.cols + i] = 1.0f;
+      for (int col = 0; col < options.cols; ++col) {
+        for (int row = 0; row < options.rows; ++row) {
+          uint16_t bits;
+          std::memcpy(&bits, raw.data() + 2 * (size_t{1} * row * options.cols + col), 2);
+          weights.push_back(FromBits(type, bits));
+        }
+      }
+      const double error = RelativeError(weights, ReferenceLinear(c.plain, unit, options.cols));
+      EXPECT_LT(error, type == DType::kF16 ? 4e-4 : 3e-3) << Describe(options);
+    }
+  }
+}
+
+TEST(LinearGpu, ThroughScratchMatchesFloat64) {
+  std::string error;
+  const auto cublas = cuda::Cublas::Open(&error);
+  if (cublas == nullptr) GTEST_SKIP() << "needs cuBLAS: " << error;
+  std::mt19937 rng(17);
+  Case c({80, 1040, 0.25, false, 0.002}, &rng);
+  c.desc.m = 200;
+  const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * c.desc.m * 1040, &rng));
+  const auto y = RunThroughScratch(c.desc, c.gpu, x, cublas.get());
+  EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, c.desc.m)), 1e-3);
+}
+
 }  // namespace
 }  // namespace fewbit::testing

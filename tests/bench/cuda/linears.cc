@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "kernels/cuda/cublas.h"
+#include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/linear_launch.h"
 #include "tests/bench/cuda/bandwidth.h"
 #include "tests/bench/cuda/timing.h"
@@ -18,7 +19,12 @@ using cuda::DeviceBuffer;
 constexpr int kCopies = 6;       // of each packed matrix: 430 MB for Llama-2-7B
 constexpr int kDenseCopies = 2;  // of each fp16 matrix: 810 MB
 
-enum class Kind { kLinear, kLinearAndStaging, kCublas };
+enum class Kind {
+  kLinear,
+  kLinearAndStaging,
+  kCublas
+};  // beyond the small-m range a linear
+    // goes through scratch and cuBLAS
 
 struct Variant {
   const char* name;
@@ -88,7 +94,10 @@ class Linears {
   // Microseconds of the layers [first, last) of one decoder layer; negative if it cannot run.
   double Micros(const Variant& v, int m, size_t first, size_t last) {
     for (size_t l = first; l < last; ++l) {
-      if (v.kind != Kind::kCublas && !SmallPlan(v, m, l).error.empty()) return -1;
+      if (v.kind == Kind::kCublas) continue;
+      const cuda::Plan plan = PlanOf(v, m, l);
+      if (!plan.error.empty()) return -1;
+      if (plan.path == cuda::Path::kDequantize && (cublas_ == nullptr || v.stages > 0)) return -1;
     }
     const int copies = v.kind == Kind::kCublas ? kDenseCopies : kCopies;
     const double all = MedianReplayMicros(
@@ -121,12 +130,10 @@ class Linears {
   }
   size_t layers() const { return layers_.size(); }
   std::string_view layer_name(size_t l) const { return layers_[l].name; }
-  cuda::Plan SmallPlan(const Variant& v, int m, size_t l) const {
+  cuda::Plan PlanOf(const Variant& v, int m, size_t l) const {
     cuda::Tuning tuning = options_.tuning;
     if (v.stages > 0) tuning.stages = v.stages;
-    cuda::Plan plan = cuda::Select(DescOf(m, l), props_, tuning);
-    if (plan.error.empty() && plan.path != cuda::Path::kSmall) plan.error = "not a small m";
-    return plan;
+    return cuda::Select(DescOf(m, l), props_, tuning);
   }
 
  private:
@@ -148,6 +155,9 @@ class Linears {
         at += n;
       }
     }
+    size_t most = 0;
+    for (const RandomMatrix& m : matrices_) most = std::max(most, cuda::ScratchBytes(m.shape()));
+    scratch_ = DeviceBuffer<uint8_t>(most);
     constexpr size_t kWorkspace = size_t{64} << 20;
     workspace_ = DeviceBuffer<uint8_t>(kWorkspace);
     cublas_->SetWorkspace(workspace_.get(), kWorkspace);
@@ -167,12 +177,19 @@ class Linears {
     const cuda::Desc desc = DescOf(m, l);
     cuda::DeviceMatrix w = matrices_[l].copy(copy);
     if (!v.outliers) w.outlier_start = w.outliers = nullptr;
-    if (v.kind == Kind::kLinearAndStaging) {
-      CheckCuda(cuda::StageActivations(desc, SmallPlan(v, m, l), w.strip_order, x_.get(), cols,
-                                       staged_.get(), stream),
-                "StageActivations");
+    const cuda::Plan plan = PlanOf(v, m, l);
+    if (plan.path == cuda::Path::kDequantize) {
+      const std::string error = cuda::LinearThroughScratch(desc, w, x_.get(), cols, scratch_.get(),
+                                                           y_.get(), rows, cublas_.get(), stream);
+      if (!error.empty()) std::fprintf(stderr, "%s\n", error.c_str());
+      return;
     }
-    CheckCuda(cuda::LaunchSmall(desc, SmallPlan(v, m, l), w, staged_.get(), y_.get(), rows, stream),
+    if (v.kind == Kind::kLinearAndStaging) {
+      CheckCuda(
+          cuda::StageActivations(desc, plan, w.strip_order, x_.get(), cols, staged_.get(), stream),
+          "StageActivations");
+    }
+    CheckCuda(cuda::LaunchSmall(desc, plan, w, staged_.get(), y_.get(), rows, stream),
               "LaunchSmall");
   }
 
@@ -183,7 +200,7 @@ class Linears {
   std::vector<RandomMatrix> matrices_;
   std::vector<DeviceBuffer<uint16_t>> dense_;
   DeviceBuffer<uint16_t> x_, y_;
-  DeviceBuffer<uint8_t> staged_, workspace_;
+  DeviceBuffer<uint8_t> staged_, workspace_, scratch_;
   std::unique_ptr<cuda::Cublas> cublas_;
 };
 
@@ -192,7 +209,7 @@ void PrintLayers(Linears* linears, const Variant& v, int m) {
     const double micros = linears->Micros(v, m, l, l + 1);
     std::printf("    %-8s %7.2f us", std::string(linears->layer_name(l)).c_str(), micros);
     if (v.kind != Kind::kCublas) {
-      const cuda::Plan p = linears->SmallPlan(v, m, l);
+      const cuda::Plan p = linears->PlanOf(v, m, l);
       std::printf("  warps %d stages %d blocks %d own %d group %d shared %zu", p.warps, p.stages,
                   p.blocks, p.own, p.group_tokens, p.shared_bytes);
     }

@@ -1,0 +1,154 @@
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/cuda/dequantize.h"
+
+namespace fewbit::cuda {
+namespace {
+
+template <typename T>
+__device__ T Round(float v);
+template <>
+__device__ __half Round<__half>(float v) {
+  return __float2half_rn(v);
+}
+template <>
+__device__ __nv_bfloat16 Round<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
+__device__ float Widen(__half v) { return __half2float(v); }
+__device__ float Widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+// Where one (row, strip) lies in the tiles.
+struct StripPlace {
+  int bits;
+  uint32_t first, second;  // codes or their high bits; low bits of 4-bit codes
+  float zero, scale;
+};
+
+// The strip at `position` of row `row` of the row block at `block`; see device_tile.h.
+__device__ StripPlace Find(const quant::PackedShape& s, const uint8_t* block, int position,
+                           int row) {
+  StripPlace p;
+  const int positions2 = s.chunks2 * quant::ChunkStrips(2);
+  p.bits = position < positions2 ? 2 : 4;
+  const int in_width = p.bits == 2 ? position : position - positions2;
+  const int per_chunk = quant::ChunkStrips(p.bits), chunk = in_width / per_chunk;
+  const int strip = in_width % per_chunk, tile = chunk / quant::kTileChunks;
+  const int g = row % 8, hi = row / 8, lane = 4 * g + strip % 4, field = 2 * (strip / 4) + hi;
+  const int record_bytes = RecordBytes(p.bits, s.zero_points);
+  const uint8_t* data = block + s.tile_offset(p.bits, tile);
+  const uint8_t* record = data + chunk % quant::kTileChunks * record_bytes;
+  const uint32_t* codes = reinterpret_cast<const uint32_t*>(record + 16 * lane);
+  const uint8_t* meta = record + quant::kChunkCodeBytes;
+  p.first = codes[field];
+  p.second = p.bits == 4 ? codes[2 + hi] : 0;
+  const uint32_t scales = p.bits == 2 ? reinterpret_cast<const uint16_t*>(meta)[lane] : meta[lane];
+  const uint32_t zeros = s.zero_points ? meta[quant::ChunkScaleBytes(p.bits) + lane] : 0;
+  const __half* d =
+      reinterpret_cast<const __half*>(data + s.tile_chunks(p.bits, tile) * record_bytes);
+  p.scale = static_cast<float>((scales >> (4 * field)) & 15) *
+            (__half2float(d[2 * g + hi]) / quant::kStoredSecondOrderFactor);
+  const uint32_t mask = (1u << p.bits) - 1;
+  p.zero = s.zero_points ? static_cast<float>((zeros >> (p.bits * field)) & mask)
+                         : 0.5f * static_cast<float>(mask);
+  return p;
+}
+
+// Half of a strip: channels 8 * half .. 8 * half + 7.
+template <typename T>
+__device__ uint4 HalfStrip(const StripPlace& p, int half) {
+  union {
+    uint4 vector;
+    T values[8];
+  } out;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const int shift = 8 * (c % 4) + 2 * (c / 4) + 4 * half;
+    const int high = (p.first >> shift) & 3, low = (p.second >> shift) & 3;
+    const int code = p.bits == 2 ? high : 4 * high + low;
+    out.values[c] = Round<T>((static_cast<float>(code) - p.zero) * p.scale);
+  }
+  return out.vector;
+}
+
+constexpr int kDequantizeThreads = 512;
+
+// One block per row block. Threads go along the channels of the checkpoint, so that rows are
+// written in whole lines; the scattered reads stay within the row block's few kilobytes.
+template <typename T>
+__global__ void DequantizeKernel(DeviceMatrix w, T* out) {
+  extern __shared__ uint16_t position_of[];  // [cols / 16]
+  const quant::PackedShape& s = w.shape;
+  const int strips = s.cols / quant::kStripChannels;
+  for (int i = threadIdx.x; i < s.num_positions(); i += blockDim.x) {
+    const uint16_t strip = w.strip_order[i];
+    if (strip != quant::kNoStrip) position_of[strip] = static_cast<uint16_t>(i);
+  }
+  __syncthreads();
+  const uint8_t* block = w.tiles + blockIdx.x * s.row_block_bytes();
+  const int rows =
+      min(quant::kBlockRows, s.rows - static_cast<int>(blockIdx.x) * quant::kBlockRows);
+  for (int row = 0; row < rows; ++row) {
+    uint4* to = reinterpret_cast<uint4*>(
+        out + (static_cast<size_t>(blockIdx.x) * quant::kBlockRows + row) * s.cols);
+    for (int i = threadIdx.x; i < 2 * strips; i += blockDim.x) {
+      to[i] = HalfStrip<T>(Find(s, block, position_of[i / 2], row), i % 2);
+    }
+  }
+}
+
+// One thread per (row, segment); positions of a list are all different.
+template <typename T>
+__global__ void AddOutliersKernel(DeviceMatrix w, T* out) {
+  const int list = blockIdx.x * blockDim.x + threadIdx.x, row = list / kSegments;
+  if (row >= w.shape.rows) return;
+  for (uint32_t i = w.outlier_start[list]; i < w.outlier_start[list + 1]; ++i) {
+    const uint32_t entry = w.outliers[i];
+    const int position = entry & 0xFFFF;
+    const int strip = w.strip_order[position / quant::kStripChannels];
+    T* at = out + static_cast<size_t>(row) * w.shape.cols + strip * quant::kStripChannels +
+            position % quant::kStripChannels;
+    *at = Round<T>(Widen(*at) + __half2float(__ushort_as_half(entry >> 16)));
+  }
+}
+
+template <typename T>
+cudaError_t Launch(const DeviceMatrix& w, void* out, cudaStream_t stream) {
+  constexpr int kThreads = 256;
+  const int strips = w.shape.cols / quant::kStripChannels;  // at most 65535: 128 KB
+  const size_t shared = strips * sizeof(uint16_t);
+  const cudaError_t error = cudaFuncSetAttribute(
+      DequantizeKernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (error != cudaSuccess) return error;
+  DequantizeKernel<T>
+      <<<w.shape.row_blocks(), kDequantizeThreads, shared, stream>>>(w, static_cast<T*>(out));
+  if (w.outliers != nullptr) {
+    AddOutliersKernel<T>
+        <<<(w.shape.rows * kSegments + kThreads - 1) / kThreads, kThreads, 0, stream>>>(
+            w, static_cast<T*>(out));
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t Dequantize(const DeviceMatrix& w, DType type, void* out, cudaStream_t stream) {
+  return type == DType::kF16 ? Launch<__half>(w, out, stream)
+                             : Launch<__nv_bfloat16>(w, out, stream);
+}
+
+std::string LinearThroughScratch(const Desc& desc, const DeviceMatrix& w, const void* x,
+                                 int64_t x_stride, void* scratch, void* y, int64_t y_stride,
+                                 Cublas* cublas, cudaStream_t stream) {
+  const cudaError_t error = Dequantize(w, desc.x_type, scratch, stream);
+  if (error != cudaSuccess) return std::string("Dequantize: ") + cudaGetErrorString(error);
+  if (!cublas->Gemm(desc.x_type, desc.m, desc.shape.rows, desc.shape.cols, x, x_stride, scratch, y,
+                    desc.y_type, y_stride, stream)) {
+    return "cuBLAS refuses m " + std::to_string(desc.m) + ", rows " +
+           std::to_string(desc.shape.rows) + ", cols " + std::to_string(desc.shape.cols);
+  }
+  return "";
+}
+
+}  // namespace fewbit::cuda
