@@ -24,12 +24,12 @@ struct QuantizeMethod {
 };
 
 inline constexpr QuantizeMethod kQuantizeMethods[] = {
-    {"default", false, true, false, Sensitivity::kError,
-     "searched scales, symmetric levels, strips by Hessian-weighted error"},
+    {"default", false, true, true, Sensitivity::kError,
+     "searched scales, symmetric levels, error feedback with 4-bit strips last (arXiv 2210.17323)"},
+    {"searched", false, true, false, Sensitivity::kError,
+     "default without error feedback: nearest codes, less memory"},
     {"published", true, false, false, Sensitivity::kRange,
      "min-max scales with zero-points, strips by Hessian-weighted range (arXiv 2311.16442)"},
-    {"feedback", false, true, true, Sensitivity::kError,
-     "default with error feedback, 4-bit strips last (arXiv 2210.17323)"},
 };
 
 // Null for an unknown name.

@@ -162,7 +162,7 @@ TEST(QuantizeCheckpointTest, RefusesOptionsByName) {
   };
   using O = QuantizeOptions*;
   EXPECT_THAT(message([](O o) { o->method = "best"; }),
-              AllOf(HasSubstr("method is \"best\""), HasSubstr("default, published")));
+              AllOf(HasSubstr("method is \"best\""), HasSubstr("default, searched, published")));
   EXPECT_THAT(message([](O o) { o->share4 = 1.5; }), HasSubstr("share4 is 1.5"));
   EXPECT_THAT(message([](O o) { o->share4 = std::nan(""); }), HasSubstr("share4 is nan"));
   EXPECT_THAT(message([](O o) { o->outliers = -0.1; }), HasSubstr("outliers is -0.1"));

@@ -17,7 +17,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr const QuantizeMethod* kDefault = &kQuantizeMethods[0];
+constexpr const QuantizeMethod* kSearched = FindQuantizeMethod("searched");
 const QuantizeMethod* const kPublished = FindQuantizeMethod("published");
 
 struct Problem {
@@ -113,7 +113,7 @@ TEST(QuantizeMatrixTest, SearchedScalesBeatRoundToNearest) {
   for (const auto& [large, bound] : {std::pair{1.0f, 0.85}, {5.0f, 1.0}}) {
     const Problem p = RandomProblem(48, 256, 1, large);
     const double nearest = WeightedError(p, RoundToNearest(p, 2));
-    const QuantizedMatrix plain = Quantize(p, {.method = kDefault, .share4 = 0, .outliers = 0});
+    const QuantizedMatrix plain = Quantize(p, {.method = kSearched, .share4 = 0, .outliers = 0});
     EXPECT_LT(WeightedError(p, Dequantize(plain.unpacked)), bound * nearest) << large;
   }
 }
@@ -158,10 +158,10 @@ TEST(QuantizeMatrixTest, WeightsOnTheGridComeBack) {
     const float step = 0.001f * (strip % 2 == 0 ? 9.0f : 15.0f);
     p.weights[i] = (static_cast<float>(random() % 4) - 1.5f) * step;
   }
-  const QuantizedMatrix two = Quantize(p, {.method = kDefault, .share4 = 0, .outliers = 0});
+  const QuantizedMatrix two = Quantize(p, {.method = kSearched, .share4 = 0, .outliers = 0});
   EXPECT_LT(two.quality.error, 1e-5 * two.quality.norm);
   for (float& w : p.weights) w *= 3.0f;  // levels -4.5 to 4.5: inside the 4-bit range
-  const QuantizedMatrix four = Quantize(p, {.method = kDefault, .share4 = 1, .outliers = 0});
+  const QuantizedMatrix four = Quantize(p, {.method = kSearched, .share4 = 1, .outliers = 0});
   EXPECT_LT(four.quality.error, 1e-5 * four.quality.norm);
 }
 
@@ -188,7 +188,7 @@ TEST(QuantizeMatrixTest, OutliersStayInTwoBitStripsAndInBudget) {
 
 TEST(QuantizeMatrixTest, NoOutliersWhereAllIsFourBit) {
   const Problem p = RandomProblem(16, 64, 5);
-  const QuantizedMatrix q = Quantize(p, {.method = kDefault, .share4 = 1, .outliers = 0.01});
+  const QuantizedMatrix q = Quantize(p, {.method = kSearched, .share4 = 1, .outliers = 0.01});
   EXPECT_TRUE(q.unpacked.outliers.empty());
 }
 
@@ -219,7 +219,7 @@ TEST(QuantizeMatrixTest, OnlyThePublishedMethodHasZeroPoints) {
   const QuantizedMatrix published =
       Quantize(p, {.method = kPublished, .share4 = 0.25, .outliers = 0});
   const QuantizedMatrix symmetric =
-      Quantize(p, {.method = kDefault, .share4 = 0.25, .outliers = 0});
+      Quantize(p, {.method = kSearched, .share4 = 0.25, .outliers = 0});
   EXPECT_TRUE(published.unpacked.shape.zero_points);
   EXPECT_EQ(published.unpacked.zeros.size(), published.unpacked.sub_scales.size());
   EXPECT_FALSE(symmetric.unpacked.shape.zero_points);
@@ -286,9 +286,9 @@ TEST(QuantizeMatrixTest, ZeroWeightsAndDeadInputs) {
 
 TEST(QuantizeMatrixTest, ErrorFeedbackLowersTheErrorOfTheOutput) {
   const Problem p = RandomProblem(32, 256, 11);
-  QuantizeMethod feedback = *kDefault;
+  QuantizeMethod feedback = *kSearched;
   feedback.error_feedback = true;
-  QuantizeMethod nearest = *kDefault;
+  QuantizeMethod nearest = *kSearched;
   nearest.error_feedback = false;
   const double without = OutputError(p, Dequantize(Quantize(p, {.method = &nearest}).unpacked));
   const double with = OutputError(p, Dequantize(Quantize(p, {.method = &feedback}).unpacked));
