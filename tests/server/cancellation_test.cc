@@ -20,7 +20,7 @@
 namespace fewbit::testing {
 namespace {
 
-using ::testing::HasSubstr;
+using ::testing::AnyOf;
 
 v1::GenerateRequest Endless(Harness& harness) {
   v1::GenerateRequest request = harness.Saying(" x");
@@ -29,10 +29,17 @@ v1::GenerateRequest Endless(Harness& harness) {
   return request;
 }
 
+// Lets the first step go, reads its token and returns when the second step is held at the gate.
+void ReadOneToken(Harness& harness, grpc::ClientReader<v1::GenerateResponse>* reader,
+                  v1::GenerateResponse* message) {
+  harness.executor().AllowSteps(1);
+  ASSERT_TRUE(reader->Read(message));
+  harness.executor().WaitUntilHeld();
+}
+
 // With one request running, a step held at the gate and the engine told to end the request: letting
 // that one step go must free everything. The gate lets no other step through.
 void ExpectFreedWithinTheStep(Harness& harness) {
-  harness.executor().WaitUntilHeld();
   const uint64_t steps = harness.executor().steps();
   EXPECT_GT(harness.server().engine_stats().blocks_used, 0);
   harness.executor().AllowSteps(1);
@@ -48,9 +55,8 @@ TEST(CancellationTest, FreesTheSlotWithinAStep) {
   Harness harness({.gate_closed = true});
   grpc::ClientContext context;
   const auto reader = harness.stub().GenerateStream(&context, Endless(harness));
-  harness.executor().AllowSteps(1);
   v1::GenerateResponse message;
-  ASSERT_TRUE(reader->Read(&message));
+  ReadOneToken(harness, reader.get(), &message);
   context.TryCancel();
   WaitFor([&] { return LeftSeen(harness, 1); }, "the cancellation to arrive");
   ExpectFreedWithinTheStep(harness);
@@ -96,9 +102,10 @@ TEST(CancellationTest, OfAWaitingRequestLeavesTheRunningOneAlone) {
 TEST(DeadlineTest, EndsTheRequestAndCounts) {
   Harness harness({.gate_closed = true});
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(80));
-  const Collected stream = Stream(harness.stub(), Endless(harness), &context);
-  EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  const auto reader = harness.stub().GenerateStream(&context, Endless(harness));
+  harness.executor().WaitUntilHeld();
+  EXPECT_EQ(Collect(reader.get()).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   WaitFor([&] { return LeftSeen(harness, 1); }, "the end of the call to arrive");
   ExpectFreedWithinTheStep(harness);
   EXPECT_EQ(harness.Count(Outcome::kDeadline), 1u);
@@ -111,9 +118,10 @@ TEST(DeadlineTest, InTheQueue) {
   grpc::ClientContext running, waiting;
   const auto first = harness.stub().GenerateStream(&running, harness.Saying(" the sun was high"));
   harness.executor().WaitUntilHeld();
-  waiting.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(50));
-  EXPECT_EQ(Stream(harness.stub(), Endless(harness), &waiting).status.error_code(),
-            grpc::StatusCode::DEADLINE_EXCEEDED);
+  waiting.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  const auto second = harness.stub().GenerateStream(&waiting, Endless(harness));
+  WaitFor([&] { return harness.server().engine_stats().requests_waiting == 1; }, "a waiting one");
+  EXPECT_EQ(Collect(second.get()).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   harness.executor().OpenGate();
   EXPECT_TRUE(Collect(first.get()).status.ok());
   harness.ExpectIdle();
@@ -132,9 +140,8 @@ TEST(VanishingClientTest, FreesTheSlotWithinAStep) {
   const auto stub = v1::GenerationService::NewStub(channel);
   grpc::ClientContext context;
   const auto reader = stub->GenerateStream(&context, Endless(harness));
-  harness.executor().AllowSteps(1);
   v1::GenerateResponse message;
-  ASSERT_TRUE(reader->Read(&message));
+  ReadOneToken(harness, reader.get(), &message);
   shutdown(fd, SHUT_RDWR);  // no RST_STREAM, no goodbye
   WaitFor([&] { return LeftSeen(harness, 1); }, "the lost connection to be noticed");
   ExpectFreedWithinTheStep(harness);
@@ -186,9 +193,8 @@ TEST(AbortTest, EndsTheStreamWithWhatThereIs) {
   request.set_request_id("mine");
   grpc::ClientContext context;
   const auto reader = harness.stub().GenerateStream(&context, request);
-  harness.executor().AllowSteps(1);
   v1::GenerateResponse message;
-  ASSERT_TRUE(reader->Read(&message));
+  ReadOneToken(harness, reader.get(), &message);
   EXPECT_EQ(message.prompt().request_id(), "mine");
 
   v1::AbortRequest abort;
@@ -254,13 +260,18 @@ TEST(DrainTest, CallsThatComeMeanwhileAllEnd) {
         status = Stream(*stub, harness.Saying(" the sun was high")).status;
         ++started;
       } while (status.ok());
-      EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+      // CANCELLED: gRPC drops a call that arrives while it closes the port, before any service sees
+      // it.
+      EXPECT_THAT(status.error_code(),
+                  AnyOf(grpc::StatusCode::UNAVAILABLE, grpc::StatusCode::CANCELLED))
+          << status.error_message();
     });
   }
   WaitFor([&] { return started > 20; }, "clients at work");
   harness.server().Drain(absl::Now() + absl::Seconds(30));
   for (std::thread& client : clients) client.join();
   EXPECT_EQ(harness.server().stats().open_streams.load(), 0);
+  EXPECT_EQ(harness.Count(Outcome::kClientLeft), 0u) << "whatever came in was served or refused";
 }
 
 TEST(DrainTest, AtTheDeadlineRequestsEndWithWhatThereIs) {
