@@ -80,44 +80,41 @@ struct Activations {
 
 // The sum over the outliers of one (row, segment) and token, in list order. Its three dependent
 // loads can be taken apart, so that other work runs between them.
-class OutlierList {
- public:
+struct OutlierList {
+  static constexpr int kAhead = 4;
+  uint32_t begin = 0, end = 0;
+  uint32_t entries[kAhead] = {};
+
   __device__ __forceinline__ void LoadBounds(const SmallArgs& a, int row, int segment) {
     const size_t list = static_cast<size_t>(row) * kSegments + segment;
-    begin_ = __ldg(a.w.outlier_start + list);
-    end_ = __ldg(a.w.outlier_start + list + 1);
+    begin = __ldg(a.w.outlier_start + list);
+    end = __ldg(a.w.outlier_start + list + 1);
   }
   __device__ __forceinline__ void LoadEntries(const SmallArgs& a) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      entries_[i] = begin_ + i < end_ ? __ldg(a.w.outliers + begin_ + i) : 0;
+      entries[i] = begin + i < end ? __ldg(a.w.outliers + begin + i) : 0;
     }
   }
   // REQUIRES: LoadEntries.
   __device__ __forceinline__ float Sum(const SmallArgs& a, const Activations& x, int token) {
     float sum = 0;
-    while (begin_ < end_) {
+    while (begin < end) {
       float activation[kAhead];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        activation[i] = x.floats[(entries_[i] & 0xFFFF) * a.group_tokens + token];
+        activation[i] = x.floats[(entries[i] & 0xFFFF) * a.group_tokens + token];
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        const float value = __half2float(__ushort_as_half(entries_[i] >> 16));
-        if (begin_ + i < end_) sum = __fmaf_rn(value, activation[i], sum);
+        const float value = __half2float(__ushort_as_half(entries[i] >> 16));
+        if (begin + i < end) sum = __fmaf_rn(value, activation[i], sum);
       }
-      begin_ += kAhead;
-      if (begin_ < end_) LoadEntries(a);
+      begin += kAhead;
+      if (begin < end) LoadEntries(a);
     }
     return sum;
   }
-
- private:
-  static constexpr int kAhead = 4;
-
-  uint32_t begin_ = 0, end_ = 0;
-  uint32_t entries_[kAhead] = {};
 };
 
 // One float per row and token of the tile: the exact sum, d and the scale of x.
@@ -179,32 +176,55 @@ struct FewItem {
   }
 };
 
-// The outliers of a thread's first item, summed while weights are under way: the kernel calls the
-// steps in order, each after some other load.
+// The outliers of a thread's first item, fetched while weights are under way: the kernel calls the
+// steps in order, each after some other load. Bounds and entries go to shared memory, because
+// registers that wait for them would be spilled, and a spill waits too.
 class FirstOutliers {
  public:
-  __device__ __forceinline__ FirstOutliers(const SmallArgs& a, const Share& s)
-      : item_(s, threadIdx.x), active_(a.w.outliers != nullptr && item_.valid) {
-    if (active_) {
-      list_.LoadBounds(a, s.first_block * quant::kBlockRows + item_.row, item_.segment);
-    }
+  __device__ __forceinline__ FirstOutliers(const SmallArgs& a, const Share& s, uint8_t* shared)
+      : words_(reinterpret_cast<uint32_t*>(shared + a.layout.outliers) + threadIdx.x) {
+    const FewItem item(s, threadIdx.x);
+    active_ = a.w.outliers != nullptr && item.valid;
+    if (!active_) return;
+    const uint32_t* bounds =
+        a.w.outlier_start +
+        static_cast<size_t>(s.first_block * quant::kBlockRows + item.row) * kSegments +
+        item.segment;
+    CopyAsync4(Word(0), bounds);
+    CopyAsync4(Word(1), bounds + 1);
+    CopyAsyncCommit();
   }
   __device__ __forceinline__ void LoadEntries(const SmallArgs& a) {
-    if (active_) list_.LoadEntries(a);
-    loaded_ = true;
+    requested_ = true;
+    if (!active_) return;
+    CopyAsyncWait<0>();
+    const uint32_t begin = *Word(0), end = *Word(1);
+#pragma unroll
+    for (int i = 0; i < OutlierList::kAhead; ++i) {
+      if (begin + i < end) CopyAsync4(Word(2 + i), a.w.outliers + begin + i);
+    }
+    CopyAsyncCommit();
   }
-  __device__ __forceinline__ void Sum(const SmallArgs& a, const Activations& x) {
-    if (active_ && loaded_) sum_ = list_.Sum(a, x, item_.token);
-    active_ = false;
+  __device__ bool requested() const { return requested_; }
+  // REQUIRES: requested().
+  __device__ __forceinline__ float Sum(const SmallArgs& a, const Share& s, const Activations& x) {
+    if (!active_) return 0;
+    CopyAsyncWait<0>();
+    OutlierList list;
+    list.begin = *Word(0);
+    list.end = *Word(1);
+#pragma unroll
+    for (int i = 0; i < OutlierList::kAhead; ++i) {
+      list.entries[i] = list.begin + i < list.end ? *Word(2 + i) : 0;
+    }
+    return list.Sum(a, x, FewItem(s, threadIdx.x).token);
   }
-  __device__ float sum() const { return sum_; }
-  __device__ bool loaded() const { return loaded_; }
 
  private:
-  FewItem item_;
-  OutlierList list_;
-  float sum_ = 0;
-  bool active_, loaded_ = false;
+  __device__ __forceinline__ uint32_t* Word(int i) const { return words_ + i * blockDim.x; }
+
+  uint32_t* words_;
+  bool active_, requested_ = false;
 };
 
 // Sums and stores all results of the block, with few tokens. `first` is the outlier sum of the
@@ -377,13 +397,12 @@ struct Warp {
                                              FirstOutliers* outliers) {
     TileActivations<kBits, 1> kept;
     kept.Load(quad, view);
-    if (!outliers->loaded()) outliers->LoadEntries(a);
+    if (!outliers->requested()) outliers->LoadEntries(a);
 #pragma unroll 1
     for (int i = 0; i < s.blocks; ++i) {
       Step(info, meta, terms, [&](const uint8_t* data, TileSums<kBlocks, kTiles>& sums) {
         FullTileProduct<kBits, kI.zero_points>(data, lane, kept, sums[0]);
       });
-      outliers->Sum(a, x);
     }
   }
 
@@ -427,12 +446,11 @@ __global__ void __launch_bounds__(32 * kSmallTable[kInstance].max_warps,
   const Activations x(a, s, ActivationView<kI.token_tiles>::kQuadBytes);
   float* terms = reinterpret_cast<float*>(shared + a.layout.terms);
   if constexpr (kI.token_tiles == 1) {
-    FirstOutliers outliers(a, s);
+    FirstOutliers outliers(a, s, shared);
     WaitForPreviousKernels();
     warp.Run(x, terms, &outliers);
-    if (!outliers.loaded()) outliers.LoadEntries(a);
-    outliers.Sum(a, x);
-    ReduceFew(a, s, x, terms, outliers.sum());
+    if (!outliers.requested()) outliers.LoadEntries(a);
+    ReduceFew(a, s, x, terms, outliers.Sum(a, s, x));
   } else {
     WaitForPreviousKernels();
     warp.Run(x, terms, nullptr);

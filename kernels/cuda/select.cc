@@ -130,8 +130,9 @@ SharedLayout LayoutShared(const quant::PackedShape& shape, const Plan& plan) {
   const Instance& in = kSmallTable[plan.instance];
   out.tile_bytes = static_cast<int>(quant::TileBytes(2, quant::kTileChunks, shape.zero_points));
   out.terms = plan.warps * plan.stages * in.row_blocks * out.tile_bytes;
-  out.barriers = out.terms + plan.own * NumTiles(shape) * TermFloats(in.token_tiles) *
+  out.outliers = out.terms + plan.own * NumTiles(shape) * TermFloats(in.token_tiles) *
                                  static_cast<int>(sizeof(float));
+  out.barriers = out.outliers + (in.token_tiles == 1 ? plan.warps * 32 * kOutlierWords * 4 : 0);
   out.total = static_cast<int>(Align(out.barriers + plan.warps * plan.stages * 8, 16));
   return out;
 }

@@ -87,6 +87,26 @@ TEST(LinearGpu, ManyOutliersInOneTile) {
             Tolerance(DType::kF32));
 }
 
+// One small case of every kind of instance, for runs under compute-sanitizer.
+TEST(LinearGpu, ReducedSetForSanitizers) {
+  std::mt19937 rng(18);
+  for (bool zero_points : {false, true}) {
+    Case c({72, 784, 0.3, zero_points, 0.01}, &rng);
+    c.desc.y_type = DType::kF32;
+    for (int m : {1, 3, 7, 16, 21}) {
+      for (int use_cp_async : {0, 1}) {
+        cuda::Tuning tuning;
+        tuning.use_cp_async = use_cp_async;
+        c.desc.m = m;
+        const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * m * 784, &rng));
+        EXPECT_LT(RelativeError(RunGpuLinear(c.desc, c.gpu, x, tuning),
+                                ReferenceLinear(c.plain, x, m)),
+                  Tolerance(DType::kF32));
+      }
+    }
+  }
+}
+
 // A token's result is the same bits alone and at any place of any batch.
 TEST(LinearGpu, BatchInvariant) {
   std::mt19937 rng(13);

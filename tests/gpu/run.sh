@@ -1,0 +1,43 @@
+#!/bin/sh
+# Checks and measures the CUDA kernels on this machine's GPU. Needs a driver and a build folder, which
+# may have been copied here: the programs link neither the CUDA runtime nor cuBLAS dynamically.
+#   tests/gpu/run.sh BUILD_DIR [OUT_DIR]
+# 1. every kernel against float64, batch and geometry invariance;  2. compute-sanitizer, if it is
+# there, on a reduced set;  3. the benches; CSV files go to OUT_DIR.
+set -eu
+build=${1:?usage: tests/gpu/run.sh BUILD_DIR [OUT_DIR]}
+out=${2:-$build/gpu-results}
+mkdir -p "$out"
+
+# cuBLAS is opened at run time; look where toolkits and Python packages keep it.
+for dir in /usr/local/cuda/lib64 \
+  $(python3 -c 'import sysconfig,glob; print(*glob.glob(sysconfig.get_paths()["purelib"]+"/nvidia/c*/lib"))' 2>/dev/null || true); do
+  if [ -d "$dir" ]; then LD_LIBRARY_PATH=$dir:${LD_LIBRARY_PATH:-}; fi
+done
+export LD_LIBRARY_PATH
+
+status=0
+"$build/bin/fewbit-gpu-test" || status=1
+
+reduced='LinearGpu.ManyOutliersInOneTile:LinearGpu.ZeroAndNonFiniteActivations:LinearGpu.ReducedSet*'
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck; do
+    if compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/bin/fewbit-gpu-test" \
+      --gtest_filter="$reduced" >"$out/$tool.log" 2>&1; then
+      echo "compute-sanitizer $tool: clean"
+    else
+      echo "compute-sanitizer $tool: FAILED, see $out/$tool.log"
+      tail -5 "$out/$tool.log"
+      status=1
+    fi
+  done
+else
+  echo "compute-sanitizer is not installed: skipped"
+fi
+
+for shape in ${FEWBIT_GPU_SHAPES:-llama-2-7b}; do
+  "$build/bin/fewbit-bench" linears --shape="$shape" --csv >"$out/linears-$shape.csv" || status=1
+  cut -d, -f5- "$out/linears-$shape.csv" | tr , '\t'
+done
+[ $status -eq 0 ] && echo "GPU: all checks passed" || echo "GPU: FAILED"
+exit $status
