@@ -15,7 +15,7 @@ ABSL_FLAG(std::string, calibration, "", "text file that shows the quantizer typi
 ABSL_FLAG(std::string, calibration_ids, "",
           "instead of a text: int32 .npy file of token ids, for checkpoints without tokenizer");
 ABSL_FLAG(std::string, method, fewbit::QuantizeOptions().method,
-          "default, published or feedback; runtime/quantize/README.md tells them apart");
+          "default, searched or published; runtime/quantize/README.md tells them apart");
 ABSL_FLAG(double, share4, fewbit::QuantizeOptions().share4,
           "share of the 16-channel strips of each matrix that get 4 bits");
 ABSL_FLAG(double, outliers, fewbit::QuantizeOptions().outliers,
