@@ -260,34 +260,82 @@ __device__ __forceinline__ void ReduceFew(const SmallArgs& a, const Share& s, co
   }
 }
 
-// The same with more tokens: neighbouring lanes are tokens of one row, each sums all segments.
+// The outlier sums of all segments of one row and token. The lists of a row lie behind each other,
+// so the first entries of the row are loaded together, whatever segment they belong to.
+struct RowOutliers {
+  float sum[kSegments] = {};
+
+  __device__ __forceinline__ void Load(const SmallArgs& a, const Activations& x, int row,
+                                       int token) {
+    const uint32_t* start = a.w.outlier_start + static_cast<size_t>(row) * kSegments;
+    uint32_t bound[kSegments + 1];
+#pragma unroll
+    for (int i = 0; i <= kSegments; ++i) bound[i] = __ldg(start + i);
+    constexpr uint32_t kAhead = 8;
+    uint32_t entries[kAhead];
+#pragma unroll
+    for (uint32_t i = 0; i < kAhead; ++i) {
+      entries[i] = bound[0] + i < bound[kSegments] ? __ldg(a.w.outliers + bound[0] + i) : 0;
+    }
+    float activation[kAhead];
+#pragma unroll
+    for (uint32_t i = 0; i < kAhead; ++i) activation[i] = Activation(a, x, entries[i], token);
+#pragma unroll
+    for (uint32_t i = 0; i < kAhead; ++i) {
+#pragma unroll
+      for (int segment = 0; segment < kSegments; ++segment) {
+        const uint32_t at = bound[0] + i;
+        if (at >= bound[segment] && at < bound[segment + 1]) {
+          Add(entries[i], activation[i], &sum[segment]);
+        }
+      }
+    }
+#pragma unroll
+    for (int segment = 0; segment < kSegments; ++segment) {
+#pragma unroll 1
+      for (uint32_t at = max(bound[segment], bound[0] + kAhead); at < bound[segment + 1]; ++at) {
+        const uint32_t entry = __ldg(a.w.outliers + at);
+        Add(entry, Activation(a, x, entry, token), &sum[segment]);
+      }
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ float Activation(const SmallArgs& a, const Activations& x,
+                                                     uint32_t entry, int token) {
+    return x.floats[(entry & 0xFFFF) * a.group_tokens + token];
+  }
+  static __device__ __forceinline__ void Add(uint32_t entry, float activation, float* sum) {
+    const float value = __half2float(__ushort_as_half(static_cast<uint16_t>(entry >> 16)));
+    *sum = __fmaf_rn(value, activation, *sum);
+  }
+};
+
+// The same as ReduceFew with more tokens: neighbouring lanes are tokens of one row, each sums all
+// segments. The outliers of a thread's first output are summed before the barrier.
 template <int kTiles>
 __device__ __forceinline__ void ReduceMany(const SmallArgs& a, const Share& s, const Activations& x,
                                            const float* terms) {
-  __syncthreads();
   const int outputs = s.blocks * s.tokens * quant::kBlockRows;
 #pragma unroll 1
-  for (int o = threadIdx.x; o < outputs; o += blockDim.x) {
+  for (int base = 0; base < outputs; base += blockDim.x) {
+    const int o = base + threadIdx.x;
     const int row = static_cast<uint32_t>(o) / static_cast<uint32_t>(s.tokens);
     const int token = o - row * s.tokens, at = s.first_block * quant::kBlockRows + row;
+    const bool valid = o < outputs;
+    RowOutliers outliers;
+    if (a.w.outliers != nullptr && valid) outliers.Load(a, x, at, token);
+    if (base == 0) __syncthreads();
+    if (!valid || at >= a.w.shape.rows) continue;
     const float* from = terms + row / quant::kBlockRows * a.tiles * TermFloats(kTiles) +
                         row % quant::kBlockRows * TermStride(kTiles) + token;
     float sum = 0;
-#pragma unroll 1
+#pragma unroll
     for (int segment = 0; segment < kSegments; ++segment) {
-      float outliers = 0;
-      if (a.w.outliers != nullptr) {
-        OutlierList list;
-        list.LoadBounds(a, at, segment);
-        list.LoadEntries(a);
-        outliers = list.Sum(a, x, token);
-      }
-      const float part = __fadd_rn(SegmentSum<kTiles>(a, from, segment), outliers);
+      const float part = __fadd_rn(SegmentSum<kTiles>(a, from, segment), outliers.sum[segment]);
       sum = segment == 0 ? part : __fadd_rn(sum, part);
     }
-    if (at < a.w.shape.rows) {
-      StoreOutput(a, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
-    }
+    StoreOutput(a, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
   }
 }
 
@@ -392,17 +440,16 @@ struct Warp {
   template <int kBits>
   __device__ __forceinline__ void KeptColumn(const TileInfo& info, const int2 (&meta)[kTiles],
                                              const uint8_t* quad,
-                                             const ActivationView<kTiles>& view,
-                                             const Activations& x, float* terms,
+                                             const ActivationView<kTiles>& view, float* terms,
                                              FirstOutliers* outliers) {
     TileActivations<kBits, 1> kept;
     kept.Load(quad, view);
-    if (!outliers->requested()) outliers->LoadEntries(a);
 #pragma unroll 1
     for (int i = 0; i < s.blocks; ++i) {
       Step(info, meta, terms, [&](const uint8_t* data, TileSums<kBlocks, kTiles>& sums) {
         FullTileProduct<kBits, kI.zero_points>(data, lane, kept, sums[0]);
       });
+      if (!outliers->requested()) outliers->LoadEntries(a);
     }
   }
 
@@ -417,9 +464,9 @@ struct Warp {
       if constexpr (kColumns) {
         if (info.chunks == quant::kTileChunks) {
           if (info.bits == 2) {
-            KeptColumn<2>(info, meta, quad, view, x, terms, outliers);
+            KeptColumn<2>(info, meta, quad, view, terms, outliers);
           } else {
-            KeptColumn<4>(info, meta, quad, view, x, terms, outliers);
+            KeptColumn<4>(info, meta, quad, view, terms, outliers);
           }
           continue;
         }

@@ -2,15 +2,14 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <algorithm>
-
 #include "kernels/cuda/device/async_copy.cuh"
 #include "kernels/cuda/linear_launch.h"
 
 namespace fewbit::cuda {
 namespace {
 
-constexpr int kStageWarps = 4;
+constexpr int kStageWarps = kMostGroupTokens;  // a block takes one token group
+constexpr int kFloatPitch = kStageWarps + 1;   // no bank conflicts between strips
 
 struct StageArgs {
   quant::PackedShape shape;
@@ -52,22 +51,33 @@ __device__ void LoadStrip(const StageArgs& a, int token, int position, bool insi
   for (int c = 0; c < quant::kStripChannels; ++c) x[c] = ToFloat<T>(raw.halves[c]);
 }
 
-// One warp per (tile, token), one lane per strip. A tile whose largest |x| is infinite or NaN gets
-// that as its scale, so that it reaches the result.
+// The floats of a tile for all tokens of the group, [channel][token], written in whole lines.
+__device__ void StoreFloats(const StageArgs& a, const float* buffer, float* to, int channels,
+                            int tokens) {
+  for (int i = threadIdx.x; i < channels * a.group_tokens; i += blockDim.x) {
+    const int channel = i / a.group_tokens, token = i - channel * a.group_tokens;
+    const int strip = channel / quant::kStripChannels, c = channel % quant::kStripChannels;
+    if (token < tokens) to[i] = buffer[(c * 32 + strip) * kFloatPitch + token];
+  }
+}
+
+// One block per (tile, token group), one warp per token, one lane per strip. A tile whose largest
+// |x| is infinite or NaN gets that as its scale, so that it reaches the result.
 template <typename T>
 __global__ void StageKernel(const StageArgs a) {
+  __shared__ float buffer[quant::kStripChannels * 32 * kFloatPitch];
   const int lane = threadIdx.x % 32, tile = blockIdx.x;
-  const int token = blockIdx.y * kStageWarps + threadIdx.x / 32;
+  const int in_group = threadIdx.x / 32, token = blockIdx.y * a.group_tokens + in_group;
   LetNextKernelStart();
   WaitForPreviousKernels();
-  if (token >= a.m) return;
+  const int tokens = min(a.group_tokens, a.m - static_cast<int>(blockIdx.y) * a.group_tokens);
   const bool two = tile < a.shape.tiles(2);
   const int of_width = two ? tile : tile - a.shape.tiles(2);
   const int bits = two ? 2 : 4;
   const int strips = a.shape.tile_chunks(bits, of_width) * quant::ChunkStrips(bits);
   const int first_quad = FirstQuad(a.shape, tile);
   float x[quant::kStripChannels];
-  LoadStrip<T>(a, token, 4 * first_quad + lane, lane < strips, x);
+  LoadStrip<T>(a, token, 4 * first_quad + lane, lane < strips && token < a.m, x);
   uint32_t largest = 0;
 #pragma unroll
   for (float v : x) largest = max(largest, __float_as_uint(v) & 0x7FFFFFFFu);
@@ -89,37 +99,32 @@ __global__ void StageKernel(const StageArgs a) {
     low[c / 4] |= static_cast<uint32_t>((v - 256 * h) & 0xFF) << (8 * (c % 4));
   }
   sum = __reduce_add_sync(0xFFFFFFFFu, sum);
-  const int group = token / a.group_tokens, in_group = token - group * a.group_tokens;
-  uint8_t* out = a.staged + group * a.group_bytes;
+  uint8_t* out = a.staged + blockIdx.y * a.group_bytes;
   const int meta_stride = (a.group_tokens + 1) / 2 * 2;
-  if (lane == 0) {
+  uint8_t* planes = out + NumTiles(a.shape) * meta_stride * 8;
+  if (token < a.m && lane == 0) {
     // The bytes of a weight are 128 too large, in both planes of a 4-bit code.
     const uint32_t excess = two ? 128u : 128u * 5u;
     reinterpret_cast<int2*>(out)[tile * meta_stride + in_group] = make_int2(
         __float_as_int(scale), static_cast<int>(0u - excess * static_cast<uint32_t>(sum)));
   }
-  if (lane >= strips) return;
-  uint8_t* planes = out + NumTiles(a.shape) * meta_stride * 8;
-  uint4* to = reinterpret_cast<uint4*>(
-      planes + static_cast<size_t>(first_quad + lane / 4) * QuadBytes(a.group_tokens) +
-      128 * in_group + 16 * (lane % 4));
-  to[0] = make_uint4(high[0], high[1], high[2], high[3]);
-  to[4] = make_uint4(low[0], low[1], low[2], low[3]);
-  if (!two) return;
-  float* floats =
-      reinterpret_cast<float*>(planes +
-                               static_cast<size_t>(NumQuads(a.shape)) * QuadBytes(a.group_tokens)) +
-      static_cast<size_t>(4 * first_quad + lane) * quant::kStripChannels * a.group_tokens +
-      in_group;
-  if (a.group_tokens == 1) {
-#pragma unroll
-    for (int c = 0; c < quant::kStripChannels; c += 4) {
-      reinterpret_cast<float4*>(floats)[c / 4] = make_float4(x[c], x[c + 1], x[c + 2], x[c + 3]);
-    }
-    return;
+  if (token < a.m && lane < strips) {
+    uint4* to = reinterpret_cast<uint4*>(
+        planes + static_cast<size_t>(first_quad + lane / 4) * QuadBytes(a.group_tokens) +
+        128 * in_group + 16 * (lane % 4));
+    to[0] = make_uint4(high[0], high[1], high[2], high[3]);
+    to[4] = make_uint4(low[0], low[1], low[2], low[3]);
   }
+  if (!two) return;
 #pragma unroll
-  for (int c = 0; c < quant::kStripChannels; ++c) floats[c * a.group_tokens] = x[c];
+  for (int c = 0; c < quant::kStripChannels; ++c) {
+    buffer[(c * 32 + lane) * kFloatPitch + in_group] = x[c];
+  }
+  __syncthreads();
+  float* floats = reinterpret_cast<float*>(planes + static_cast<size_t>(NumQuads(a.shape)) *
+                                                        QuadBytes(a.group_tokens)) +
+                  static_cast<size_t>(4 * first_quad) * quant::kStripChannels * a.group_tokens;
+  StoreFloats(a, buffer, floats, strips * quant::kStripChannels, tokens);
 }
 
 }  // namespace
@@ -135,8 +140,8 @@ cudaError_t StageActivations(const Desc& desc, const Plan& plan, const uint16_t*
                           desc.m,
                           plan.group_tokens};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(NumTiles(desc.shape), (desc.m + kStageWarps - 1) / kStageWarps);
-  config.blockDim = dim3(32 * std::min(desc.m, kStageWarps));
+  config.gridDim = dim3(NumTiles(desc.shape), plan.groups);
+  config.blockDim = dim3(32 * plan.group_tokens);
   config.stream = stream;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

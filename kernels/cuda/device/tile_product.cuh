@@ -85,56 +85,70 @@ struct ChunkWords {
   }
 };
 
-// One chunk of 2 bits. x: its two quads; two sets of sums, because one would be a dependent chain.
-template <int kTiles, bool kZeroPoints>
-__device__ __forceinline__ void ChunkProduct(const ChunkWords<2, kZeroPoints>& w,
-                                             const uint4 (&x)[2][kTiles], int (&even)[kTiles][4],
+// Quad kQuad (0 or 1) of a chunk of 2 bits; two sets of sums, because one would be a dependent
+// chain.
+template <int kQuad, int kTiles, bool kZeroPoints>
+__device__ __forceinline__ void Quad2Product(const ChunkWords<2, kZeroPoints>& w,
+                                             const uint4 (&x)[kTiles], int (&even)[kTiles][4],
                                              int (&odd)[kTiles][4]) {
-  QuadProduct<kTiles, kZeroPoints>(
-      w.codes.x, w.codes.y, MakeScale<kZeroPoints>(w.scales & 15, w.zeros & 3),
-      MakeScale<kZeroPoints>((w.scales >> 4) & 15, (w.zeros >> 2) & 3), x[0], even, odd);
-  QuadProduct<kTiles, kZeroPoints>(
-      w.codes.z, w.codes.w, MakeScale<kZeroPoints>((w.scales >> 8) & 15, (w.zeros >> 4) & 3),
-      MakeScale<kZeroPoints>(w.scales >> 12, w.zeros >> 6), x[1], even, odd);
+  const uint32_t scales = kQuad == 0 ? w.scales & 0xFF : w.scales >> 8;
+  const uint32_t zeros = kQuad == 0 ? w.zeros & 0xF : w.zeros >> 4;
+  QuadProduct<kTiles, kZeroPoints>(kQuad == 0 ? w.codes.x : w.codes.z,
+                                   kQuad == 0 ? w.codes.y : w.codes.w,
+                                   MakeScale<kZeroPoints>(scales & 15, zeros & 3),
+                                   MakeScale<kZeroPoints>(scales >> 4, zeros >> 2), x, even, odd);
 }
 
 // One plane of a chunk of 4 bits, a 2-bit code itself. A zero-point splits into planes like a
 // code: z = 4 * (z >> 2) + (z & 3). Plane 0 is the high one.
 template <int kPlane, int kTiles, bool kZeroPoints>
 __device__ __forceinline__ void PlaneProduct(const ChunkWords<4, kZeroPoints>& w,
-                                             const uint4 (&x)[1][kTiles], int (&sums)[kTiles][4]) {
+                                             const uint4 (&x)[kTiles], int (&sums)[kTiles][4]) {
   const uint32_t s0 = w.scales & 15, s1 = w.scales >> 4;
   if constexpr (kPlane == 0) {
-    QuadProduct<kTiles, kZeroPoints>(
-        w.codes.x, w.codes.y, MakeScale<kZeroPoints>(s0, (w.zeros >> 2) & 3),
-        MakeScale<kZeroPoints>(s1, (w.zeros >> 6) & 3), x[0], sums, sums);
+    QuadProduct<kTiles, kZeroPoints>(w.codes.x, w.codes.y,
+                                     MakeScale<kZeroPoints>(s0, (w.zeros >> 2) & 3),
+                                     MakeScale<kZeroPoints>(s1, (w.zeros >> 6) & 3), x, sums, sums);
   } else {
     QuadProduct<kTiles, kZeroPoints>(w.codes.z, w.codes.w, MakeScale<kZeroPoints>(s0, w.zeros & 3),
-                                     MakeScale<kZeroPoints>(s1, (w.zeros >> 4) & 3), x[0], sums,
-                                     sums);
+                                     MakeScale<kZeroPoints>(s1, (w.zeros >> 4) & 3), x, sums, sums);
   }
 }
 
-// Runs product(record, x) for every chunk of a tile; x are the activations of the chunk's quads.
-// Full tiles, nearly all, run without a branch.
-template <int kTiles, int kBits, bool kZeroPoints, typename Product>
-__device__ __forceinline__ void ForEachChunk(const uint8_t* tile, int chunks, const uint8_t* quad,
-                                             const ActivationView<kTiles>& view,
-                                             const Product& product) {
+// Runs product.template operator()<quad in chunk>(words, x) for every quad of a tile, with the
+// words of all row blocks; the activations of the next quad are under way meanwhile. Full tiles,
+// nearly all, run without a branch.
+template <int kBlocks, int kTiles, int kBits, bool kZeroPoints, typename Product>
+__device__ __forceinline__ void ForEachQuad(const uint8_t* tile, int pitch, int chunks, int lane,
+                                            const uint8_t* quad, const ActivationView<kTiles>& view,
+                                            const Product& product) {
   constexpr int kRecord = RecordBytes(kBits, kZeroPoints), kQuads = ChunkQuads(kBits);
-  const auto chunk = [&](const uint8_t* record) {
-    uint4 x[kQuads][kTiles];
+  uint4 x[kTiles];
+  view.Load(quad, x);
+  const auto chunk = [&](const uint8_t* record, bool last) {
+    ChunkWords<kBits, kZeroPoints> w[kBlocks];
 #pragma unroll
-    for (int q = 0; q < kQuads; ++q, quad += view.kQuadBytes) view.Load(quad, x[q]);
-    product(record, x);
+    for (int b = 0; b < kBlocks; ++b) w[b].Load(record + b * pitch, lane);
+    const auto step = [&]<int kQuad>() {
+      uint4 next[kTiles] = {};
+      quad += view.kQuadBytes;
+      if (!last || kQuad + 1 < kQuads) view.Load(quad, next);
+      product.template operator()<kQuad>(w, x);
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) x[j] = next[j];
+    };
+    step.template operator()<0>();
+    if constexpr (kQuads == 2) step.template operator()<1>();
   };
   if (chunks == quant::kTileChunks) {
 #pragma unroll
-    for (int c = 0; c < quant::kTileChunks; ++c) chunk(tile + c * kRecord);
+    for (int c = 0; c < quant::kTileChunks; ++c) {
+      chunk(tile + c * kRecord, c + 1 == quant::kTileChunks);
+    }
     return;
   }
 #pragma unroll 1
-  for (int c = 0; c < chunks; ++c) chunk(tile + c * kRecord);
+  for (int c = 0; c < chunks; ++c) chunk(tile + c * kRecord, c + 1 == chunks);
 }
 
 template <int kBlocks, int kTiles, typename Visit>
@@ -164,13 +178,11 @@ __device__ __forceinline__ void TileProduct(const uint8_t* tile, int pitch, int 
   Sums& other = kTwoSets ? spare : sums;
   ForEachSum<kBlocks, kTiles>([&](int b, int j, int i) { sums[b][j][i] = other[b][j][i] = 0; });
   if (bits == 2) {
-    ForEachChunk<kTiles, 2, kZeroPoints>(
-        tile, chunks, quad, view, [&](const uint8_t* record, const auto& x) {
+    ForEachQuad<kBlocks, kTiles, 2, kZeroPoints>(
+        tile, pitch, chunks, lane, quad, view, [&]<int kQuad>(const auto& w, const auto& x) {
 #pragma unroll
           for (int b = 0; b < kBlocks; ++b) {
-            ChunkWords<2, kZeroPoints> w;
-            w.Load(record + b * pitch, lane);
-            ChunkProduct<kTiles, kZeroPoints>(w, x, other[b], sums[b]);
+            Quad2Product<kQuad, kTiles, kZeroPoints>(w[b], x, other[b], sums[b]);
           }
         });
     if constexpr (kTwoSets) {
@@ -178,30 +190,23 @@ __device__ __forceinline__ void TileProduct(const uint8_t* tile, int pitch, int 
     }
     return;
   }
-  ForEachChunk<kTiles, 4, kZeroPoints>(tile, chunks, quad, view,
-                                       [&](const uint8_t* record, const auto& x) {
+  ForEachQuad<kBlocks, kTiles, 4, kZeroPoints>(
+      tile, pitch, chunks, lane, quad, view, [&]<int kQuad>(const auto& w, const auto& x) {
 #pragma unroll
-                                         for (int b = 0; b < kBlocks; ++b) {
-                                           ChunkWords<4, kZeroPoints> w;
-                                           w.Load(record + b * pitch, lane);
-                                           PlaneProduct<0, kTiles, kZeroPoints>(w, x, other[b]);
-                                           if constexpr (kTwoSets)
-                                             PlaneProduct<1, kTiles, kZeroPoints>(w, x, sums[b]);
-                                         }
-                                       });
+        for (int b = 0; b < kBlocks; ++b) {
+          PlaneProduct<0, kTiles, kZeroPoints>(w[b], x, other[b]);
+          if constexpr (kTwoSets) PlaneProduct<1, kTiles, kZeroPoints>(w[b], x, sums[b]);
+        }
+      });
   if constexpr (kTwoSets) {
     ForEachSum<kBlocks, kTiles>([&](int b, int j, int i) { sums[b][j][i] += 4 * other[b][j][i]; });
   } else {
     ForEachSum<kBlocks, kTiles>([&](int b, int j, int i) { sums[b][j][i] *= 4; });
-    ForEachChunk<kTiles, 4, kZeroPoints>(tile, chunks, quad, view,
-                                         [&](const uint8_t* record, const auto& x) {
+    ForEachQuad<kBlocks, kTiles, 4, kZeroPoints>(
+        tile, pitch, chunks, lane, quad, view, [&]<int kQuad>(const auto& w, const auto& x) {
 #pragma unroll
-                                           for (int b = 0; b < kBlocks; ++b) {
-                                             ChunkWords<4, kZeroPoints> w;
-                                             w.Load(record + b * pitch, lane);
-                                             PlaneProduct<1, kTiles, kZeroPoints>(w, x, sums[b]);
-                                           }
-                                         });
+          for (int b = 0; b < kBlocks; ++b) PlaneProduct<1, kTiles, kZeroPoints>(w[b], x, sums[b]);
+        });
   }
 }
 
@@ -219,10 +224,11 @@ __device__ __forceinline__ void FullTileProduct(const uint8_t* tile, int lane,
 #pragma unroll
   for (int c = 0; c < quant::kTileChunks; ++c) {
     if constexpr (kBits == 2) {
-      ChunkProduct<1, kZeroPoints>(w[c], x.x[c], other, sums);
+      Quad2Product<0, 1, kZeroPoints>(w[c], x.x[c][0], other, sums);
+      Quad2Product<1, 1, kZeroPoints>(w[c], x.x[c][1], other, sums);
     } else {
-      PlaneProduct<0, 1, kZeroPoints>(w[c], x.x[c], other);
-      PlaneProduct<1, 1, kZeroPoints>(w[c], x.x[c], sums);
+      PlaneProduct<0, 1, kZeroPoints>(w[c], x.x[c][0], other);
+      PlaneProduct<1, 1, kZeroPoints>(w[c], x.x[c][0], sums);
     }
   }
 #pragma unroll
