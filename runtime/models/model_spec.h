@@ -1,4 +1,5 @@
-// What a decoder-only model is, as numbers and flags: everything the decoder needs to know and nothing about files.
+// What a decoder-only model is, as numbers and flags: everything the decoder needs to know and
+// nothing about files.
 #pragma once
 
 #include <cstdint>
@@ -34,12 +35,13 @@ struct ModelSpec {
   int32_t max_context = 0;   // tokens
   float rms_eps = 1e-5f;
   RopeSpec rope;
-  int32_t sliding_window = 0;  // 0: full attention; else a query sees this many tokens, itself included
+  int32_t sliding_window =
+      0;  // 0: full attention; else a query sees this many tokens, itself included
   bool qkv_bias = false;
   bool qk_norm = false;  // RMSNorm over each head of q and k before rope
   bool tied_head = false;
-  TokenId bos{-1};               // -1: none
-  std::vector<TokenId> eos;      // config.json and generation_config.json together
+  TokenId bos{-1};           // -1: none
+  std::vector<TokenId> eos;  // config.json and generation_config.json together
 
   int32_t q_size() const { return num_heads * head_dim; }
   int32_t kv_size() const { return num_kv_heads * head_dim; }

@@ -19,7 +19,6 @@
 namespace fewbit {
 namespace {
 
-
 TEST(Philox, KnownAnswers) {
   // From the authors' Random123 distribution, kat_vectors, philox4x32 with 10 rounds.
   EXPECT_EQ(Philox4x32({0, 0, 0, 0}, {0, 0}),
