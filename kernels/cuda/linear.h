@@ -68,7 +68,6 @@ std::span<const Instance> SmallInstances();
 inline constexpr int kMostGroupTokens = 16;
 inline constexpr int kMaxSmallTokens = 64;
 inline constexpr int kAsyncStages = 3;          // fixed for Copy::kAsync
-inline constexpr int kOutlierWords = 6;         // of shared memory per thread, with few tokens
 inline constexpr int kMaxTiles = 256;           // of a row block
 inline constexpr int kMaxPositions2 = 1 << 16;  // of channels in 2-bit strips
 
@@ -113,6 +112,7 @@ size_t StagedBytes(const quant::PackedShape& shape, const Plan& plan);
 // Shared memory of one block, as the kernel lays it out.
 struct SharedLayout {
   int tile_bytes = 0;  // of the largest tile; a ring slot has one per row block
+  int outlier_bounds = 0, outlier_entries = 0;  // words: list starts, then as many entries as fit
   int terms = 0, outliers = 0, barriers = 0, total = 0;  // offsets and size
 };
 SharedLayout LayoutShared(const quant::PackedShape& shape, const Plan& plan);

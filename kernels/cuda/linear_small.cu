@@ -78,43 +78,71 @@ struct Activations {
   }
 };
 
-// The sum over the outliers of one (row, segment) and token, in list order. Its three dependent
-// loads can be taken apart, so that other work runs between them.
-struct OutlierList {
-  static constexpr int kAhead = 4;
-  uint32_t begin = 0, end = 0;
-  uint32_t entries[kAhead] = {};
+// The outlier lists of a block's rows, which lie behind each other: fetched into shared memory
+// while weights are under way. What does not fit there stays in global memory.
+class Outliers {
+ public:
+  __device__ __forceinline__ Outliers(const SmallArgs& a, const Share& s, uint8_t* shared)
+      : global_(a.w.outliers),
+        bounds_(reinterpret_cast<uint32_t*>(shared + a.layout.outliers)),
+        entries_(bounds_ + a.layout.outlier_bounds),
+        capacity_(a.layout.outlier_entries) {
+    if (global_ == nullptr) return;
+    const int lists = s.blocks * quant::kBlockRows * kSegments;
+    const uint32_t* start =
+        a.w.outlier_start + static_cast<size_t>(s.first_block) * quant::kBlockRows * kSegments;
+    for (int i = threadIdx.x; i <= lists; i += blockDim.x) CopyAsync4(bounds_ + i, start + i);
+    if (threadIdx.x + 32 >= blockDim.x) {  // the last warp
+      const uint32_t begin = __ldg(start), count = min(__ldg(start + lists) - begin, capacity_);
+      for (uint32_t i = threadIdx.x % 32; i < count; i += 32) {
+        CopyAsync4(entries_ + i, global_ + begin + i);
+      }
+    }
+    CopyAsyncCommit();
+  }
+  __device__ bool any() const { return global_ != nullptr; }
+  // Before the block barrier after which lists are read.
+  __device__ __forceinline__ void Wait() const { CopyAsyncWait<0>(); }
 
-  __device__ __forceinline__ void LoadBounds(const SmallArgs& a, int row, int segment) {
-    const size_t list = static_cast<size_t>(row) * kSegments + segment;
-    begin = __ldg(a.w.outlier_start + list);
-    end = __ldg(a.w.outlier_start + list + 1);
-  }
-  __device__ __forceinline__ void LoadEntries(const SmallArgs& a) {
+  // sums[i] = the outliers of list first + i times the activations of `token`, each in list order.
+  template <int kLists>
+  __device__ __forceinline__ void Sum(const SmallArgs& a, const Activations& x, int first,
+                                      int token, float (&sums)[kLists]) const {
+    const uint32_t base = bounds_[0];
+    uint32_t bound[kLists + 1];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      entries[i] = begin + i < end ? __ldg(a.w.outliers + begin + i) : 0;
-    }
-  }
-  // REQUIRES: LoadEntries.
-  __device__ __forceinline__ float Sum(const SmallArgs& a, const Activations& x, int token) {
-    float sum = 0;
-    while (begin < end) {
-      float activation[kAhead];
+    for (int i = 0; i <= kLists; ++i) bound[i] = bounds_[first + i];
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        activation[i] = x.floats[(entries[i] & 0xFFFF) * a.group_tokens + token];
+    for (int i = 0; i < kLists; ++i) sums[i] = 0;
+#pragma unroll 1
+    for (uint32_t at = bound[0]; at < bound[kLists]; at += kAhead) {
+      float value[kAhead], activation[kAhead];
+#pragma unroll
+      for (uint32_t i = 0; i < kAhead; ++i) {
+        const uint32_t place = min(at + i, bound[kLists] - 1);
+        const uint32_t entry =
+            place - base < capacity_ ? entries_[place - base] : __ldg(global_ + place);
+        value[i] = __half2float(__ushort_as_half(static_cast<uint16_t>(entry >> 16)));
+        activation[i] = x.floats[(entry & 0xFFFF) * a.group_tokens + token];
       }
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const float value = __half2float(__ushort_as_half(entries[i] >> 16));
-        if (begin + i < end) sum = __fmaf_rn(value, activation[i], sum);
+      for (uint32_t i = 0; i < kAhead; ++i) {
+#pragma unroll
+        for (int list = 0; list < kLists; ++list) {
+          const bool inside = at + i >= bound[list] && at + i < bound[list + 1];
+          if (inside) sums[list] = __fmaf_rn(value[i], activation[i], sums[list]);
+        }
       }
-      begin += kAhead;
-      if (begin < end) LoadEntries(a);
     }
-    return sum;
   }
+
+ private:
+  static constexpr uint32_t kAhead = 4;
+
+  const uint32_t* global_;
+  uint32_t* bounds_;
+  uint32_t* entries_;
+  uint32_t capacity_;
 };
 
 // One float per row and token of the tile: the exact sum, d and the scale of x.
@@ -163,176 +191,55 @@ __device__ __forceinline__ float SegmentSum(const SmallArgs& a, const float* fro
   return part;
 }
 
-// With few tokens, four neighbouring lanes share a row and token of the block, one segment each.
-struct FewItem {
-  int row, token, segment;
-  bool valid;
-
-  __device__ FewItem(const Share& s, int index) : segment(index % kSegments) {
-    const uint32_t output = static_cast<uint32_t>(index) / kSegments;
-    row = s.tokens == 1 ? output : output / static_cast<uint32_t>(s.tokens);
-    token = output - row * s.tokens;
-    valid = row < s.blocks * quant::kBlockRows;
-  }
-};
-
-// The outliers of a thread's first item, fetched while weights are under way: the kernel calls the
-// steps in order, each after some other load. Bounds and entries go to shared memory, because
-// registers that wait for them would be spilled, and a spill waits too.
-class FirstOutliers {
- public:
-  __device__ __forceinline__ FirstOutliers(const SmallArgs& a, const Share& s, uint8_t* shared)
-      : words_(reinterpret_cast<uint32_t*>(shared + a.layout.outliers) + threadIdx.x) {
-    const FewItem item(s, threadIdx.x);
-    active_ = a.w.outliers != nullptr && item.valid;
-    if (!active_) return;
-    const uint32_t* bounds =
-        a.w.outlier_start +
-        static_cast<size_t>(s.first_block * quant::kBlockRows + item.row) * kSegments +
-        item.segment;
-    CopyAsync4(Word(0), bounds);
-    CopyAsync4(Word(1), bounds + 1);
-    CopyAsyncCommit();
-  }
-  __device__ __forceinline__ void LoadEntries(const SmallArgs& a) {
-    requested_ = true;
-    if (!active_) return;
-    CopyAsyncWait<0>();
-    const uint32_t begin = *Word(0), end = *Word(1);
-#pragma unroll
-    for (int i = 0; i < OutlierList::kAhead; ++i) {
-      if (begin + i < end) CopyAsync4(Word(2 + i), a.w.outliers + begin + i);
-    }
-    CopyAsyncCommit();
-  }
-  __device__ bool requested() const { return requested_; }
-  // REQUIRES: requested().
-  __device__ __forceinline__ float Sum(const SmallArgs& a, const Share& s, const Activations& x) {
-    if (!active_) return 0;
-    CopyAsyncWait<0>();
-    OutlierList list;
-    list.begin = *Word(0);
-    list.end = *Word(1);
-#pragma unroll
-    for (int i = 0; i < OutlierList::kAhead; ++i) {
-      list.entries[i] = list.begin + i < list.end ? *Word(2 + i) : 0;
-    }
-    return list.Sum(a, x, FewItem(s, threadIdx.x).token);
-  }
-
- private:
-  __device__ __forceinline__ uint32_t* Word(int i) const { return words_ + i * blockDim.x; }
-
-  uint32_t* words_;
-  bool active_, requested_ = false;
-};
-
-// Sums and stores all results of the block, with few tokens. `first` is the outlier sum of the
-// thread's first item.
+// Sums and stores all results of the block. With few tokens, four neighbouring lanes share a row
+// and token, one segment each. Call after the block barrier.
 __device__ __forceinline__ void ReduceFew(const SmallArgs& a, const Share& s, const Activations& x,
-                                          const float* terms, float first) {
-  __syncthreads();
+                                          const float* terms, const Outliers& outliers) {
   const int items = s.blocks * s.tokens * quant::kBlockRows * kSegments;
+  const int segment = threadIdx.x % kSegments;
 #pragma unroll 1
   for (int base = 0; base < items; base += blockDim.x) {
-    const FewItem item(s, base + threadIdx.x);
-    const int at = s.first_block * quant::kBlockRows + item.row;
-    float part = first;
-    if (item.valid) {
-      if (a.w.outliers != nullptr && base > 0) {
-        OutlierList list;
-        list.LoadBounds(a, at, item.segment);
-        list.LoadEntries(a);
-        part = list.Sum(a, x, item.token);
-      }
-      const float* from = terms + item.row / quant::kBlockRows * a.tiles * TermFloats(1) +
-                          item.row % quant::kBlockRows * TermStride(1) + item.token;
-      part = __fadd_rn(SegmentSum<1>(a, from, item.segment), part);
+    const uint32_t output = (base + threadIdx.x) / kSegments;
+    const int row = s.tokens == 1 ? output : output / static_cast<uint32_t>(s.tokens);
+    const int token = output - row * s.tokens, at = s.first_block * quant::kBlockRows + row;
+    const bool valid = row < s.blocks * quant::kBlockRows;
+    float part = 0;
+    if (valid) {
+      float extra[1] = {};
+      if (outliers.any()) outliers.Sum(a, x, row * kSegments + segment, token, extra);
+      const float* from = terms + row / quant::kBlockRows * a.tiles * TermFloats(1) +
+                          row % quant::kBlockRows * TermStride(1) + token;
+      part = __fadd_rn(SegmentSum<1>(a, from, segment), extra[0]);
     }
     float sum = part;
 #pragma unroll
     for (int i = 1; i < kSegments; ++i) {
       sum = __fadd_rn(sum, __shfl_down_sync(0xFFFFFFFFu, part, i));
     }
-    if (item.valid && item.segment == 0 && at < a.w.shape.rows) {
-      StoreOutput(a, (s.group * a.group_tokens + item.token) * a.y_stride + at, sum);
+    if (valid && segment == 0 && at < a.w.shape.rows) {
+      StoreOutput(a, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
     }
   }
 }
 
-// The outlier sums of all segments of one row and token. The lists of a row lie behind each other,
-// so the first entries of the row are loaded together, whatever segment they belong to.
-struct RowOutliers {
-  float sum[kSegments] = {};
-
-  __device__ __forceinline__ void Load(const SmallArgs& a, const Activations& x, int row,
-                                       int token) {
-    const uint32_t* start = a.w.outlier_start + static_cast<size_t>(row) * kSegments;
-    uint32_t bound[kSegments + 1];
-#pragma unroll
-    for (int i = 0; i <= kSegments; ++i) bound[i] = __ldg(start + i);
-    constexpr uint32_t kAhead = 8;
-    uint32_t entries[kAhead];
-#pragma unroll
-    for (uint32_t i = 0; i < kAhead; ++i) {
-      entries[i] = bound[0] + i < bound[kSegments] ? __ldg(a.w.outliers + bound[0] + i) : 0;
-    }
-    float activation[kAhead];
-#pragma unroll
-    for (uint32_t i = 0; i < kAhead; ++i) activation[i] = Activation(a, x, entries[i], token);
-#pragma unroll
-    for (uint32_t i = 0; i < kAhead; ++i) {
-#pragma unroll
-      for (int segment = 0; segment < kSegments; ++segment) {
-        const uint32_t at = bound[0] + i;
-        if (at >= bound[segment] && at < bound[segment + 1]) {
-          Add(entries[i], activation[i], &sum[segment]);
-        }
-      }
-    }
-#pragma unroll
-    for (int segment = 0; segment < kSegments; ++segment) {
-#pragma unroll 1
-      for (uint32_t at = max(bound[segment], bound[0] + kAhead); at < bound[segment + 1]; ++at) {
-        const uint32_t entry = __ldg(a.w.outliers + at);
-        Add(entry, Activation(a, x, entry, token), &sum[segment]);
-      }
-    }
-  }
-
- private:
-  static __device__ __forceinline__ float Activation(const SmallArgs& a, const Activations& x,
-                                                     uint32_t entry, int token) {
-    return x.floats[(entry & 0xFFFF) * a.group_tokens + token];
-  }
-  static __device__ __forceinline__ void Add(uint32_t entry, float activation, float* sum) {
-    const float value = __half2float(__ushort_as_half(static_cast<uint16_t>(entry >> 16)));
-    *sum = __fmaf_rn(value, activation, *sum);
-  }
-};
-
-// The same as ReduceFew with more tokens: neighbouring lanes are tokens of one row, each sums all
-// segments. The outliers of a thread's first output are summed before the barrier.
+// The same with more tokens: neighbouring lanes are tokens of one row, each sums all segments.
 template <int kTiles>
 __device__ __forceinline__ void ReduceMany(const SmallArgs& a, const Share& s, const Activations& x,
-                                           const float* terms) {
+                                           const float* terms, const Outliers& outliers) {
   const int outputs = s.blocks * s.tokens * quant::kBlockRows;
 #pragma unroll 1
-  for (int base = 0; base < outputs; base += blockDim.x) {
-    const int o = base + threadIdx.x;
+  for (int o = threadIdx.x; o < outputs; o += blockDim.x) {
     const int row = static_cast<uint32_t>(o) / static_cast<uint32_t>(s.tokens);
     const int token = o - row * s.tokens, at = s.first_block * quant::kBlockRows + row;
-    const bool valid = o < outputs;
-    RowOutliers outliers;
-    if (a.w.outliers != nullptr && valid) outliers.Load(a, x, at, token);
-    if (base == 0) __syncthreads();
-    if (!valid || at >= a.w.shape.rows) continue;
+    if (at >= a.w.shape.rows) continue;
+    float extra[kSegments] = {};
+    if (outliers.any()) outliers.Sum(a, x, row * kSegments, token, extra);
     const float* from = terms + row / quant::kBlockRows * a.tiles * TermFloats(kTiles) +
                         row % quant::kBlockRows * TermStride(kTiles) + token;
     float sum = 0;
 #pragma unroll
     for (int segment = 0; segment < kSegments; ++segment) {
-      const float part = __fadd_rn(SegmentSum<kTiles>(a, from, segment), outliers.sum[segment]);
+      const float part = __fadd_rn(SegmentSum<kTiles>(a, from, segment), extra[segment]);
       sum = segment == 0 ? part : __fadd_rn(sum, part);
     }
     StoreOutput(a, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
@@ -440,8 +347,7 @@ struct Warp {
   template <int kBits>
   __device__ __forceinline__ void KeptColumn(const TileInfo& info, const int2 (&meta)[kTiles],
                                              const uint8_t* quad,
-                                             const ActivationView<kTiles>& view, float* terms,
-                                             FirstOutliers* outliers) {
+                                             const ActivationView<kTiles>& view, float* terms) {
     TileActivations<kBits, 1> kept;
     kept.Load(quad, view);
 #pragma unroll 1
@@ -449,11 +355,10 @@ struct Warp {
       Step(info, meta, terms, [&](const uint8_t* data, TileSums<kBlocks, kTiles>& sums) {
         FullTileProduct<kBits, kI.zero_points>(data, lane, kept, sums[0]);
       });
-      if (!outliers->requested()) outliers->LoadEntries(a);
     }
   }
 
-  __device__ __forceinline__ void Run(const Activations& x, float* terms, FirstOutliers* outliers) {
+  __device__ __forceinline__ void Run(const Activations& x, float* terms) {
     const ActivationView<kTiles> view(x.planes, s.tokens, lane);
 #pragma unroll 1
     while (at.Valid(a)) {
@@ -464,9 +369,9 @@ struct Warp {
       if constexpr (kColumns) {
         if (info.chunks == quant::kTileChunks) {
           if (info.bits == 2) {
-            KeptColumn<2>(info, meta, quad, view, terms, outliers);
+            KeptColumn<2>(info, meta, quad, view, terms);
           } else {
-            KeptColumn<4>(info, meta, quad, view, terms, outliers);
+            KeptColumn<4>(info, meta, quad, view, terms);
           }
           continue;
         }
@@ -492,16 +397,15 @@ __global__ void __launch_bounds__(32 * kSmallTable[kInstance].max_warps,
   LetNextKernelStart();
   const Activations x(a, s, ActivationView<kI.token_tiles>::kQuadBytes);
   float* terms = reinterpret_cast<float*>(shared + a.layout.terms);
+  const Outliers outliers(a, s, shared);
+  WaitForPreviousKernels();
+  warp.Run(x, terms);
+  outliers.Wait();
+  __syncthreads();
   if constexpr (kI.token_tiles == 1) {
-    FirstOutliers outliers(a, s, shared);
-    WaitForPreviousKernels();
-    warp.Run(x, terms, &outliers);
-    if (!outliers.requested()) outliers.LoadEntries(a);
-    ReduceFew(a, s, x, terms, outliers.Sum(a, s, x));
+    ReduceFew(a, s, x, terms, outliers);
   } else {
-    WaitForPreviousKernels();
-    warp.Run(x, terms, nullptr);
-    ReduceMany<kI.token_tiles>(a, s, x, terms);
+    ReduceMany<kI.token_tiles>(a, s, x, terms, outliers);
   }
 }
 

@@ -132,7 +132,12 @@ SharedLayout LayoutShared(const quant::PackedShape& shape, const Plan& plan) {
   out.terms = plan.warps * plan.stages * in.row_blocks * out.tile_bytes;
   out.outliers = out.terms + plan.own * NumTiles(shape) * TermFloats(in.token_tiles) *
                                  static_cast<int>(sizeof(float));
-  out.barriers = out.outliers + (in.token_tiles == 1 ? plan.warps * 32 * kOutlierWords * 4 : 0);
+  // Room for outliers at 0.4 % of all weights; longer lists are read from global memory.
+  const int rows = plan.own * quant::kBlockRows;
+  out.outlier_bounds = rows * kSegments + 1;
+  out.outlier_entries = rows * std::max(4, shape.cols / 256);
+  out.barriers =
+      static_cast<int>(Align(out.outliers + 4 * (out.outlier_bounds + out.outlier_entries), 8));
   out.total = static_cast<int>(Align(out.barriers + plan.warps * plan.stages * 8, 16));
   return out;
 }
