@@ -97,7 +97,10 @@ class Linears {
       if (v.kind == Kind::kCublas) continue;
       const cuda::Plan plan = PlanOf(v, m, l);
       if (!plan.error.empty()) return -1;
-      if (plan.path == cuda::Path::kDequantize && (cublas_ == nullptr || v.stages > 0)) return -1;
+      if (plan.path == cuda::Path::kDequantize &&
+          (cublas_ == nullptr || v.stages > 0 || v.kind == Kind::kLinearAndStaging)) {
+        return -1;
+      }
     }
     const int copies = v.kind == Kind::kCublas ? kDenseCopies : kCopies;
     const double all = MedianReplayMicros(
