@@ -89,11 +89,14 @@ __global__ void DequantizeKernel(DeviceMatrix w, T* out) {
   const uint8_t* block = w.tiles + blockIdx.x * s.row_block_bytes();
   const int rows =
       min(quant::kBlockRows, s.rows - static_cast<int>(blockIdx.x) * quant::kBlockRows);
-  for (int row = 0; row < rows; ++row) {
-    uint4* to = reinterpret_cast<uint4*>(
-        out + (static_cast<size_t>(blockIdx.x) * quant::kBlockRows + row) * s.cols);
-    for (int i = threadIdx.x; i < 2 * strips; i += blockDim.x) {
-      to[i] = HalfStrip<T>(Find(s, block, position_of[i / 2], row), i % 2);
+  uint4* to =
+      reinterpret_cast<uint4*>(out + static_cast<size_t>(blockIdx.x) * quant::kBlockRows * s.cols);
+  for (int i = threadIdx.x; i < 2 * strips; i += blockDim.x) {
+    const int position = position_of[i / 2];
+#pragma unroll 4
+    for (int row = 0; row < rows; ++row) {
+      to[static_cast<size_t>(row) * 2 * strips + i] =
+          HalfStrip<T>(Find(s, block, position, row), i % 2);
     }
   }
 }

@@ -66,7 +66,7 @@ int ChooseWarps(int items, int least, int most) {
 // Fills the plan for `per_mp` resident blocks per multiprocessor, in `waves` one after the other;
 // false if it does not fit.
 bool TryGeometry(const Desc& d, const DeviceProps& device, const Tuning& tuning, int per_mp,
-                 int waves, Plan* plan) {
+                 int waves, int fewest_warps, Plan* plan) {
   const Instance& in = kSmallTable[plan->instance];
   constexpr int kReserved = 1024;  // per block, taken by the system
   const int budget =
@@ -76,9 +76,10 @@ bool TryGeometry(const Desc& d, const DeviceProps& device, const Tuning& tuning,
   plan->own = CeilDiv(row_groups, plan->blocks) * in.row_blocks;
   // Tiles, or (tile, row-block pair)s: what the warps share out.
   const int items = NumTiles(d.shape) * (in.token_tiles == 1 ? 1 : plan->own / in.row_blocks);
-  const int most = in.max_warps, least = std::min(most, 4);
+  const int most = in.max_warps;
   plan->warps =
       tuning.warps > 0 ? std::min(tuning.warps, most) : ChooseWarps(items, std::min(most, 8), most);
+  const int least = std::min(plan->warps, fewest_warps);
   const bool fixed = in.copy == Copy::kAsync;
   const int wanted = fixed ? kAsyncStages : tuning.stages > 0 ? tuning.stages : 2;
   const int least_stages = fixed || tuning.stages > 0 ? wanted : 1;
@@ -100,14 +101,18 @@ bool TryGroups(const Desc& d, const DeviceProps& device, const Tuning& tuning, i
   plan->instance = FindInstance(d, tokens, bulk ? Copy::kBulk : Copy::kAsync);
   const int fixed = tuning.blocks_per_multiprocessor;
   const int row_blocks = d.shape.row_blocks();
-  for (int waves = 1;; waves *= 2) {
-    for (int per_mp = fixed > 0 ? fixed : kSmallTable[plan->instance].residency; per_mp >= 1;
-         --per_mp) {
-      if (TryGeometry(d, device, tuning, per_mp, waves, plan)) return true;
-      if (fixed > 0) break;
+  // Another wave of blocks costs less than a block with too few warps.
+  for (int fewest_warps : {12, 4}) {
+    for (int waves = 1;; waves *= 2) {
+      for (int per_mp = fixed > 0 ? fixed : kSmallTable[plan->instance].residency; per_mp >= 1;
+           --per_mp) {
+        if (TryGeometry(d, device, tuning, per_mp, waves, fewest_warps, plan)) return true;
+        if (fixed > 0) break;
+      }
+      if (device.multiprocessors * waves >= row_blocks) break;
     }
-    if (device.multiprocessors * waves >= row_blocks) return false;
   }
+  return false;
 }
 
 }  // namespace
