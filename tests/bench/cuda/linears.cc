@@ -19,12 +19,8 @@ using cuda::DeviceBuffer;
 constexpr int kCopies = 6;       // of each packed matrix: 430 MB for Llama-2-7B
 constexpr int kDenseCopies = 2;  // of each fp16 matrix: 810 MB
 
-enum class Kind {
-  kLinear,
-  kLinearAndStaging,
-  kCublas
-};  // beyond the small-m range a linear
-    // goes through scratch and cuBLAS
+// A linear goes through scratch and cuBLAS beyond the small-m range.
+enum class Kind { kLinear, kLinearAndStaging, kCublas };
 
 struct Variant {
   const char* name;
