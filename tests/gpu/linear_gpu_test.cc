@@ -99,9 +99,9 @@ TEST(LinearGpu, ReducedSetForSanitizers) {
         tuning.use_cp_async = use_cp_async;
         c.desc.m = m;
         const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * m * 784, &rng));
-        EXPECT_LT(RelativeError(RunGpuLinear(c.desc, c.gpu, x, tuning),
-                                ReferenceLinear(c.plain, x, m)),
-                  Tolerance(DType::kF32));
+        EXPECT_LT(
+            RelativeError(RunGpuLinear(c.desc, c.gpu, x, tuning), ReferenceLinear(c.plain, x, m)),
+            Tolerance(DType::kF32));
       }
     }
   }
