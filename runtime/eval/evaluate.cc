@@ -22,6 +22,10 @@ absl::Status CheckIds(std::span<const TokenId> ids, int vocab_size, const char* 
   return absl::OkStatus();
 }
 
+absl::Status Annotated(const char* which, const absl::Status& status) {
+  return absl::Status(status.code(), absl::StrCat(which, ": ", status.message()));
+}
+
 int Argmax(std::span<const float> row) {
   return static_cast<int>(std::max_element(row.begin(), row.end()) - row.begin());
 }
@@ -83,20 +87,20 @@ struct Sums {
 };
 
 // One window through the model (and the reference): window[i] predicts window[i + 1].
-void ScoreWindow(std::span<const TokenId> window, SequenceRunner* runner, SequenceRunner* reference,
-                 ThreadTeam* team, Sums* sums) {
+absl::Status ScoreWindow(std::span<const TokenId> window, SequenceRunner* runner,
+                         SequenceRunner* reference, ThreadTeam* team, Sums* sums) {
   runner->Reset();
   if (reference != nullptr) reference->Reset();
-  const size_t vocab = runner->model().spec.vocab_size;
   std::vector<PositionScore> scores(SequenceRunner::kMaxStep);
   for (size_t begin = 0; begin + 1 < window.size(); begin += SequenceRunner::kMaxStep) {
     const size_t count = std::min<size_t>(SequenceRunner::kMaxStep, window.size() - 1 - begin);
     const std::span<const TokenId> inputs = window.subspan(begin, count);
-    const std::span<const float> logits = runner->Step(inputs);
-    std::span<const float> other;
+    const auto logits = runner->Step(inputs);
+    if (!logits.ok()) return Annotated("model", logits.status());
+    absl::StatusOr<std::span<const float>> other{std::span<const float>()};
     if (reference != nullptr) other = reference->Step(inputs);
-    ScoreRows(logits.first(count * vocab), other, window.subspan(begin + 1, count), team,
-              scores.data());
+    if (!other.ok()) return Annotated("reference", other.status());
+    ScoreRows(*logits, *other, window.subspan(begin + 1, count), team, scores.data());
     for (size_t i = 0; i < count; ++i) {
       sums->nll += scores[i].nll;
       sums->reference_nll += scores[i].reference_nll;
@@ -105,6 +109,7 @@ void ScoreWindow(std::span<const TokenId> window, SequenceRunner* runner, Sequen
     }
     sums->tokens += static_cast<int64_t>(count);
   }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -153,7 +158,8 @@ absl::StatusOr<TextScore> ScoreText(const Model& model, const Model* reference,
     if (with_bos) window.push_back(model.spec.bos);
     const std::span<const TokenId> part = text.subspan(w * stride, window_text);
     window.insert(window.end(), part.begin(), part.end());
-    ScoreWindow(window, runner->get(), reference_runner.get(), team, &sums);
+    status = ScoreWindow(window, runner->get(), reference_runner.get(), team, &sums);
+    if (!status.ok()) return status;
   }
   const double tokens = static_cast<double>(sums.tokens);
   TextScore score;
@@ -188,16 +194,19 @@ absl::StatusOr<PromptResult> RunPrompt(const Model& model, std::span<const Token
   if (!runner.ok()) return runner.status();
   const size_t vocab = model.spec.vocab_size;
   PromptResult result;
-  std::span<const float> logits;
+  absl::StatusOr<std::span<const float>> logits;
   for (size_t begin = 0; begin < prompt.size(); begin += SequenceRunner::kMaxStep) {
     const size_t count = std::min<size_t>(SequenceRunner::kMaxStep, prompt.size() - begin);
     logits = (*runner)->Step(prompt.subspan(begin, count));
-    if (want_logits) result.logits.insert(result.logits.end(), logits.begin(), logits.end());
+    if (!logits.ok()) return Annotated("model", logits.status());
+    if (want_logits) result.logits.insert(result.logits.end(), logits->begin(), logits->end());
   }
   for (int i = 0; i < greedy; ++i) {
-    const TokenId next{Argmax(logits.last(vocab))};
+    const TokenId next{Argmax(logits->last(vocab))};
     result.greedy_ids.push_back(next);
-    if (i + 1 < greedy) logits = (*runner)->Step(std::span(&next, 1));
+    if (i + 1 == greedy) break;
+    logits = (*runner)->Step(std::span(&next, 1));
+    if (!logits.ok()) return Annotated("model", logits.status());
   }
   return result;
 }

@@ -38,7 +38,7 @@ struct TextScore {
 // window at the end is left out unless it is the only one. `reference` may be null. `progress`
 // (windows done, of all) may be empty. *stop set: CANCELLED.
 // INVALID_ARGUMENT: no token to predict, a context that a model does not take, an id outside the
-// vocabulary, vocabularies that differ.
+// vocabulary, vocabularies that differ. DATA_LOSS: logits that are not finite.
 absl::StatusOr<TextScore> ScoreText(const Model& model, const Model* reference,
                                     std::span<const TokenId> text, const TextOptions& options,
                                     ThreadTeam* team, const std::function<void(int, int)>& progress,
@@ -51,7 +51,7 @@ struct PromptResult {
 };
 
 // INVALID_ARGUMENT: an empty prompt, an id outside the vocabulary, prompt and continuation beyond
-// the context.
+// the context. DATA_LOSS: logits that are not finite.
 absl::StatusOr<PromptResult> RunPrompt(const Model& model, std::span<const TokenId> prompt,
                                        int greedy, bool want_logits, ThreadTeam* team);
 

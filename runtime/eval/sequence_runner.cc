@@ -1,6 +1,7 @@
 #include "runtime/eval/sequence_runner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <utility>
 
@@ -42,7 +43,7 @@ SequenceRunner::SequenceRunner(const Model* model, ThreadTeam* team, int max_tok
   batch_.block_table_stride = cache_->num_blocks();
 }
 
-std::span<const float> SequenceRunner::Step(std::span<const TokenId> ids) {
+absl::StatusOr<std::span<const float>> SequenceRunner::Step(std::span<const TokenId> ids) {
   const int count = static_cast<int>(ids.size());
   FEWBIT_CHECK(count >= 1 && count <= kMaxStep && position_ + count <= max_tokens_)
       << count << " tokens at position " << position_ << " of " << max_tokens_;
@@ -54,8 +55,13 @@ std::span<const float> SequenceRunner::Step(std::span<const TokenId> ids) {
   const size_t values = static_cast<size_t>(count) * model_->spec.vocab_size;
   if (logits_.size() < values) logits_.resize(values);
   decoder_.Forward(batch_, cache_.get(), std::span(rows_).first(count), logits_.data());
+  const std::span<const float> logits(logits_.data(), values);
+  if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
+    return absl::DataLossError(
+        "the logits are not finite: the checkpoint has weights that are NaN or too large");
+  }
   position_ += count;
-  return std::span(logits_).first(values);
+  return logits;
 }
 
 }  // namespace fewbit

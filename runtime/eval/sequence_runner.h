@@ -28,8 +28,9 @@ class SequenceRunner {
   void Reset() { position_ = 0; }
 
   // Appends `ids` and returns their logits [ids, V], valid until the next call. REQUIRES: 1 to
-  // kMaxStep ids, all in the vocabulary, max_tokens kept.
-  std::span<const float> Step(std::span<const TokenId> ids);
+  // kMaxStep ids, all in the vocabulary, max_tokens kept. DATA_LOSS: a logit that is not
+  // finite, so weights that are not; no number measured on such a model counts.
+  absl::StatusOr<std::span<const float>> Step(std::span<const TokenId> ids);
 
   int position() const { return position_; }
   const Model& model() const { return *model_; }

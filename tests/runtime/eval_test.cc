@@ -1,5 +1,6 @@
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -175,6 +176,31 @@ TEST(EvaluateTest, RefusesBadInput) {
                                 nullptr)
                           .status()),
               HasSubstr("reference one of 100"));
+}
+
+TEST(EvaluateTest, NanWeightsAreAnErrorAndNoNumbers) {
+  const TempDirectory directory;
+  EditableCheckpoint checkpoint = ReadGolden("llama2");
+  std::vector<uint8_t>& embedding = checkpoint.Get("model.embed_tokens.weight").bytes;
+  const uint16_t nan = 0x7FC0;
+  std::memcpy(embedding.data() + 5 * 64 * sizeof(nan), &nan, sizeof(nan));  // the row of token 5
+  WriteCheckpoint(directory.path(), checkpoint);
+  const auto broken = LoadModel(directory.path());
+  ASSERT_TRUE(broken.ok()) << broken.status();
+  const Golden golden = LoadGolden("llama2");
+  ThreadTeam team(2);
+  const std::vector<TokenId> prompt = {TokenId{4}, TokenId{7}, TokenId{5}, TokenId{9}, TokenId{6}};
+  EXPECT_TRUE(RunPrompt(**broken, std::span(prompt).first(2), 1, false, &team).ok()) << "unhurt";
+  const auto expect = [](const absl::Status& status, const char* text) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+    EXPECT_THAT(Message(status), HasSubstr(text));
+  };
+  expect(RunPrompt(**broken, prompt, 3, false, &team).status(), "model: the logits are not finite");
+  const TextOptions options{.context = 6};  // BOS and the prompt
+  expect(ScoreText(**broken, nullptr, prompt, options, &team, nullptr, nullptr).status(),
+         "model: the logits are not finite");
+  expect(ScoreText(*golden.model, broken->get(), prompt, options, &team, nullptr, nullptr).status(),
+         "reference: the logits are not finite");
 }
 
 TEST(EvaluateTest, StopsAndReportsProgress) {
