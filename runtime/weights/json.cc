@@ -9,15 +9,25 @@
 
 namespace fewbit {
 
+namespace {
+
+constexpr size_t kMaxShown = 200;  // bytes
+
+std::string Shortened(std::string_view text) {
+  return StrCat(text.substr(0, kMaxShown), text.size() > kMaxShown ? "..." : "");
+}
+
+}  // namespace
+
 std::string Printable(std::string_view text) {
-  constexpr size_t kMaxShown = 200;
-  if (text.size() <= kMaxShown)
-    return absl::CHexEscape(absl::string_view(text.data(), text.size()));
-  return StrCat(absl::CHexEscape(absl::string_view(text.data(), kMaxShown)), "...");
+  const std::string_view shown = text.substr(0, kMaxShown);
+  return StrCat(absl::CHexEscape(absl::string_view(shown.data(), shown.size())),
+                text.size() > kMaxShown ? "..." : "");
 }
 
 std::string JsonText(const nlohmann::json& value) {
-  return Printable(value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  // Printable already: with ensure_ascii JSON escapes all that is not printable ASCII by itself.
+  return Shortened(value.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
 }
 
 absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text, std::string_view file) {

@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/weights/config_reader.h"
+#include "runtime/weights/json.h"
 #include "tests/runtime/checkpoint_files.h"
 
 namespace fewbit {
@@ -211,7 +212,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"unknown_architecture",
                 "llama2",
                 {{"architectures", {"MambaForCausalLM"}}},
-                {"architectures", "MambaForCausalLM", "LlamaForCausalLM"}},
+                {"architectures: [\"MambaForCausalLM\"]: unknown", "LlamaForCausalLM"}},
         Refusal{"no_architecture", "llama2", {{"architectures", kRemoved}}, {"architectures"}},
         Refusal{"activation", "llama2", {{"hidden_act", "gelu"}}, {"hidden_act", "gelu", "silu"}},
         Refusal{"rope_yarn",
@@ -331,6 +332,12 @@ TEST(ModelConfigTest, RefusesBadGenerationConfigs) {
     EXPECT_THAT(std::string(config.status().message()),
                 AllOf(HasSubstr("dir/generation_config.json"), HasSubstr(expected)));
   }
+}
+
+TEST(ModelConfigTest, OddTextInAMessageIsEscapedAndShort) {
+  EXPECT_EQ(JsonText(json("a\"\n\x7F")), "\"a\\\"\\n\\u007f\"");
+  EXPECT_EQ(JsonText(json(std::string("\xFF"))), "\"\\ufffd\"");
+  EXPECT_EQ(JsonText(json(std::string(300, 'x'))), "\"" + std::string(199, 'x') + "...");
 }
 
 TEST(ModelConfigTest, SyntaxErrorNamesFileAndPlace) {
