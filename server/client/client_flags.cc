@@ -265,7 +265,8 @@ std::string HelpText() {
          "\nDefaults are in parentheses. The text goes to standard output and ends with a "
          "newline;\n"
          "usage and timing go to standard error. Ctrl-C cancels the request. Exit status: 0 done,\n"
-         "1 the call failed, 2 the flags make no sense, 130 cancelled.\n";
+         "1 the call failed or a flag has no such name or value, 2 the flags do not go together,\n"
+         "130 cancelled.\n";
 }
 
 std::vector<std::string> SplitStops(std::string_view text) {

@@ -3,6 +3,7 @@
 
 #include <iostream>
 
+#include "google/protobuf/stubs/logging.h"
 #include "server/client/client_flags.h"
 #include "server/client/connection.h"
 #include "server/client/generate.h"
@@ -15,6 +16,8 @@ namespace {
 
 int Main(int argc, char** argv) {
   BlockInterrupts();
+  // Text that is not UTF-8 is the server's to refuse: it names the field and the byte.
+  google::protobuf::SetLogHandler(nullptr);
   const absl::StatusOr<ClientOptions> options =
       ParseCommandLine(argc, argv, std::cin, isatty(STDIN_FILENO) != 0);
   if (!options.ok()) {

@@ -70,6 +70,13 @@ class ClientTest(ServerTest):
         self.assertIn('no server answers at 127.0.0.1:1', nobody.stderr)
         self.assertEqual(self.client('--info', '--tokenize').returncode, 2)
 
+    def test_a_prompt_that_is_not_utf8_is_refused_in_one_line(self):
+        result = subprocess.run([CLIENT, f'--address={self.server.address}'], input=b'caf\xe9', capture_output=True, timeout=TIMEOUT,
+                                check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(result.stdout, b'')
+        self.assertEqual(result.stderr, b'fewbit-client: INVALID_ARGUMENT: text is not valid UTF-8 at byte 3 of 4\n')
+
     def test_load(self):
         result = self.client('--concurrency=4', '--requests=12', '--prompt_tokens=20', '--max_new_tokens=8', '--json')
         self.assertEqual(result.returncode, 0, result.stderr)
