@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Requests that fail, end early or are taken back: code and text of each, and nothing left behind."""
 
+import subprocess
 import threading
 import unittest
 
 import grpc
 
-from harness import PROMPTS, TIMEOUT, Answer, ServerTest, pb, request
+from harness import BIN, PROMPTS, TIMEOUT, Answer, ServerTest, pb, request, rpc
 
 LONG = 1500  # tokens; far more than a test waits for
 
@@ -61,13 +62,20 @@ class RequestsTest(ServerTest):
     def test_invalid_utf8_is_refused(self):
         generate = self.server.channel.unary_unary('/fewbit.v1.GenerationService/Generate', request_serializer=bytes,
                                                    response_deserializer=bytes)
-        with self.assertRaises(grpc.RpcError):
-            generate(b'\x0a\x02\xe2\x82', timeout=TIMEOUT)
+        details = self.fails(grpc.StatusCode.INVALID_ARGUMENT, lambda: generate(b'\x0a\x02\xe2\x82', timeout=TIMEOUT))
+        self.assertEqual(details, 'text is not valid UTF-8 at byte 0 of 2')
         self.stream('The server goes on', 2)
 
     def nothing_is_left(self):
         self.server.wait_for_metrics({'fewbit_requests_running': 0, 'fewbit_requests_waiting': 0, 'fewbit_kv_blocks_used': 0})
         self.stream('The server goes on', 2)
+
+    def test_a_client_that_is_killed_leaves_nothing(self):
+        command = [BIN / 'fewbit-client', f'--address={self.server.address}', f'--max_new_tokens={LONG}', PROMPTS[0]]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as client:
+            self.assertTrue(client.stdout.read(1))  # it streams
+            client.kill()
+        self.nothing_is_left()
 
     def test_a_cancelled_stream_leaves_nothing(self):
         call = self.stub.GenerateStream(request(PROMPTS[1], LONG), timeout=TIMEOUT)
@@ -97,10 +105,23 @@ class RequestsTest(ServerTest):
     def test_a_name_in_use_is_refused(self):
         call = self.stub.GenerateStream(request(PROMPTS[5], LONG, request_id='twice'), timeout=TIMEOUT)
         next(call)
-        with self.assertRaises(grpc.RpcError) as caught:
-            self.stub.Generate(request('x', 1, request_id='twice'), timeout=TIMEOUT)
-        self.assertIn('twice', caught.exception.details())
+        again = lambda: self.stub.Generate(request('x', 1, request_id='twice'), timeout=TIMEOUT)
+        self.assertIn('twice', self.fails(grpc.StatusCode.ALREADY_EXISTS, again))
         call.cancel()
+
+
+class SlowReaderTest(ServerTest):
+    FLAGS = ('--stream_buffer_kb=1', '--write_timeout_seconds=1')
+
+    def test_a_client_that_never_reads_is_cut_off(self):
+        options = [('grpc.http2.lookahead_bytes', 1024), ('grpc.http2.bdp_probe', 0)]
+        with grpc.insecure_channel(self.server.address, options=options) as channel:
+            call = rpc.GenerationServiceStub(channel).GenerateStream(
+                request(PROMPTS[0], 1900, response=pb.ResponseOptions(top_logprobs=20)), timeout=TIMEOUT)
+            self.server.wait_for_metrics({'fewbit_requests_total{code="CANCELLED",reason="slow_reader"}': 1})
+            self.server.wait_for_metrics({'fewbit_requests_running': 0, 'fewbit_kv_blocks_used': 0})
+            self.fails(grpc.StatusCode.CANCELLED, lambda: list(call))
+        self.stream('The server goes on', 2)
 
 
 class OverloadTest(ServerTest):
