@@ -66,7 +66,8 @@ absl::StatusOr<int32_t> NumBlocks(const CpuExecutorOptions& o, const ModelSpec& 
     return absl::InvalidArgumentError(
         absl::StrCat("num_blocks is ", o.num_blocks, ": too few, ", needs));
   }
-  return absl::InvalidArgumentError(absl::StrCat("kv_bytes is ", o.kv_bytes, ": too few, ", needs));
+  return absl::InvalidArgumentError(
+      absl::StrCat("a KV cache of ", o.kv_bytes, " bytes is too small: ", needs));
 }
 
 }  // namespace

@@ -321,7 +321,8 @@ TEST(CpuExecutor, RefusesBadOptionsByName) {
           "num_blocks is 15: too few, one sequence of 256 tokens needs 16 blocks of 4096 bytes = "
           "65536 bytes");
   refused([](auto& o) { o.kv_bytes = 65535; },
-          "kv_bytes is 65535: too few, one sequence of 256 tokens needs 16 blocks of 4096 bytes");
+          "a KV cache of 65535 bytes is too small: one sequence of 256 tokens needs 16 blocks of "
+          "4096 bytes");
   refused([](auto& o) { o.kv_bytes = 0; }, "kv_bytes is 0: must be at least 1");
   refused([](auto& o) { o.num_blocks = -1; }, "num_blocks is -1");
   CpuExecutorOptions options = SmallOptions();
