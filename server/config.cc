@@ -61,6 +61,9 @@ absl::Status ValidateNumbers(const Config& c) {
       {"stream_buffer_kb", static_cast<double>(c.stream_buffer_kb), 1, 1 << 20},
       {"write_timeout_seconds", c.write_timeout_seconds, 0.01, kDay},
       {"keepalive_seconds", c.keepalive_seconds, 1, kDay},
+      {"gpu_hour_usd", c.gpu_hour_usd, 0, 1e6},
+      {"slo_ttft_ms", c.slo_ttft_ms, 0, kDay * 1e3},
+      {"slo_tpot_ms", c.slo_tpot_ms, 0, kDay * 1e3},
       {"drain_seconds", c.drain_seconds, 0, kDay},
       {"stall_seconds", c.stall_seconds, 0.1, kDay},
   };

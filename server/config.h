@@ -38,6 +38,11 @@ struct Config {
   double write_timeout_seconds = 60;  // for the last unread output after the generation has ended
   double keepalive_seconds = 60;      // silence after which a peer must answer a ping
 
+  // Accounting.
+  double gpu_hour_usd = 0;  // dollars per hour of the replica's device (GPU or CPUs); 0: not stated
+  double slo_ttft_ms = 0;   // target: arrival to first token; 0: none
+  double slo_tpot_ms = 0;   // target: mean time per further token of a request; 0: none
+
   // Life cycle.
   double drain_seconds = 30;  // SIGTERM: running requests may go on for this long
   double stall_seconds = 60;  // a step that takes longer makes the server unready

@@ -89,6 +89,14 @@ ABSL_FLAG(double, write_timeout_seconds, fewbit::Config().write_timeout_seconds,
           "time a reader has for the rest once the generation has ended");
 ABSL_FLAG(double, keepalive_seconds, fewbit::Config().keepalive_seconds,
           "silence after which a connection is pinged; no answer ends its requests");
+ABSL_FLAG(
+    double, gpu_hour_usd, fewbit::Config().gpu_hour_usd,
+    "price in dollars of an hour of the replica's device, for the cost metrics: of its GPU or, "
+    "with the CPU runtime, of the machine's share it runs on; 0: not stated");
+ABSL_FLAG(double, slo_ttft_ms, fewbit::Config().slo_ttft_ms,
+          "target for the time to the first token, counted in slo_requests_total; 0: none");
+ABSL_FLAG(double, slo_tpot_ms, fewbit::Config().slo_tpot_ms,
+          "target for the mean time per further token of a request, likewise; 0: none");
 ABSL_FLAG(double, drain_seconds, fewbit::Config().drain_seconds,
           "after SIGTERM or Ctrl-C running requests have this long to end; a second signal ends at "
           "once");
@@ -107,6 +115,7 @@ std::vector<FlagGroup> Groups() {
       {"Clients",
        {"max_new_tokens", "max_streams", "max_message_mb", "stream_buffer_kb",
         "write_timeout_seconds", "keepalive_seconds"}},
+      {"Accounting", {"gpu_hour_usd", "slo_ttft_ms", "slo_tpot_ms"}},
       {"Life cycle", {"drain_seconds", "stall_seconds", "log_level"}},
   };
 }
@@ -161,6 +170,9 @@ absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
   config.stream_buffer_kb = absl::GetFlag(FLAGS_stream_buffer_kb);
   config.write_timeout_seconds = absl::GetFlag(FLAGS_write_timeout_seconds);
   config.keepalive_seconds = absl::GetFlag(FLAGS_keepalive_seconds);
+  config.gpu_hour_usd = absl::GetFlag(FLAGS_gpu_hour_usd);
+  config.slo_ttft_ms = absl::GetFlag(FLAGS_slo_ttft_ms);
+  config.slo_tpot_ms = absl::GetFlag(FLAGS_slo_tpot_ms);
   config.drain_seconds = absl::GetFlag(FLAGS_drain_seconds);
   config.stall_seconds = absl::GetFlag(FLAGS_stall_seconds);
   config.log_level = absl::GetFlag(FLAGS_log_level);

@@ -73,6 +73,7 @@ void Emitter::OnStep(const StepReport& report) {
   stats_->step_sequences.Observe(report.sequences);
   stats_->step_tokens.Observe(report.tokens);
   stats_->step_seconds.Observe(report.seconds);
+  stats_->device.AddStep(report, DeviceMeter::SteadySeconds());
 }
 
 void Emitter::Run() {

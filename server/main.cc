@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -71,6 +72,24 @@ ServedModel Describe(const Config& config, const Model& model, const ExecutorInf
   return served;
 }
 
+// Times the phases of the start.
+class Stopwatch {
+ public:
+  // Ends a phase; the next one begins.
+  void Lap(const char* phase) {
+    const absl::Time now = absl::Now();
+    laps_.push_back({phase, absl::ToDoubleSeconds(now - lap_start_)});
+    lap_start_ = now;
+  }
+  double seconds() const { return absl::ToDoubleSeconds(absl::Now() - start_); }
+  const std::vector<StartupPhase>& laps() const { return laps_; }
+
+ private:
+  const absl::Time start_ = absl::Now();
+  absl::Time lap_start_ = start_;
+  std::vector<StartupPhase> laps_;
+};
+
 // gRPC and protobuf write to stderr what our own messages say better.
 void QuietLibraries() {
   gpr_set_log_function([](gpr_log_func_args* args) {
@@ -88,16 +107,20 @@ absl::Status Serve(const Config& config, DrainSignals* signals) {
   if (!status.ok()) return status;
   spdlog::set_level(spdlog::level::from_str(config.log_level));
   QuietLibraries();
-  const absl::Time start = absl::Now();
+  Stopwatch watch;
   absl::StatusOr<std::unique_ptr<Model>> model = LoadModel(config.model);
   if (!model.ok()) return model.status();
+  watch.Lap("model");
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
       Tokenizer::Load(config.model, (*model)->spec.vocab_size);
   if (!tokenizer.ok()) return tokenizer.status();
+  watch.Lap("tokenizer");
   absl::StatusOr<std::unique_ptr<CpuExecutor>> executor = MakeExecutor(config, **model);
   if (!executor.ok()) return executor.status();
+  watch.Lap("executor");
   const ExecutorInfo& info = (*executor)->info();
   ServedModel served = Describe(config, **model, info);
+  served.startup_phases = watch.laps();
   spdlog::info("model {} ({}, {} layers, {:.1f} MB of weights, {:.2f} bits in linears) on {}",
                served.name, served.spec.family, served.spec.num_layers, info.weight_bytes / 1e6,
                served.average_bits, info.device);
@@ -107,7 +130,7 @@ absl::Status Serve(const Config& config, DrainSignals* signals) {
       Server::Start(config, std::move(served), tokenizer->get(), executor->get());
   if (!server.ok()) return server.status();
   spdlog::info("gRPC on {}:{}, ready after {:.2f} s", config.host, (*server)->port(),
-               absl::ToDoubleSeconds(absl::Now() - start));
+               watch.seconds());
   if ((*server)->health_port() >= 0) {
     spdlog::info("health alone, in plain text, on {}:{}", config.host, (*server)->health_port());
   }

@@ -2,6 +2,7 @@
 
 #include <prometheus/exposer.h>
 
+#include <algorithm>
 #include <exception>
 #include <limits>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "scheduler/check.h"
 #include "server/version.h"
 
@@ -48,7 +50,11 @@ using prometheus::ClientMetric;
 using prometheus::MetricFamily;
 using prometheus::MetricType;
 
-// Builds the families of one scrape; every metric gets the label `model`.
+// What vLLM calls its metrics, for routers that know these.
+constexpr absl::string_view kAliasPrefix = "vllm:";
+
+// Builds the families of one scrape; every metric gets the label `model` (an alias `model_name`, as
+// vLLM has it).
 class Families {
  public:
   explicit Families(const std::string& model_name) : model_name_(model_name) {}
@@ -56,7 +62,8 @@ class Families {
   // Starts a family; the metrics added next belong to it.
   Families& Family(absl::string_view name, absl::string_view help, MetricType type) {
     MetricFamily family;
-    family.name = absl::StrCat("fewbit_", name);
+    family.name = std::string(name);
+    if (!IsAlias(name)) family.name = absl::StrCat("fewbit_", name);
     family.help = std::string(help);
     family.type = type;
     out_.push_back(std::move(family));
@@ -65,7 +72,7 @@ class Families {
 
   Families& Add(ClientMetric metric, std::vector<ClientMetric::Label> labels = {}) {
     metric.label = std::move(labels);
-    metric.label.push_back({"model", model_name_});
+    metric.label.push_back({IsAlias(out_.back().name) ? "model_name" : "model", model_name_});
     out_.back().metric.push_back(std::move(metric));
     return *this;
   }
@@ -94,6 +101,8 @@ class Families {
   std::vector<MetricFamily> Take() { return std::move(out_); }
 
  private:
+  static bool IsAlias(absl::string_view name) { return absl::StartsWith(name, kAliasPrefix); }
+
   const std::string& model_name_;
   std::vector<MetricFamily> out_;
 };
@@ -159,6 +168,77 @@ void AddTokensAndSteps(const ServerStats& stats, const EngineStats& engine, Fami
   out->Distribution("step_seconds", "Duration of a step", stats.step_seconds);
 }
 
+// Device time up to the end of the last step or, with none running, to the present.
+double AccountedUntil(const EngineStats& engine) {
+  const absl::Duration lag = absl::Now() - absl::FromUnixNanos(engine.last_progress_unix_ns);
+  return DeviceMeter::SteadySeconds() - std::max(0.0, absl::ToDoubleSeconds(lag));
+}
+
+void AddCost(ServerStats* stats, const EngineStats& engine, Families* out) {
+  const PhaseSeconds seconds = stats->device.Phases(AccountedUntil(engine));
+  const RecentUse recent = stats->device.Recent(DeviceMeter::SteadySeconds());
+  const double price = stats->accounting.gpu_hour_usd / 3600.0;  // dollars per second
+  out->Family("gpu_seconds_total",
+              "Seconds of the replica's device (GPU, or CPUs) by what it did; they sum up to the "
+              "time since the start, a running step apart",
+              MetricType::Counter)
+      .Add(seconds.prefill, {{"phase", "prefill"}})
+      .Add(seconds.decode, {{"phase", "decode"}})
+      .Add(seconds.idle, {{"phase", "idle"}});
+  out->Family("cost_usd_total",
+              "Dollars at --gpu_hour_usd; reserved: while the replica is up, used: while it works",
+              MetricType::Counter)
+      .Add(seconds.prefill * price, {{"basis", "reserved"}, {"phase", "prefill"}})
+      .Add(seconds.decode * price, {{"basis", "reserved"}, {"phase", "decode"}})
+      .Add(seconds.idle * price, {{"basis", "reserved"}, {"phase", "idle"}})
+      .Add(seconds.prefill * price, {{"basis", "used"}, {"phase", "prefill"}})
+      .Add(seconds.decode * price, {{"basis", "used"}, {"phase", "decode"}});
+  out->Gauge("gpu_hour_usd", "Price of an hour of the device in dollars (a flag); 0: not stated",
+             stats->accounting.gpu_hour_usd);
+  out->Family("usd_per_million_generated_tokens",
+              "Over the last five minutes, by basis of the cost; absent while nothing is generated",
+              MetricType::Gauge);
+  if (recent.generated_tokens == 0) return;
+  const double per_million = price * 1e6 / static_cast<double>(recent.generated_tokens);
+  out->Add(recent.seconds * per_million, {{"basis", "reserved"}})
+      .Add(recent.busy_seconds * per_million, {{"basis", "used"}});
+}
+
+void AddSlo(const ServerStats& stats, Families* out) {
+  out->Family("slo_requests_total",
+              "Requests by whether they met --slo_ttft_ms and --slo_tpot_ms; empty without targets",
+              MetricType::Counter);
+  const struct {
+    const char* slo;
+    double target;
+    const SloCount& count;
+  } rows[] = {{"ttft", stats.accounting.slo_ttft_ms, stats.slo_ttft},
+              {"tpot", stats.accounting.slo_tpot_ms, stats.slo_tpot}};
+  for (const auto& row : rows) {
+    if (row.target <= 0.0) continue;
+    out->Add(static_cast<double>(row.count.met.load(std::memory_order_relaxed)),
+             {{"slo", row.slo}, {"met", "true"}});
+    out->Add(static_cast<double>(row.count.missed.load(std::memory_order_relaxed)),
+             {{"slo", row.slo}, {"met", "false"}});
+  }
+}
+
+double KvUsage(const EngineStats& engine) {
+  if (engine.blocks_total == 0) return 0.0;
+  return static_cast<double>(engine.blocks_used) / engine.blocks_total;
+}
+
+// The names under which the Kubernetes Gateway API inference extension looks for load.
+void AddAliases(const EngineStats& engine, int32_t block_tokens, Families* out) {
+  out->Gauge("vllm:num_requests_running", "fewbit_requests_running", engine.requests_running);
+  out->Gauge("vllm:num_requests_waiting", "fewbit_requests_waiting", engine.requests_waiting);
+  out->Gauge("vllm:kv_cache_usage_perc", "fewbit_kv_usage_ratio", KvUsage(engine));
+  out->Family("vllm:cache_config_info", "fewbit_kv_block_tokens and fewbit_kv_blocks; always 1",
+              MetricType::Gauge)
+      .Add(1, {{"block_size", absl::StrCat(block_tokens)},
+               {"num_gpu_blocks", absl::StrCat(engine.blocks_total)}});
+}
+
 // A bare IPv6 address needs brackets in civetweb's and gRPC's notation.
 std::string Bracketed(const std::string& host) {
   return absl::StrContains(host, ":") && !absl::StartsWith(host, "[") ? absl::StrCat("[", host, "]")
@@ -193,8 +273,9 @@ ClientMetric Histogram::Collect() const {
   return metric;
 }
 
-ServerStats::ServerStats()
-    : queue_seconds(kLatencyBounds),
+ServerStats::ServerStats(const AccountingOptions& options)
+    : accounting(options),
+      queue_seconds(kLatencyBounds),
       time_to_first_token_seconds(kLatencyBounds),
       inter_token_seconds(kLatencyBounds),
       request_seconds(kLatencyBounds),
@@ -203,9 +284,10 @@ ServerStats::ServerStats()
       generated_tokens(kTokenBounds),
       step_sequences(kTokenBounds),
       step_tokens(kTokenBounds),
-      step_seconds(kLatencyBounds) {}
+      step_seconds(kLatencyBounds),
+      device(DeviceMeter::SteadySeconds()) {}
 
-MetricsCollector::MetricsCollector(const ServerStats* stats, const Engine* engine,
+MetricsCollector::MetricsCollector(ServerStats* stats, const Engine* engine,
                                    const ServedModel& model)
     : stats_(stats),
       engine_(engine),
@@ -215,6 +297,7 @@ MetricsCollector::MetricsCollector(const ServerStats* stats, const Engine* engin
       average_bits_(model.average_bits),
       embedding_bits_(model.embedding_bits),
       block_tokens_(model.device.block_tokens),
+      startup_phases_(model.startup_phases),
       start_unix_seconds_(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())) {}
 
 std::vector<MetricFamily> MetricsCollector::Collect() const {
@@ -222,16 +305,18 @@ std::vector<MetricFamily> MetricsCollector::Collect() const {
   Families out(model_name_);
   AddRequests(*stats_, engine, &out);
   AddTokensAndSteps(*stats_, engine, &out);
+  AddCost(stats_, engine, &out);
+  AddSlo(*stats_, &out);
   out.Gauge("kv_blocks", "Blocks of the KV cache", engine.blocks_total);
   out.Gauge("kv_blocks_used", "Blocks of the KV cache in use", engine.blocks_used);
   out.Gauge("kv_block_tokens", "Tokens that a block holds", block_tokens_);
-  out.Gauge("kv_usage_ratio", "Share of the KV cache in use, 0 to 1",
-            engine.blocks_total > 0 ? static_cast<double>(engine.blocks_used) / engine.blocks_total
-                                    : 0.0);
+  out.Gauge("kv_usage_ratio", "Share of the KV cache in use, 0 to 1", KvUsage(engine));
   out.Gauge("engine_failed", "1 after an error that the engine could not survive",
             engine.failed ? 1 : 0);
   out.Gauge("start_time_seconds", "When the server started, seconds since 1970",
             start_unix_seconds_);
+  out.Family("startup_seconds", "Time that the start took, by phase", MetricType::Gauge);
+  for (const StartupPhase& phase : startup_phases_) out.Add(phase.seconds, {{"phase", phase.name}});
   out.Family("build_info", "What runs here; always 1", MetricType::Gauge)
       .Add(1, {{"version", kVersion}, {"device", device_}});
   out.Family("quantization_info", "How the weights are stored; always 1", MetricType::Gauge)
@@ -240,6 +325,7 @@ std::vector<MetricFamily> MetricsCollector::Collect() const {
              MetricType::Gauge)
       .Add(average_bits_, {{"part", "linears"}})
       .Add(embedding_bits_, {{"part", "embeddings"}});
+  AddAliases(engine, block_tokens_, &out);
   return out.Take();
 }
 

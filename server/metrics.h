@@ -18,6 +18,7 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/engine.h"
+#include "server/device_meter.h"
 #include "server/served_model.h"
 
 namespace prometheus {
@@ -74,9 +75,25 @@ class Histogram {
   std::atomic<double> sum_{0.0};
 };
 
-// Thread-safe: atomics.
+// What is counted, and at what price it is shown.
+struct AccountingOptions {
+  double gpu_hour_usd = 0.0;  // price of the replica's device, be it a GPU or CPUs; 0: not stated
+  double slo_ttft_ms = 0.0;   // target of the time to the first token; 0: none
+  double slo_tpot_ms = 0.0;   // target of the mean time per further token; 0: none
+};
+
+// Requests that met a target and that did not.
+struct SloCount {
+  std::atomic<uint64_t> met{0}, missed{0};
+
+  void Add(bool is_met) { (is_met ? met : missed).fetch_add(1, std::memory_order_relaxed); }
+};
+
+// Thread-safe: atomics, and a lock of a few instructions in `device`.
 struct ServerStats {
-  ServerStats();
+  explicit ServerStats(const AccountingOptions& accounting = {});
+
+  const AccountingOptions accounting;
 
   std::array<std::atomic<uint64_t>, kNumOutcomes> requests{};
   // Of requests that ran. Delivered: their response was OK and carried them. Aborted: the rest,
@@ -89,6 +106,8 @@ struct ServerStats {
   Histogram time_per_output_token_seconds;
   Histogram prompt_tokens, generated_tokens;
   Histogram step_sequences, step_tokens, step_seconds;
+  SloCount slo_ttft, slo_tpot;
+  DeviceMeter device;
 
   void Count(Outcome outcome) {
     requests[static_cast<size_t>(outcome)].fetch_add(1, std::memory_order_relaxed);
@@ -98,16 +117,17 @@ struct ServerStats {
 // Thread-safe. `stats` and `engine` outlive it.
 class MetricsCollector : public prometheus::Collectable {
  public:
-  MetricsCollector(const ServerStats* stats, const Engine* engine, const ServedModel& model);
+  MetricsCollector(ServerStats* stats, const Engine* engine, const ServedModel& model);
 
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
-  const ServerStats* const stats_;
+  ServerStats* const stats_;
   const Engine* const engine_;
   const std::string model_name_, device_, quantization_method_;
   const double average_bits_, embedding_bits_;
   const int32_t block_tokens_;
+  const std::vector<StartupPhase> startup_phases_;
   const double start_unix_seconds_;
 };
 

@@ -113,6 +113,7 @@ bool ResponseBuilder::AddToken(const SampledToken& token, absl::Time time) {
   last_token_time_ = time;
   last_token_ = token.token;
   ++generated_;
+  stats_->device.AddGeneratedToken();
   delta_.add_token_ids(ToInt(token.token));
   if (started_.output.logprobs) AddDetail(token, delta_.add_details());
   // A client's stop id ends the text without being part of it.
@@ -191,6 +192,24 @@ void ResponseBuilder::CountTokens(const TokenEvent& event, const Ending& ending)
   }
 }
 
+// A request that was ended before a first token has missed its target if it had the time for it, or
+// if the end was the server's doing.
+void ResponseBuilder::CountSlo(const TokenEvent& event, Outcome outcome) {
+  const AccountingOptions& targets = stats_->accounting;
+  if (targets.slo_ttft_ms > 0) {
+    const absl::Duration target = absl::Milliseconds(targets.slo_ttft_ms);
+    if (generated_ > 0) {
+      stats_->slo_ttft.Add(first_token_time_ - started_.arrival <= target);
+    } else if (outcome == Outcome::kInternal || event.time - started_.arrival > target) {
+      stats_->slo_ttft.Add(false);
+    }
+  }
+  if (targets.slo_tpot_ms > 0 && generated_ > 1) {
+    const absl::Duration mean = (last_token_time_ - first_token_time_) / (generated_ - 1);
+    stats_->slo_tpot.Add(mean <= absl::Milliseconds(targets.slo_tpot_ms));
+  }
+}
+
 Ending ResponseBuilder::Finish(const TokenEvent& event, bool aborted) {
   AddPromptInfo();
   detokenizer_.Finish(delta_.mutable_text());
@@ -209,6 +228,7 @@ Ending ResponseBuilder::Finish(const TokenEvent& event, bool aborted) {
   usage->set_prefill_ms(event.timing.prefill_ms);
   usage->set_decode_ms(event.timing.decode_ms);
   CountTokens(event, ending);
+  CountSlo(event, ending.outcome);
   started_.ticket.Release();
   started_.sink->Finish(&delta_, ending.status);
   return ending;

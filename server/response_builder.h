@@ -76,6 +76,7 @@ class ResponseBuilder {
   void AddPromptInfo();
   Ending EndingOf(const TokenEvent& final_event, bool aborted);
   void CountTokens(const TokenEvent& final_event, const Ending& ending);
+  void CountSlo(const TokenEvent& final_event, Outcome outcome);
 
   StartedRequest started_;
   const ServedModel* const model_;

@@ -4,12 +4,19 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "runtime/executor.h"
 #include "runtime/models/model_spec.h"
 #include "scheduler/request.h"
 
 namespace fewbit {
+
+// A part of the way from main() to the open port.
+struct StartupPhase {
+  std::string name;
+  double seconds = 0.0;
+};
 
 struct ServedModel {
   std::string name;
@@ -21,6 +28,7 @@ struct ServedModel {
   std::string quantization_method;     // empty: not quantized
   double average_bits = 16.0;          // over the linear layers
   double embedding_bits = 16.0;
+  std::vector<StartupPhase> startup_phases;  // for /metrics
 };
 
 }  // namespace fewbit

@@ -38,6 +38,14 @@ AdmissionLimits AdmissionLimitsOf(const Config& config) {
   return limits;
 }
 
+AccountingOptions AccountingOptionsOf(const Config& config) {
+  AccountingOptions options;
+  options.gpu_hour_usd = config.gpu_hour_usd;
+  options.slo_ttft_ms = config.slo_ttft_ms;
+  options.slo_tpot_ms = config.slo_tpot_ms;
+  return options;
+}
+
 StreamLimits StreamLimitsOf(const Config& config) {
   StreamLimits limits;
   limits.buffer_bytes = static_cast<size_t>(config.stream_buffer_kb) * 1024;
@@ -73,6 +81,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config, Serv
 Server::Server(const Config& config, ServedModel model, const Tokenizer* tokenizer,
                Executor* executor)
     : model_(std::move(model)),
+      stats_(AccountingOptionsOf(config)),
       emitter_(&live_, &stats_),
       engine_(EngineOptionsOf(config), executor, &emitter_),
       admission_(

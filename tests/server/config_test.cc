@@ -53,6 +53,9 @@ TEST(ConfigTest, EveryRefusalNamesFlagValueAndLimit) {
       {[](Config* c) { c->drain_seconds = -1; }, {"--drain_seconds=-1"}},
       {[](Config* c) { c->drain_seconds = std::nan(""); }, {"--drain_seconds=nan"}},
       {[](Config* c) { c->stall_seconds = 0; }, {"--stall_seconds=0"}},
+      {[](Config* c) { c->gpu_hour_usd = -1; }, {"--gpu_hour_usd=-1"}},
+      {[](Config* c) { c->slo_ttft_ms = -1; }, {"--slo_ttft_ms=-1"}},
+      {[](Config* c) { c->slo_tpot_ms = std::nan(""); }, {"--slo_tpot_ms=nan"}},
       {[](Config* c) { c->kv_memory = -1; }, {"--kv_memory=-1"}},
       {[](Config* c) { c->device = "tpu"; }, {"--device=tpu", "auto, cpu"}},
       {[](Config* c) { c->device = "cuda:x"; }, {"--device=cuda:x"}},
@@ -110,6 +113,9 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
                              "--keepalive_seconds=13",
                              "--drain_seconds=14.5",
                              "--stall_seconds=15",
+                             "--gpu_hour_usd=16.5",
+                             "--slo_ttft_ms=17",
+                             "--slo_tpot_ms=18",
                              "--log_level=debug"});
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->model, "m");
@@ -121,6 +127,9 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
   EXPECT_EQ(config->port, 1);
   EXPECT_EQ(config->metrics_port, 2);
   EXPECT_EQ(config->max_running, 4);
+  EXPECT_EQ(config->gpu_hour_usd, 16.5);
+  EXPECT_EQ(config->slo_ttft_ms, 17);
+  EXPECT_EQ(config->slo_tpot_ms, 18);
   EXPECT_EQ(config->max_waiting, 5);
   EXPECT_EQ(config->max_waiting_tokens, 6);
   EXPECT_EQ(config->step_tokens, 7);

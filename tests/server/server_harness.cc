@@ -68,6 +68,7 @@ Harness::Harness(HarnessOptions options) {
   model.device = executor_->info();
   model.default_sampling = options.default_sampling;
   model.default_max_new_tokens = options.config.max_new_tokens;
+  model.startup_phases = {{"model", 0.5}};
 
   Config config = options.config;
   config.model = "unused";

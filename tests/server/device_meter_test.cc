@@ -1,0 +1,62 @@
+#include "server/device_meter.h"
+
+#include <gtest/gtest.h>
+
+namespace fewbit {
+namespace {
+
+StepReport Step(double seconds, int32_t prefill_tokens, int32_t tokens) {
+  StepReport report;
+  report.sequences = 1;
+  report.tokens = tokens;
+  report.prefill_tokens = prefill_tokens;
+  report.seconds = seconds;
+  return report;
+}
+
+TEST(DeviceMeterTest, SplitsAStepByItsTokens) {
+  DeviceMeter meter(100.0);
+  meter.AddStep(Step(2.0, 30, 40), 105.0);
+  meter.AddStep(Step(1.0, 0, 10), 107.0);
+  const PhaseSeconds seconds = meter.Phases(110.0);
+  EXPECT_DOUBLE_EQ(seconds.prefill, 1.5);
+  EXPECT_DOUBLE_EQ(seconds.decode, 1.5);
+  EXPECT_DOUBLE_EQ(seconds.idle, 7.0);
+}
+
+TEST(DeviceMeterTest, NothingFallsWhenAStepEndsBetweenTwoReadings) {
+  DeviceMeter meter(0.0);
+  EXPECT_DOUBLE_EQ(meter.Phases(5.0).idle, 5.0);
+  meter.AddStep(Step(2.0, 0, 1), 7.0);
+  // The reader still has the state of the engine before the step.
+  EXPECT_DOUBLE_EQ(meter.Phases(5.0).idle, 5.0);
+  const PhaseSeconds seconds = meter.Phases(8.0);
+  EXPECT_DOUBLE_EQ(seconds.idle, 6.0);
+  EXPECT_DOUBLE_EQ(seconds.prefill + seconds.decode + seconds.idle, 8.0);
+}
+
+TEST(DeviceMeterTest, RecentUseForgetsWhatIsOlderThanTheWindow) {
+  DeviceMeter meter(0.0);
+  const auto run = [&](double from, double to) {  // one second of work and ten tokens per second
+    for (double now = from; now < to; now += 2.0) {
+      meter.AddStep(Step(1.0, 0, 20), now);
+      for (int i = 0; i < 20; ++i) meter.AddGeneratedToken();
+    }
+  };
+  EXPECT_EQ(meter.Recent(50.0).generated_tokens, 0u);
+  run(0.0, 100.0);
+  RecentUse recent = meter.Recent(100.0);
+  EXPECT_DOUBLE_EQ(recent.seconds, 100.0);
+  EXPECT_DOUBLE_EQ(recent.busy_seconds, 50.0);
+  EXPECT_EQ(recent.generated_tokens, 1000u);
+
+  run(1000.0, 1100.0);
+  recent = meter.Recent(1100.0);
+  EXPECT_DOUBLE_EQ(recent.seconds, DeviceMeter::kWindowSeconds);
+  EXPECT_DOUBLE_EQ(recent.busy_seconds, 50.0) << "what ran 1000 s ago is not recent";
+  EXPECT_EQ(recent.generated_tokens, 1000u);
+  EXPECT_EQ(meter.Recent(2000.0).generated_tokens, 0u);
+}
+
+}  // namespace
+}  // namespace fewbit
