@@ -1,7 +1,7 @@
 # The CPU server in a container:
 #   docker build -t fewbit .
 #   docker run --rm -p 8033:8033 -p 8034:8034 fewbit
-#   docker run --rm -p 8033:8033 -v /path/to/model:/model:ro fewbit --model=/model --host=0.0.0.0
+#   docker run --rm -p 8033:8033 -v /path/to/model:/model:ro fewbit --model=/model --host=0.0.0.0 --insecure_bind
 ARG BASE=docker.io/library/debian:12-slim
 
 FROM ${BASE} AS build
@@ -28,4 +28,5 @@ EXPOSE 8033 8034
 # SIGTERM drains; give it longer than --drain_seconds before killing (docker stop --time=40).
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["fewbit-server"]
-CMD ["--model=/models/fewbit-demo-29m", "--host=0.0.0.0"]
+# Plain text on the address that a published port needs: a demo. Anything else mounts certificates and says --tls_cert and --tls_key instead.
+CMD ["--model=/models/fewbit-demo-29m", "--host=0.0.0.0", "--insecure_bind"]

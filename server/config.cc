@@ -51,6 +51,7 @@ absl::Status ValidateNumbers(const Config& c) {
       {"port", static_cast<double>(c.port), 0, kPort},
       {"metrics_port", static_cast<double>(c.metrics_port), -1, kPort},
       {"health_port", static_cast<double>(c.health_port), -1, kPort},
+      {"tls_refresh_seconds", static_cast<double>(c.tls_refresh_seconds), 1, kDay},
       {"max_running", static_cast<double>(c.max_running), 1, 4096},
       {"max_waiting", static_cast<double>(c.max_waiting), 1, 1 << 20},
       {"max_waiting_tokens", static_cast<double>(c.max_waiting_tokens), 1, 1e12},
@@ -70,6 +71,33 @@ absl::Status ValidateNumbers(const Config& c) {
   for (const auto& range : ranges) {
     absl::Status status = InRange(range.flag, range.value, range.low, range.high);
     if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+bool IsLoopback(absl::string_view host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" ||
+         (absl::StartsWith(host, "127.") &&
+          host.find_first_not_of("0123456789.") == absl::string_view::npos);
+}
+
+// The files themselves are CheckTlsFiles' business (tls.h).
+absl::Status ValidateSecurity(const Config& config) {
+  if (config.tls_cert.empty() != config.tls_key.empty()) {
+    return absl::InvalidArgumentError(config.tls_cert.empty()
+                                          ? "--tls_key is given without --tls_cert"
+                                          : "--tls_cert is given without --tls_key");
+  }
+  if (config.tls_cert.empty() && !config.tls_client_ca.empty()) {
+    return absl::InvalidArgumentError(
+        "--tls_client_ca is given without --tls_cert and --tls_key: there is no TLS to ask for "
+        "client certificates");
+  }
+  if (config.tls_cert.empty() && !config.insecure_bind && !IsLoopback(config.host)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--host=", config.host,
+        " is not a loopback address, and without TLS prompts and answers would cross the network "
+        "in plain text: give --tls_cert and --tls_key, or allow it with --insecure_bind"));
   }
   return absl::OkStatus();
 }
@@ -101,6 +129,8 @@ absl::Status Validate(const Config& config) {
     return absl::InvalidArgumentError(
         absl::StrCat("--health_port=", config.health_port, " is the port of something else"));
   }
+  status = ValidateSecurity(config);
+  if (!status.ok()) return status;
   status = ValidateDevice(config.device);
   if (!status.ok()) return status;
   return OneOf("log_level", config.log_level, {"debug", "info", "warning", "error"});

@@ -24,6 +24,13 @@ struct Config {
   int32_t metrics_port = 8034;     // /metrics; 0: any free one, -1: none
   int32_t health_port = -1;        // health alone, in plain text; 0: any free one, -1: none
 
+  // Security.
+  std::string tls_cert;              // PEM chain, the server's own first; empty: plain text
+  std::string tls_key;               // PEM, of tls_cert
+  std::string tls_client_ca;         // PEM; clients must show a certificate signed by it
+  int32_t tls_refresh_seconds = 10;  // how often the three files are looked at
+  bool insecure_bind = false;        // plain text beyond loopback
+
   // Batching.
   int32_t max_running = 64;              // sequences in a step
   int32_t max_waiting = 256;             // requests waiting for a place in the step

@@ -71,6 +71,17 @@ ABSL_FLAG(int32_t, metrics_port, fewbit::Config().metrics_port,
 ABSL_FLAG(int32_t, health_port, fewbit::Config().health_port,
           "plain-text port with the health service only, for probes that cannot speak TLS; 0: any "
           "free one, -1: none");
+ABSL_FLAG(std::string, tls_cert, fewbit::Config().tls_cert,
+          "PEM file with the server's certificate and what leads to its CA; the gRPC port then "
+          "speaks TLS");
+ABSL_FLAG(std::string, tls_key, fewbit::Config().tls_key, "PEM file with the key of --tls_cert");
+ABSL_FLAG(std::string, tls_client_ca, fewbit::Config().tls_client_ca,
+          "PEM file with a CA; clients must show a certificate that it signed");
+ABSL_FLAG(int32_t, tls_refresh_seconds, fewbit::Config().tls_refresh_seconds,
+          "how often the three files are read again: new ones hold for new connections");
+ABSL_FLAG(bool, insecure_bind, fewbit::Config().insecure_bind,
+          "allow plain text on a --host that is not loopback; --metrics_port and --health_port are "
+          "plain text always");
 ABSL_FLAG(int32_t, max_running, fewbit::Config().max_running, "sequences generated at a time");
 ABSL_FLAG(int32_t, max_waiting, fewbit::Config().max_waiting,
           "requests that may wait; beyond: RESOURCE_EXHAUSTED");
@@ -111,6 +122,8 @@ std::vector<FlagGroup> Groups() {
   return {
       {"Model", {"model", "model_name", "device", "threads", "kv_memory"}},
       {"Addresses", {"host", "port", "metrics_port", "health_port"}},
+      {"Security",
+       {"tls_cert", "tls_key", "tls_client_ca", "tls_refresh_seconds", "insecure_bind"}},
       {"Batching", {"max_running", "max_waiting", "max_waiting_tokens", "step_tokens"}},
       {"Clients",
        {"max_new_tokens", "max_streams", "max_message_mb", "stream_buffer_kb",
@@ -160,6 +173,11 @@ absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
   config.port = absl::GetFlag(FLAGS_port);
   config.metrics_port = absl::GetFlag(FLAGS_metrics_port);
   config.health_port = absl::GetFlag(FLAGS_health_port);
+  config.tls_cert = absl::GetFlag(FLAGS_tls_cert);
+  config.tls_key = absl::GetFlag(FLAGS_tls_key);
+  config.tls_client_ca = absl::GetFlag(FLAGS_tls_client_ca);
+  config.tls_refresh_seconds = absl::GetFlag(FLAGS_tls_refresh_seconds);
+  config.insecure_bind = absl::GetFlag(FLAGS_insecure_bind);
   config.max_running = absl::GetFlag(FLAGS_max_running);
   config.max_waiting = absl::GetFlag(FLAGS_max_waiting);
   config.max_waiting_tokens = absl::GetFlag(FLAGS_max_waiting_tokens);

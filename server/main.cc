@@ -23,6 +23,7 @@
 #include "server/config_flags.h"
 #include "server/drain_signals.h"
 #include "server/server.h"
+#include "server/tls.h"
 #include "server/tokenizer.h"
 #include "server/version.h"
 
@@ -101,9 +102,17 @@ void QuietLibraries() {
       });
 }
 
+// What stands before a request, for the log.
+const char* Protection(const Config& config) {
+  if (config.tls_cert.empty()) return " in plain text";
+  return config.tls_client_ca.empty() ? " with TLS" : " with TLS for certified clients";
+}
+
 // Runs until a signal. The status says why it could not start.
 absl::Status Serve(const Config& config, DrainSignals* signals) {
   absl::Status status = Validate(config);
+  if (!status.ok()) return status;
+  status = CheckTlsFiles(config);  // before the model, which may take long
   if (!status.ok()) return status;
   spdlog::set_level(spdlog::level::from_str(config.log_level));
   QuietLibraries();
@@ -129,8 +138,8 @@ absl::Status Serve(const Config& config, DrainSignals* signals) {
   absl::StatusOr<std::unique_ptr<Server>> server =
       Server::Start(config, std::move(served), tokenizer->get(), executor->get());
   if (!server.ok()) return server.status();
-  spdlog::info("gRPC on {}:{}, ready after {:.2f} s", config.host, (*server)->port(),
-               watch.seconds());
+  spdlog::info("gRPC on {}:{}{}, ready after {:.2f} s", config.host, (*server)->port(),
+               Protection(config), watch.seconds());
   if ((*server)->health_port() >= 0) {
     spdlog::info("health alone, in plain text, on {}:{}", config.host, (*server)->health_port());
   }

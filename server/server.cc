@@ -2,7 +2,6 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
-#include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/tls.h"
 
 namespace fewbit {
 namespace {
@@ -99,6 +99,9 @@ Server::Server(const Config& config, ServedModel model, const Tokenizer* tokeniz
 }
 
 absl::Status Server::Listen(const Config& config) {
+  const absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials =
+      MakeServerCredentials(config);
+  if (!credentials.ok()) return credentials.status();
   if (config.metrics_port >= 0) {
     absl::StatusOr<std::unique_ptr<MetricsServer>> metrics =
         MetricsServer::Start(config.host, config.metrics_port,
@@ -118,7 +121,7 @@ absl::Status Server::Listen(const Config& config) {
   grpc::ServerBuilder builder;
   SetChannelArguments(config, &builder);
   int port = 0;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(address, *credentials, &port);
   builder.RegisterService(&service_);
   grpc_ = builder.BuildAndStart();
   if (grpc_ == nullptr || port == 0) {

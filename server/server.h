@@ -30,7 +30,7 @@ namespace fewbit {
 class Server {
  public:
   // Listens when it returns. `tokenizer` and `executor` outlive the server. UNAVAILABLE: a port is
-  // taken; INVALID_ARGUMENT: the engine cannot work with these numbers.
+  // taken; INVALID_ARGUMENT: the engine cannot work with these numbers, or a file of TLS is wrong.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const Config& config, ServedModel model,
                                                        const Tokenizer* tokenizer,
                                                        Executor* executor);

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <iterator>
 #include <optional>
 #include <utility>
@@ -9,6 +10,7 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage_config.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -21,6 +23,15 @@ ABSL_FLAG(double, timeout, 0.0,
           "seconds until the call fails, sent to the server as its deadline; 0: none");
 ABSL_FLAG(double, wait_ready, 0.0,
           "wait up to this many seconds until the server reports that it is ready");
+
+ABSL_FLAG(std::string, tls_ca, "",
+          "PEM file with the CA of the server's certificate: speak TLS; for public CAs "
+          "/etc/ssl/certs/ca-certificates.crt");
+ABSL_FLAG(std::string, tls_name, "",
+          "name the server's certificate must have; default: the host of --address");
+ABSL_FLAG(std::string, tls_cert, "", "PEM file with a certificate to show to the server");
+ABSL_FLAG(std::string, tls_key, "", "PEM file with the key of --tls_cert");
+ABSL_FLAG(std::string, api_key_file, "", "file with the API key to send");
 
 ABSL_FLAG(Strings, prompt_ids, {}, "prompt as token ids: 1,415,83");
 ABSL_FLAG(std::string, model, "", "name of the model; the server refuses any other than its own");
@@ -89,7 +100,9 @@ namespace {
 
 std::vector<FlagGroup> Groups() {
   return {
-      {"Server", {"address", "timeout", "wait_ready"}},
+      {"Server",
+       {"address", "timeout", "wait_ready", "tls_ca", "tls_name", "tls_cert", "tls_key",
+        "api_key_file"}},
       {"Prompt", {"prompt_ids", "model", "request_id", "truncate_prompt_tokens"}},
       {"Sampling",
        {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
@@ -166,6 +179,51 @@ void FillResponse(v1::ResponseOptions* response) {
   response->set_logprobs(absl::GetFlag(FLAGS_logprobs));
   response->set_prompt_logprobs(absl::GetFlag(FLAGS_prompt_logprobs));
   if (const auto v = absl::GetFlag(FLAGS_top_logprobs)) response->set_top_logprobs(*v);
+}
+
+// All of the file that the flag names; empty if it names none.
+absl::StatusOr<std::string> ReadFile(const char* flag, const std::string& path) {
+  if (path.empty()) return std::string();
+  std::ifstream file(path, std::ios::binary);
+  std::string content{std::istreambuf_iterator<char>(file), {}};
+  if (!file || content.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--", flag, "=", path, " cannot be read or is empty"));
+  }
+  return content;
+}
+
+absl::Status FillSecurity(ClientOptions* options) {
+  const struct {
+    const char* flag;
+    std::string path;
+    std::string* content;
+  } files[] = {
+      {"tls_ca", absl::GetFlag(FLAGS_tls_ca), &options->tls.ca},
+      {"tls_cert", absl::GetFlag(FLAGS_tls_cert), &options->tls.certificate},
+      {"tls_key", absl::GetFlag(FLAGS_tls_key), &options->tls.key},
+      {"api_key_file", absl::GetFlag(FLAGS_api_key_file), &options->api_key},
+  };
+  for (const auto& file : files) {
+    absl::StatusOr<std::string> content = ReadFile(file.flag, file.path);
+    if (!content.ok()) return content.status();
+    *file.content = *std::move(content);
+  }
+  absl::StripAsciiWhitespace(&options->api_key);
+  for (const char c : options->api_key) {
+    if (!absl::ascii_isgraph(static_cast<unsigned char>(c))) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--api_key_file=", files[3].path, " is not one key on one line"));
+    }
+  }
+  options->tls.server_name = absl::GetFlag(FLAGS_tls_name);
+  const bool complete = options->tls.certificate.empty() == options->tls.key.empty();
+  const bool plain = options->tls.ca.empty();
+  if (!complete || (plain && !(options->tls.key + options->tls.server_name).empty())) {
+    return absl::InvalidArgumentError(
+        "--tls_cert and --tls_key go together, and they and --tls_name need --tls_ca");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status FillLoad(LoadOptions* load) {
@@ -346,7 +404,8 @@ absl::StatusOr<ClientOptions> ParseCommandLine(int argc, char** argv, std::istre
   if (options.timeout_seconds < 0 || options.wait_ready_seconds < 0) {
     return absl::InvalidArgumentError("--timeout and --wait_ready are seconds, 0 or more");
   }
-  absl::Status status = FillSampling(request.mutable_sampling());
+  absl::Status status = FillSecurity(&options);
+  if (status.ok()) status = FillSampling(request.mutable_sampling());
   if (status.ok()) status = FillStopping(request.mutable_stopping());
   if (status.ok()) status = FillLoad(&options.load);
   if (status.ok()) status = FillMode(&options);

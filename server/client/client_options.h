@@ -20,11 +20,20 @@ struct LoadOptions {
   int32_t connections = 1;
 };
 
+// Contents of PEM files, not their names.
+struct TlsOptions {
+  std::string ca;  // empty: plain text
+  std::string certificate, key;
+  std::string server_name;  // in the server's certificate; empty: the host of the address
+};
+
 struct ClientOptions {
   enum class Mode { kGenerate, kLoad, kInfo, kTokenize, kDetokenize, kAbort };
 
   Mode mode = Mode::kGenerate;
   std::string address = "localhost:8033";
+  TlsOptions tls;
+  std::string api_key;              // sent with every call of the service; empty: none
   double timeout_seconds = 0.0;     // deadline of a call; 0: none
   double wait_ready_seconds = 0.0;  // before the call; 0: do not wait
 

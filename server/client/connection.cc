@@ -2,6 +2,7 @@
 
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/security/credentials.h>
 #include <grpcpp/support/byte_buffer.h>
 
 #include <array>
@@ -56,7 +57,7 @@ std::string_view Describe(Health health) {
 
 }  // namespace
 
-std::shared_ptr<grpc::Channel> Connect(const std::string& address, int reconnect_ms) {
+std::shared_ptr<grpc::Channel> Connect(const ClientOptions& options, int reconnect_ms) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -64,7 +65,24 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address, int reconnect
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, reconnect_ms);
   arguments.SetMaxReceiveMessageSize(-1);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  const TlsOptions& tls = options.tls;
+  if (tls.ca.empty()) {
+    return grpc::CreateCustomChannel(options.address, grpc::InsecureChannelCredentials(),
+                                     arguments);
+  }
+  if (!tls.server_name.empty()) arguments.SetSslTargetNameOverride(tls.server_name);
+  grpc::SslCredentialsOptions credentials;
+  credentials.pem_root_certs = tls.ca;
+  credentials.pem_cert_chain = tls.certificate;
+  credentials.pem_private_key = tls.key;
+  return grpc::CreateCustomChannel(options.address, grpc::SslCredentials(credentials), arguments);
+}
+
+void PrepareCall(const ClientOptions& options, grpc::ClientContext* context) {
+  SetTimeout(options.timeout_seconds, context);
+  if (!options.api_key.empty()) {
+    context->AddMetadata("authorization", absl::StrCat("Bearer ", options.api_key));
+  }
 }
 
 void SetTimeout(double seconds, grpc::ClientContext* context) {
@@ -73,10 +91,11 @@ void SetTimeout(double seconds, grpc::ClientContext* context) {
                         std::chrono::microseconds(static_cast<int64_t>(seconds * 1e6)));
 }
 
-grpc::Status WaitReady(const std::string& address, double seconds, grpc::ClientContext* context) {
+grpc::Status WaitReady(const ClientOptions& options, double seconds, grpc::ClientContext* context) {
+  const std::string& address = options.address;
   SetTimeout(seconds, context);
   context->set_wait_for_ready(true);
-  grpc::GenericStub stub(Connect(address, /*reconnect_ms=*/250));
+  grpc::GenericStub stub(Connect(options, /*reconnect_ms=*/250));
   grpc::CompletionQueue queue;
   void* tag = nullptr;
   bool ok = false;
@@ -141,7 +160,8 @@ std::string DescribeFailure(const grpc::Status& status, const std::string& addre
     return absl::StrCat("no server answers at ", address, " (", status.error_message(), ")\n",
                         "Start one:       fewbit-server --model=DIR\n",
                         "or name another: --address=HOST:PORT\n",
-                        "or wait for it:  --wait_ready=SECONDS");
+                        "or wait for it:  --wait_ready=SECONDS\n",
+                        "or, with TLS:    --tls_ca, the CA of the server's certificate");
   }
   const auto pushback = trailer.find("grpc-retry-pushback-ms");
   if (pushback != trailer.end()) {

@@ -9,19 +9,24 @@
 #include <memory>
 #include <string>
 
+#include "server/client/client_options.h"
+
 namespace fewbit::client {
 
-// A connection of its own, without hidden retries: what fails is shown. `reconnect_ms` bounds the
-// pause between attempts to connect.
-std::shared_ptr<grpc::Channel> Connect(const std::string& address, int reconnect_ms = 1000);
+// A connection of its own to options.address, without hidden retries: what fails is shown.
+// `reconnect_ms` bounds the pause between attempts to connect.
+std::shared_ptr<grpc::Channel> Connect(const ClientOptions& options, int reconnect_ms = 1000);
 
 // Follows the health service's Watch until the server says that it generates, at most `seconds`. A
 // server that is not there yet is waited for, too. DEADLINE_EXCEEDED says what was the matter last;
 // other codes mean that waiting is useless.
-grpc::Status WaitReady(const std::string& address, double seconds, grpc::ClientContext* context);
+grpc::Status WaitReady(const ClientOptions& options, double seconds, grpc::ClientContext* context);
 
-// Sets the deadline of --timeout; 0: none.
+// Sets a deadline; 0: none.
 void SetTimeout(double seconds, grpc::ClientContext* context);
+
+// Before a call of the service: its deadline, and the API key.
+void PrepareCall(const ClientOptions& options, grpc::ClientContext* context);
 
 // "RESOURCE_EXHAUSTED" for the number.
 std::string CodeName(grpc::StatusCode code);

@@ -135,7 +135,7 @@ std::string DescribeFinish(const v1::GenerateResponse& last) {
 int RunGenerate(const ClientOptions& options, v1::GenerationService::StubInterface* stub,
                 std::ostream& out, std::ostream& err) {
   grpc::ClientContext context;
-  SetTimeout(options.timeout_seconds, &context);
+  PrepareCall(options, &context);
   InterruptWatcher watcher([&context] { context.TryCancel(); });
   Printer printer(options, out);
   const Clock::time_point sent = Clock::now();

@@ -92,7 +92,7 @@ int RunInspect(const ClientOptions& options, v1::GenerationService::StubInterfac
                std::ostream& out, std::ostream& err) {
   using Mode = ClientOptions::Mode;
   grpc::ClientContext context;
-  SetTimeout(options.timeout_seconds, &context);
+  PrepareCall(options, &context);
   const auto run = options.mode == Mode::kInfo         ? Info
                    : options.mode == Mode::kTokenize   ? Tokenize
                    : options.mode == Mode::kDetokenize ? Detokenize

@@ -26,7 +26,7 @@ class LoadRun {
   LoadRun(const ClientOptions& options, int32_t vocab_size)
       : options_(options), vocab_size_(vocab_size) {
     for (int32_t i = 0; i < options.load.connections; ++i) {
-      stubs_.push_back(v1::GenerationService::NewStub(Connect(options.address)));
+      stubs_.push_back(v1::GenerationService::NewStub(Connect(options)));
     }
   }
 
@@ -103,7 +103,7 @@ class LoadRun {
         if (changed_.wait_until(lock, time, [this] { return stopped_; })) return;
       }
       grpc::ClientContext context;
-      SetTimeout(options_.timeout_seconds, &context);
+      PrepareCall(options_, &context);
       running_.insert(&context);
       lock.unlock();
       RequestRecord record = Send(stub, MakeRequest(index), &context);
@@ -177,10 +177,11 @@ int RunLoad(const ClientOptions& options, std::ostream& out, std::ostream& err) 
   int32_t vocab_size = 0;
   {
     grpc::ClientContext context;
-    SetTimeout(options.timeout_seconds > 0 ? options.timeout_seconds : 10.0, &context);
+    PrepareCall(options, &context);
+    if (options.timeout_seconds <= 0) SetTimeout(10.0, &context);
     v1::GetModelInfoResponse info;
     const grpc::Status status =
-        v1::GenerationService::NewStub(Connect(options.address))->GetModelInfo(&context, {}, &info);
+        v1::GenerationService::NewStub(Connect(options))->GetModelInfo(&context, {}, &info);
     if (!status.ok()) {
       err << "fewbit-client: " << DescribeFailure(status, options.address, context) << std::endl;
       return 1;

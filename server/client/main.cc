@@ -27,7 +27,7 @@ int Main(int argc, char** argv) {
   if (options->wait_ready_seconds > 0) {
     grpc::ClientContext context;
     InterruptWatcher watcher([&context] { context.TryCancel(); });
-    const grpc::Status status = WaitReady(options->address, options->wait_ready_seconds, &context);
+    const grpc::Status status = WaitReady(*options, options->wait_ready_seconds, &context);
     if (watcher.interrupted()) return 130;
     if (!status.ok()) {
       std::cerr << "fewbit-client: " << DescribeFailure(status, options->address, context)
@@ -36,7 +36,7 @@ int Main(int argc, char** argv) {
     }
   }
   if (options->mode == ClientOptions::Mode::kLoad) return RunLoad(*options, std::cout, std::cerr);
-  const auto stub = v1::GenerationService::NewStub(Connect(options->address));
+  const auto stub = v1::GenerationService::NewStub(Connect(*options));
   if (options->mode == ClientOptions::Mode::kGenerate) {
     return RunGenerate(*options, stub.get(), std::cout, std::cerr);
   }

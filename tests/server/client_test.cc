@@ -124,7 +124,7 @@ class ClientTest : public ::testing::Test {
   }
 
   int Run() {
-    const auto stub = v1::GenerationService::NewStub(Connect(options_.address));
+    const auto stub = v1::GenerationService::NewStub(Connect(options_));
     if (options_.mode == Mode::kLoad) return RunLoad(options_, out_, err_);
     if (options_.mode == Mode::kGenerate) return RunGenerate(options_, stub.get(), out_, err_);
     return RunInspect(options_, stub.get(), out_, err_);
@@ -329,19 +329,21 @@ TEST_F(ClientTest, WaitReadyFollowsTheHealthService) {
   {
     health->SetServingStatus(name, false);
     grpc::ClientContext context;
-    const grpc::Status status = WaitReady(options_.address, 0.3, &context);
+    const grpc::Status status = WaitReady(options_, 0.3, &context);
     EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
     EXPECT_THAT(status.error_message(), HasSubstr("is not ready"));
   }
   grpc::ClientContext context;
   std::thread ready([&] { health->SetServingStatus(name, true); });
-  EXPECT_TRUE(WaitReady(options_.address, 30, &context).ok());
+  EXPECT_TRUE(WaitReady(options_, 30, &context).ok());
   ready.join();
 }
 
 TEST(WaitReadyTest, AServerThatIsNotThereIsWaitedFor) {
   grpc::ClientContext context;
-  const grpc::Status status = WaitReady("127.0.0.1:1", 0.3, &context);
+  ClientOptions options;
+  options.address = "127.0.0.1:1";
+  const grpc::Status status = WaitReady(options, 0.3, &context);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_THAT(status.error_message(), HasSubstr("127.0.0.1:1 did not answer after 0.3 seconds"));
 }

@@ -38,6 +38,13 @@ TEST(ConfigTest, EveryRefusalNamesFlagValueAndLimit) {
       {[](Config* c) { c->metrics_port = -2; }, {"--metrics_port=-2", "[-1, 65535]"}},
       {[](Config* c) { c->metrics_port = c->port; }, {"--port and --metrics_port are both 8033"}},
       {[](Config* c) { c->health_port = c->port; }, {"--health_port=8033", "something else"}},
+      {[](Config* c) { c->tls_key = "k"; }, {"--tls_key", "without --tls_cert"}},
+      {[](Config* c) { c->tls_cert = "c"; }, {"--tls_cert", "without --tls_key"}},
+      {[](Config* c) { c->tls_client_ca = "a"; }, {"--tls_client_ca", "without --tls_cert"}},
+      {[](Config* c) { c->tls_refresh_seconds = 0; }, {"--tls_refresh_seconds=0"}},
+      {[](Config* c) { c->host = "0.0.0.0"; }, {"--host=0.0.0.0", "--tls_cert", "--insecure_bind"}},
+      {[](Config* c) { c->host = "[::]"; }, {"--host=[::]", "--insecure_bind"}},
+      {[](Config* c) { c->host = "127.example.com"; }, {"--host=127.", "--insecure_bind"}},
       {[](Config* c) { c->threads = -1; }, {"--threads=-1", "[0, 1024]"}},
       {[](Config* c) { c->max_running = 0; }, {"--max_running=0", "[1, 4096]"}},
       {[](Config* c) { c->max_waiting = 0; }, {"--max_waiting=0"}},
@@ -71,6 +78,22 @@ TEST(ConfigTest, EveryRefusalNamesFlagValueAndLimit) {
   }
 }
 
+TEST(ConfigTest, PlainTextNeedsLoopbackOrTheFlag) {
+  for (const char* host : {"127.0.0.1", "127.0.1.1", "localhost", "::1", "[::1]"}) {
+    Config config = Good();
+    config.host = host;
+    EXPECT_TRUE(Validate(config).ok()) << host;
+  }
+  Config open = Good();
+  open.host = "0.0.0.0";
+  open.insecure_bind = true;
+  EXPECT_TRUE(Validate(open).ok());
+  open.insecure_bind = false;
+  open.tls_cert = "c";
+  open.tls_key = "k";
+  EXPECT_TRUE(Validate(open).ok()) << "with TLS any address will do";
+}
+
 TEST(ConfigTest, ServedNameIsTheLastComponent) {
   Config config = Good();
   EXPECT_EQ(ServedName(config), "demo");
@@ -101,6 +124,12 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
                              "--host=::1",
                              "--port=1",
                              "--metrics_port=2",
+                             "--health_port=3",
+                             "--tls_cert=c",
+                             "--tls_key=k",
+                             "--tls_client_ca=a",
+                             "--tls_refresh_seconds=16",
+                             "--insecure_bind",
                              "--max_running=4",
                              "--max_waiting=5",
                              "--max_waiting_tokens=6",
@@ -126,6 +155,12 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
   EXPECT_EQ(config->host, "::1");
   EXPECT_EQ(config->port, 1);
   EXPECT_EQ(config->metrics_port, 2);
+  EXPECT_EQ(config->health_port, 3);
+  EXPECT_EQ(config->tls_cert, "c");
+  EXPECT_EQ(config->tls_key, "k");
+  EXPECT_EQ(config->tls_client_ca, "a");
+  EXPECT_EQ(config->tls_refresh_seconds, 16);
+  EXPECT_TRUE(config->insecure_bind);
   EXPECT_EQ(config->max_running, 4);
   EXPECT_EQ(config->gpu_hour_usd, 16.5);
   EXPECT_EQ(config->slo_ttft_ms, 17);

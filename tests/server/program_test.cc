@@ -184,6 +184,14 @@ TEST(ProgramTest, RefusesABadCommandLine) {
   ExpectRefusal({kModel}, {"unexpected argument", kModel});
 }
 
+TEST(ProgramTest, RefusesToBeLessSecureThanItWasTold) {
+  const std::string model = "--model=" + kModel;
+  ExpectRefusal({model, "--host=0.0.0.0"}, {"--host=0.0.0.0", "--tls_cert", "--insecure_bind"});
+  ExpectRefusal({model, "--tls_cert=/nowhere/tls.crt"}, {"--tls_cert", "without --tls_key"});
+  ExpectRefusal({model, "--tls_cert=/nowhere/tls.crt", "--tls_key=/nowhere/tls.key"},
+                {"--tls_cert=/nowhere/tls.crt", "No such file"});
+}
+
 // A directory of links to the demo model's files, to take away from.
 class ModelDirectoryTest : public ::testing::Test {
  protected:
