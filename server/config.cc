@@ -65,6 +65,7 @@ absl::Status ValidateNumbers(const Config& c) {
       {"gpu_hour_usd", c.gpu_hour_usd, 0, 1e6},
       {"slo_ttft_ms", c.slo_ttft_ms, 0, kDay * 1e3},
       {"slo_tpot_ms", c.slo_tpot_ms, 0, kDay * 1e3},
+      {"max_tenants", static_cast<double>(c.max_tenants), 0, 1000},
       {"drain_seconds", c.drain_seconds, 0, kDay},
       {"stall_seconds", c.stall_seconds, 0.1, kDay},
   };

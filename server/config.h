@@ -49,6 +49,7 @@ struct Config {
   double gpu_hour_usd = 0;  // dollars per hour of the replica's device (GPU or CPUs); 0: not stated
   double slo_ttft_ms = 0;   // target: arrival to first token; 0: none
   double slo_tpot_ms = 0;   // target: mean time per further token of a request; 0: none
+  int32_t max_tenants = 32;  // names in x-tenant-id with series of their own
 
   // Life cycle.
   double drain_seconds = 30;  // SIGTERM: running requests may go on for this long

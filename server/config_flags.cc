@@ -108,6 +108,8 @@ ABSL_FLAG(double, slo_ttft_ms, fewbit::Config().slo_ttft_ms,
           "target for the time to the first token, counted in slo_requests_total; 0: none");
 ABSL_FLAG(double, slo_tpot_ms, fewbit::Config().slo_tpot_ms,
           "target for the mean time per further token of a request, likewise; 0: none");
+ABSL_FLAG(int32_t, max_tenants, fewbit::Config().max_tenants,
+          "names in the metadata x-tenant-id that get series of their own; the rest is \"other\"");
 ABSL_FLAG(double, drain_seconds, fewbit::Config().drain_seconds,
           "after SIGTERM or Ctrl-C running requests have this long to end; a second signal ends at "
           "once");
@@ -128,7 +130,7 @@ std::vector<FlagGroup> Groups() {
       {"Clients",
        {"max_new_tokens", "max_streams", "max_message_mb", "stream_buffer_kb",
         "write_timeout_seconds", "keepalive_seconds"}},
-      {"Accounting", {"gpu_hour_usd", "slo_ttft_ms", "slo_tpot_ms"}},
+      {"Accounting", {"gpu_hour_usd", "slo_ttft_ms", "slo_tpot_ms", "max_tenants"}},
       {"Life cycle", {"drain_seconds", "stall_seconds", "log_level"}},
   };
 }
@@ -191,6 +193,7 @@ absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
   config.gpu_hour_usd = absl::GetFlag(FLAGS_gpu_hour_usd);
   config.slo_ttft_ms = absl::GetFlag(FLAGS_slo_ttft_ms);
   config.slo_tpot_ms = absl::GetFlag(FLAGS_slo_tpot_ms);
+  config.max_tenants = absl::GetFlag(FLAGS_max_tenants);
   config.drain_seconds = absl::GetFlag(FLAGS_drain_seconds);
   config.stall_seconds = absl::GetFlag(FLAGS_stall_seconds);
   config.log_level = absl::GetFlag(FLAGS_log_level);

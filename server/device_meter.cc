@@ -24,6 +24,27 @@ void DeviceMeter::AddStep(const StepReport& report, double now) {
   }
   total_.prefill += report.seconds * share;
   total_.decode += report.seconds * (1.0 - share);
+  prefill_.Add(report.seconds * share, report.prefill_tokens);
+  decode_.Add(report.seconds * (1.0 - share), report.tokens - report.prefill_tokens);
+}
+
+void DeviceMeter::Pool::Add(double more_seconds, int64_t more_tokens) {
+  seconds += more_seconds;
+  tokens += more_tokens;
+}
+
+double DeviceMeter::Pool::Take(int64_t some_tokens) {
+  if (some_tokens <= 0 || tokens == 0) return 0.0;
+  const int64_t taken = std::min(some_tokens, tokens);
+  const double part = seconds * static_cast<double>(taken) / static_cast<double>(tokens);
+  tokens -= taken;
+  seconds = tokens == 0 ? 0.0 : seconds - part;
+  return part;
+}
+
+double DeviceMeter::TakeShare(int64_t prefill_tokens, int64_t decode_tokens) {
+  MutexLock lock(&mu_);
+  return prefill_.Take(prefill_tokens) + decode_.Take(decode_tokens);
 }
 
 PhaseSeconds DeviceMeter::Phases(double until) {

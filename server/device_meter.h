@@ -40,6 +40,11 @@ class DeviceMeter {
   // A generated token became part of a response.
   void AddGeneratedToken() { generated_.fetch_add(1, std::memory_order_relaxed); }
 
+  // The device seconds of a request that has ended: of what its tokens' phases took since the last
+  // requests ended, its tokens' share. What requests that give up before their first token used
+  // stays with nobody, so the sum over requests is at most that over steps.
+  double TakeShare(int64_t prefill_tokens, int64_t decode_tokens);
+
   // `until`: when the last step ended or, if none runs, the present. A step counts when it has
   // ended; no value ever falls.
   PhaseSeconds Phases(double until);
@@ -53,10 +58,20 @@ class DeviceMeter {
     uint64_t generated_tokens;
   };
 
+  // Work that no request has taken yet.
+  struct Pool {
+    double seconds = 0.0;
+    int64_t tokens = 0;
+
+    void Add(double more_seconds, int64_t more_tokens);
+    double Take(int64_t some_tokens);
+  };
+
   const double start_;
   std::atomic<uint64_t> generated_{0};
   Mutex mu_;
   PhaseSeconds total_ FEWBIT_GUARDED_BY(mu_);
+  Pool prefill_ FEWBIT_GUARDED_BY(mu_), decode_ FEWBIT_GUARDED_BY(mu_);
   std::deque<Checkpoint> checkpoints_ FEWBIT_GUARDED_BY(mu_);  // at most one per interval
 };
 

@@ -33,6 +33,16 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
   return absl::FromChrono(deadline);
 }
 
+// The tenant that the call's metadata names; empty: none.
+absl::StatusOr<std::string> TenantOf(const grpc::CallbackServerContext& context) {
+  const auto found = context.client_metadata().find("x-tenant-id");
+  if (found == context.client_metadata().end()) return std::string();
+  std::string name(found->second.data(), found->second.size());
+  absl::Status status = Tenants::ValidateName(name);
+  if (!status.ok()) return status;
+  return name;
+}
+
 // Of a call that never reached the engine, or that the engine refused.
 Outcome RefusalOutcome(const absl::Status& status, bool draining) {
   switch (status.code()) {
@@ -130,6 +140,8 @@ absl::Status GenerationService::Start(grpc::CallbackServerContext* context,
   absl::StatusOr<GenerateSpec> spec =
       DecodeGenerateRequest(*parts_.model, std::move(message), seed);
   if (!spec.ok()) return spec.status();
+  const absl::StatusOr<std::string> tenant = TenantOf(*context);
+  if (!tenant.ok()) return tenant.status();
   absl::StatusOr<Admission::Ticket> ticket =
       parts_.admission->AdmitRequest(spec->min_prompt_tokens());
   if (!ticket.ok()) return ticket.status();
@@ -159,6 +171,7 @@ absl::Status GenerationService::Start(grpc::CallbackServerContext* context,
   started.output = std::move(spec->output);
   status = parts_.live->Add(started.name, id);
   if (!status.ok()) return status;
+  started.tenant = parts_.stats->tenants.Find(*tenant);  // here: refused calls take no place
   Submit(*std::move(request), std::move(started));
   return absl::OkStatus();
 }

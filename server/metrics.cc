@@ -223,6 +223,35 @@ void AddSlo(const ServerStats& stats, Families* out) {
   }
 }
 
+void AddTenants(const ServerStats& stats, Families* out) {
+  const std::vector<TenantUsage> tenants = stats.tenants.Read();
+  out->Family("tenant_tokens_total",
+              "tokens_total by tenant; none: requests that name none, other: tenants behind the "
+              "first --max_tenants",
+              MetricType::Counter);
+  for (const TenantUsage& tenant : tenants) {
+    const struct {
+      const char* kind;
+      const char* outcome;
+      uint64_t count;
+    } rows[] = {{"prompt", "delivered", tenant.prompt_delivered},
+                {"prompt", "aborted", tenant.prompt_aborted},
+                {"generated", "delivered", tenant.generated_delivered},
+                {"generated", "aborted", tenant.generated_aborted}};
+    for (const auto& row : rows) {
+      out->Add(static_cast<double>(row.count),
+               {{"tenant", tenant.name}, {"kind", row.kind}, {"outcome", row.outcome}});
+    }
+  }
+  out->Family("tenant_cost_usd_total",
+              "Dollars at --gpu_hour_usd for the device time of a tenant's requests that ended",
+              MetricType::Counter);
+  for (const TenantUsage& tenant : tenants) {
+    out->Add(tenant.device_seconds * stats.accounting.gpu_hour_usd / 3600.0,
+             {{"tenant", tenant.name}});
+  }
+}
+
 double KvUsage(const EngineStats& engine) {
   if (engine.blocks_total == 0) return 0.0;
   return static_cast<double>(engine.blocks_used) / engine.blocks_total;
@@ -285,7 +314,8 @@ ServerStats::ServerStats(const AccountingOptions& options)
       step_sequences(kTokenBounds),
       step_tokens(kTokenBounds),
       step_seconds(kLatencyBounds),
-      device(DeviceMeter::SteadySeconds()) {}
+      device(DeviceMeter::SteadySeconds()),
+      tenants(options.max_tenants) {}
 
 MetricsCollector::MetricsCollector(ServerStats* stats, const Engine* engine,
                                    const ServedModel& model)
@@ -307,6 +337,7 @@ std::vector<MetricFamily> MetricsCollector::Collect() const {
   AddTokensAndSteps(*stats_, engine, &out);
   AddCost(stats_, engine, &out);
   AddSlo(*stats_, &out);
+  AddTenants(*stats_, &out);
   out.Gauge("kv_blocks", "Blocks of the KV cache", engine.blocks_total);
   out.Gauge("kv_blocks_used", "Blocks of the KV cache in use", engine.blocks_used);
   out.Gauge("kv_block_tokens", "Tokens that a block holds", block_tokens_);

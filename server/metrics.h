@@ -20,6 +20,7 @@
 #include "runtime/engine.h"
 #include "server/device_meter.h"
 #include "server/served_model.h"
+#include "server/tenants.h"
 
 namespace prometheus {
 class Exposer;
@@ -80,6 +81,7 @@ struct AccountingOptions {
   double gpu_hour_usd = 0.0;  // price of the replica's device, be it a GPU or CPUs; 0: not stated
   double slo_ttft_ms = 0.0;   // target of the time to the first token; 0: none
   double slo_tpot_ms = 0.0;   // target of the mean time per further token; 0: none
+  int32_t max_tenants = 32;   // with series of their own
 };
 
 // Requests that met a target and that did not.
@@ -89,7 +91,7 @@ struct SloCount {
   void Add(bool is_met) { (is_met ? met : missed).fetch_add(1, std::memory_order_relaxed); }
 };
 
-// Thread-safe: atomics, and a lock of a few instructions in `device`.
+// Thread-safe: atomics, and locks of a few instructions in `device` and `tenants`.
 struct ServerStats {
   explicit ServerStats(const AccountingOptions& accounting = {});
 
@@ -108,6 +110,7 @@ struct ServerStats {
   Histogram step_sequences, step_tokens, step_seconds;
   SloCount slo_ttft, slo_tpot;
   DeviceMeter device;
+  Tenants tenants;
 
   void Count(Outcome outcome) {
     requests[static_cast<size_t>(outcome)].fetch_add(1, std::memory_order_relaxed);

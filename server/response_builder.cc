@@ -192,6 +192,26 @@ void ResponseBuilder::CountTokens(const TokenEvent& event, const Ending& ending)
   }
 }
 
+void ResponseBuilder::CountForTenant(const TokenEvent& event, const Ending& ending) {
+  const uint64_t generated = static_cast<uint64_t>(generated_);
+  const uint64_t surplus =
+      static_cast<uint64_t>(std::max(0, event.timing.generated_tokens - generated_));
+  TenantUsage usage;
+  if (ending.status.ok()) {
+    usage.prompt_delivered = static_cast<uint64_t>(started_.prompt_tokens);
+    usage.generated_delivered = generated;
+    usage.generated_aborted = surplus;
+  } else {
+    usage.prompt_aborted = static_cast<uint64_t>(started_.prompt_tokens);
+    usage.generated_aborted = generated + surplus;
+  }
+  if (event.timing.generated_tokens > 0) {  // the prompt has run, and gave the first token
+    usage.device_seconds =
+        stats_->device.TakeShare(started_.prompt_tokens, event.timing.generated_tokens - 1);
+  }
+  stats_->tenants.Add(started_.tenant, usage);
+}
+
 // A request that was ended before a first token has missed its target if it had the time for it, or
 // if the end was the server's doing.
 void ResponseBuilder::CountSlo(const TokenEvent& event, Outcome outcome) {
@@ -228,6 +248,7 @@ Ending ResponseBuilder::Finish(const TokenEvent& event, bool aborted) {
   usage->set_prefill_ms(event.timing.prefill_ms);
   usage->set_decode_ms(event.timing.decode_ms);
   CountTokens(event, ending);
+  CountForTenant(event, ending);
   CountSlo(event, ending.outcome);
   started_.ticket.Release();
   started_.sink->Finish(&delta_, ending.status);

@@ -18,6 +18,7 @@
 #include "server/request_codec.h"
 #include "server/response_sink.h"
 #include "server/served_model.h"
+#include "server/tenants.h"
 #include "server/tokenizer.h"
 
 namespace fewbit {
@@ -28,6 +29,7 @@ struct StartedRequest {
   std::string name;  // the request_id, the client's or ours
   OutputOptions output;
   std::string echo;  // text to stand in front, if asked for
+  TenantId tenant = Tenants::kNone;
   int32_t prompt_tokens = 0;
   int32_t truncated_tokens = 0;
   uint64_t seed = 0;
@@ -76,6 +78,7 @@ class ResponseBuilder {
   void AddPromptInfo();
   Ending EndingOf(const TokenEvent& final_event, bool aborted);
   void CountTokens(const TokenEvent& final_event, const Ending& ending);
+  void CountForTenant(const TokenEvent& final_event, const Ending& ending);
   void CountSlo(const TokenEvent& final_event, Outcome outcome);
 
   StartedRequest started_;

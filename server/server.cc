@@ -43,6 +43,7 @@ AccountingOptions AccountingOptionsOf(const Config& config) {
   options.gpu_hour_usd = config.gpu_hour_usd;
   options.slo_ttft_ms = config.slo_ttft_ms;
   options.slo_tpot_ms = config.slo_tpot_ms;
+  options.max_tenants = config.max_tenants;
   return options;
 }
 

@@ -171,6 +171,164 @@ TEST(AccountingTest, RoutersFindTheNamesOfVllm) {
   EXPECT_TRUE(Collect(second.get()).status.ok());
 }
 
+// What clients were told, put together.
+struct Told {
+  std::map<int, int> calls;                            // by status code
+  double prompt_tokens = 0.0, generated_tokens = 0.0;  // of calls that ended OK
+  double tokens_of_cut_off = 0.0;                      // that the others had read before
+
+  void Add(const Collected& end) {
+    ++calls[end.status.error_code()];
+    if (!end.status.ok()) {
+      tokens_of_cut_off += static_cast<double>(end.token_ids.size());
+      return;
+    }
+    EXPECT_EQ(end.last.usage().generated_tokens(), end.token_ids.size());
+    prompt_tokens += end.last.usage().prompt_tokens();
+    generated_tokens += end.last.usage().generated_tokens();
+  }
+  void Add(const Told& other) {
+    for (const auto& [code, count] : other.calls) calls[code] += count;
+    prompt_tokens += other.prompt_tokens;
+    generated_tokens += other.generated_tokens;
+    tokens_of_cut_off += other.tokens_of_cut_off;
+  }
+};
+
+// One call of a random kind: finished, ended by a stop string or by a time limit, cancelled by the
+// client, out of time, or invalid. The server may refuse any of them.
+Collected RandomCall(Harness& harness, std::mt19937* random) {
+  v1::GenerateRequest request = harness.Saying(" one two three four five six seven");
+  grpc::ClientContext context;
+  context.AddMetadata("x-tenant-id", absl::StrCat("tenant", (*random)() % 6));
+  const auto endless = [&] {
+    request.mutable_stopping()->set_ignore_eos(true);
+    request.mutable_stopping()->set_max_new_tokens(4000);
+  };
+  switch ((*random)() % 6) {
+    case 1:
+      request.mutable_stopping()->add_stop_strings(" three");
+      break;
+    case 2:
+      endless();
+      request.mutable_stopping()->set_time_limit_ms(20);
+      break;
+    case 3: {
+      endless();
+      const auto reader = harness.stub().GenerateStream(&context, request);
+      v1::GenerateResponse first;
+      if (!reader->Read(&first)) return Collect(reader.get());
+      context.TryCancel();
+      Collected rest = Collect(reader.get());
+      rest.token_ids.insert(rest.token_ids.end(), first.token_ids().begin(),
+                            first.token_ids().end());
+      return rest;
+    }
+    case 4:
+      endless();
+      context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
+      break;
+    case 5:
+      request.mutable_sampling()->set_temperature(-1);
+      break;
+    default:
+      break;
+  }
+  return Stream(harness.stub(), request, &context);
+}
+
+TEST(AccountingTest, TokensAndCallsAreWhatClientsWereTold) {
+  HarnessOptions options = Priced();
+  options.step_time = absl::Milliseconds(1);
+  options.config.max_running = 3;
+  options.config.max_waiting = 1;
+  options.config.max_tenants = 3;
+  Harness harness(options);
+  Told told;
+  Mutex mu;
+  std::vector<std::thread> clients;
+  for (uint32_t client = 0; client < 6; ++client) {
+    clients.emplace_back([&, client] {
+      std::mt19937 random(client);
+      Told mine;
+      for (int i = 0; i < 20; ++i) mine.Add(RandomCall(harness, &random));
+      MutexLock lock(&mu);
+      told.Add(mine);
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  harness.ExpectIdle();
+
+  const Exposition metrics = Read(harness);
+  const auto calls = [&](const std::string& code) {
+    return metrics.Sum("fewbit_requests_total", {absl::StrCat("code=\"", code, "\"")});
+  };
+  EXPECT_EQ(calls("OK"), told.calls[grpc::StatusCode::OK]);
+  EXPECT_EQ(calls("INVALID_ARGUMENT"), told.calls[grpc::StatusCode::INVALID_ARGUMENT]);
+  EXPECT_EQ(calls("RESOURCE_EXHAUSTED"), told.calls[grpc::StatusCode::RESOURCE_EXHAUSTED]);
+  const double cut_off = calls("CANCELLED") + calls("DEADLINE_EXCEEDED");
+  EXPECT_EQ(cut_off, told.calls[grpc::StatusCode::CANCELLED] +
+                         told.calls[grpc::StatusCode::DEADLINE_EXCEEDED]);
+  EXPECT_EQ(metrics.Sum("fewbit_requests_total"), 6 * 20);
+  for (const char* code : {"OK", "INVALID_ARGUMENT", "CANCELLED", "DEADLINE_EXCEEDED"}) {
+    EXPECT_GT(calls(code), 0) << code;
+  }
+
+  const auto tokens = [&](const std::string& family, const char* kind, const char* outcome) {
+    return metrics.Sum(
+        family, {absl::StrCat("kind=\"", kind, "\""), absl::StrCat("outcome=\"", outcome, "\"")});
+  };
+  const double prompt = static_cast<double>(Tokens("Once upon a time").size()) + 1;  // and BOS
+  EXPECT_EQ(tokens("fewbit_tokens_total", "prompt", "delivered"), told.prompt_tokens);
+  EXPECT_EQ(tokens("fewbit_tokens_total", "generated", "delivered"), told.generated_tokens);
+  EXPECT_EQ(tokens("fewbit_tokens_total", "prompt", "aborted"), prompt * cut_off);
+  EXPECT_GE(tokens("fewbit_tokens_total", "generated", "aborted"), told.tokens_of_cut_off);
+  EXPECT_EQ(metrics.Sum("fewbit_tokens_total", {"kind=\"generated\""}),
+            metrics.Sum("fewbit_request_generated_tokens_sum"));
+  for (const char* kind : {"prompt", "generated"}) {
+    for (const char* outcome : {"delivered", "aborted"}) {
+      EXPECT_EQ(tokens("fewbit_tenant_tokens_total", kind, outcome),
+                tokens("fewbit_tokens_total", kind, outcome));
+    }
+  }
+  EXPECT_GT(metrics.Sum("fewbit_tenant_tokens_total", {"tenant=\"other\""}), 0);
+  EXPECT_EQ(metrics.Sum("fewbit_tenant_tokens_total", {"tenant=\"none\""}), 0);
+  const double used = metrics.Sum("fewbit_cost_usd_total", {"basis=\"used\""});
+  EXPECT_LE(metrics.Sum("fewbit_tenant_cost_usd_total"), used * (1 + 1e-9));
+  EXPECT_GE(metrics.Sum("fewbit_tenant_cost_usd_total"), used * 0.5);
+}
+
+TEST(AccountingTest, TenantsTakeABoundedNumberOfSeries) {
+  HarnessOptions options = Priced();
+  options.config.max_tenants = 2;
+  Harness harness(options);
+  const auto call = [&](const std::string& tenant) {
+    grpc::ClientContext context;
+    context.AddMetadata("x-tenant-id", tenant);
+    return Stream(harness.stub(), harness.Saying(" x"), &context).status;
+  };
+  EXPECT_TRUE(call("first").ok());
+  EXPECT_TRUE(call("second").ok());
+  harness.ExpectIdle();
+  const size_t series = Read(harness).num_series();
+  for (int i = 0; i < 20; ++i) EXPECT_TRUE(call(absl::StrCat("one-more.", i)).ok());
+  EXPECT_TRUE(call("other").ok());
+  EXPECT_TRUE(call("").ok());
+  for (const std::string& bad : {std::string(65, 'a'), std::string("a b"), std::string("a\"b")}) {
+    const grpc::Status refused = call(bad);
+    EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << bad;
+    EXPECT_THAT(refused.error_message(), HasSubstr("x-tenant-id"));
+  }
+  harness.ExpectIdle();
+  const Exposition metrics = Read(harness);
+  EXPECT_EQ(metrics.num_series(), series);
+  const std::string prompts = "kind=\"prompt\"";
+  const double first = metrics.Sum("fewbit_tenant_tokens_total", {"tenant=\"first\"", prompts});
+  EXPECT_GT(first, 0);
+  EXPECT_EQ(metrics.Sum("fewbit_tenant_tokens_total", {"tenant=\"other\"", prompts}), 21 * first);
+  EXPECT_EQ(metrics.Sum("fewbit_tenant_tokens_total", {"tenant=\"none\"", prompts}), first);
+}
+
 // The table of server/README.md: | `name` | type | unit | labels | meaning |.
 TEST(AccountingTest, TheDocumentationListsEveryMetricAsItIs) {
   Harness harness(Priced());

@@ -61,6 +61,7 @@ TEST(ConfigTest, EveryRefusalNamesFlagValueAndLimit) {
       {[](Config* c) { c->drain_seconds = std::nan(""); }, {"--drain_seconds=nan"}},
       {[](Config* c) { c->stall_seconds = 0; }, {"--stall_seconds=0"}},
       {[](Config* c) { c->gpu_hour_usd = -1; }, {"--gpu_hour_usd=-1"}},
+      {[](Config* c) { c->max_tenants = 1001; }, {"--max_tenants=1001", "[0, 1000]"}},
       {[](Config* c) { c->slo_ttft_ms = -1; }, {"--slo_ttft_ms=-1"}},
       {[](Config* c) { c->slo_tpot_ms = std::nan(""); }, {"--slo_tpot_ms=nan"}},
       {[](Config* c) { c->kv_memory = -1; }, {"--kv_memory=-1"}},
@@ -145,6 +146,7 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
                              "--gpu_hour_usd=16.5",
                              "--slo_ttft_ms=17",
                              "--slo_tpot_ms=18",
+                             "--max_tenants=19",
                              "--log_level=debug"});
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->model, "m");
@@ -165,6 +167,7 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
   EXPECT_EQ(config->gpu_hour_usd, 16.5);
   EXPECT_EQ(config->slo_ttft_ms, 17);
   EXPECT_EQ(config->slo_tpot_ms, 18);
+  EXPECT_EQ(config->max_tenants, 19);
   EXPECT_EQ(config->max_waiting, 5);
   EXPECT_EQ(config->max_waiting_tokens, 6);
   EXPECT_EQ(config->step_tokens, 7);

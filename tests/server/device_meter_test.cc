@@ -35,6 +35,16 @@ TEST(DeviceMeterTest, NothingFallsWhenAStepEndsBetweenTwoReadings) {
   EXPECT_DOUBLE_EQ(seconds.prefill + seconds.decode + seconds.idle, 8.0);
 }
 
+TEST(DeviceMeterTest, SharesFollowTheTokensAndSumUpToTheSteps) {
+  DeviceMeter meter(0.0);
+  meter.AddStep(Step(3.0, 30, 30), 3.0);  // two prompts, of 10 and 20
+  meter.AddStep(Step(1.0, 0, 2), 4.0);
+  meter.AddStep(Step(0.5, 0, 1), 4.5);
+  EXPECT_DOUBLE_EQ(meter.TakeShare(10, 1), 1.0 + 0.5);
+  EXPECT_DOUBLE_EQ(meter.TakeShare(20, 2), 2.0 + 1.0);
+  EXPECT_DOUBLE_EQ(meter.TakeShare(5, 5), 0.0) << "nothing is left";
+}
+
 TEST(DeviceMeterTest, RecentUseForgetsWhatIsOlderThanTheWindow) {
   DeviceMeter meter(0.0);
   const auto run = [&](double from, double to) {  // one second of work and ten tokens per second
