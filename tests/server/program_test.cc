@@ -244,7 +244,7 @@ TEST_F(ModelDirectoryTest, WithAnUnknownArchitecture) {
 TEST_F(ModelDirectoryTest, WithAKvCacheTooSmallForOneContext) {
   std::vector<std::string> arguments = Arguments();
   arguments.back() = "--kv_memory=64K";
-  ExpectRefusal(arguments, {"kv"});
+  ExpectRefusal(arguments, {"KV cache"});
 }
 
 }  // namespace
