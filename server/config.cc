@@ -59,6 +59,7 @@ absl::Status ValidateNumbers(const Config& c) {
       {"max_new_tokens", static_cast<double>(c.max_new_tokens), 1, 1 << 24},
       {"max_streams", static_cast<double>(c.max_streams), 1, 1 << 20},
       {"max_message_mb", static_cast<double>(c.max_message_mb), 1, 1024},
+      {"max_metadata_kb", static_cast<double>(c.max_metadata_kb), 1, 1024},
       {"stream_buffer_kb", static_cast<double>(c.stream_buffer_kb), 1, 1 << 20},
       {"write_timeout_seconds", c.write_timeout_seconds, 0.01, kDay},
       {"keepalive_seconds", c.keepalive_seconds, 1, kDay},

@@ -30,6 +30,8 @@ struct Config {
   std::string tls_client_ca;         // PEM; clients must show a certificate signed by it
   int32_t tls_refresh_seconds = 10;  // how often the three files are looked at
   bool insecure_bind = false;        // plain text beyond loopback
+  std::string api_keys_file;  // keys and their tenants (api_keys.h); empty: no keys asked for
+  bool reflection = true;     // on the gRPC port
 
   // Batching.
   int32_t max_running = 64;              // sequences in a step
@@ -41,6 +43,7 @@ struct Config {
   int32_t max_new_tokens = 1024;      // for a request that does not say
   int32_t max_streams = 4096;         // open Generate and GenerateStream calls
   int32_t max_message_mb = 8;         // MiB of a request message
+  int32_t max_metadata_kb = 8;        // KiB of a call's metadata
   int32_t stream_buffer_kb = 1024;    // KiB of unread output before a reader is cut off
   double write_timeout_seconds = 60;  // for the last unread output after the generation has ended
   double keepalive_seconds = 60;      // silence after which a peer must answer a ping

@@ -82,6 +82,11 @@ ABSL_FLAG(int32_t, tls_refresh_seconds, fewbit::Config().tls_refresh_seconds,
 ABSL_FLAG(bool, insecure_bind, fewbit::Config().insecure_bind,
           "allow plain text on a --host that is not loopback; --metrics_port and --health_port are "
           "plain text always");
+ABSL_FLAG(std::string, api_keys_file, fewbit::Config().api_keys_file,
+          "file of TENANT:SHA256 lines; calls must then carry a key whose hash is there, and its "
+          "tenant pays");
+ABSL_FLAG(bool, reflection, fewbit::Config().reflection,
+          "tell clients the API (server reflection), for grpcurl and the like; needs no key");
 ABSL_FLAG(int32_t, max_running, fewbit::Config().max_running, "sequences generated at a time");
 ABSL_FLAG(int32_t, max_waiting, fewbit::Config().max_waiting,
           "requests that may wait; beyond: RESOURCE_EXHAUSTED");
@@ -94,6 +99,8 @@ ABSL_FLAG(int32_t, max_new_tokens, fewbit::Config().max_new_tokens,
 ABSL_FLAG(int32_t, max_streams, fewbit::Config().max_streams,
           "open Generate and GenerateStream calls; beyond: RESOURCE_EXHAUSTED");
 ABSL_FLAG(int32_t, max_message_mb, fewbit::Config().max_message_mb, "largest request message, MiB");
+ABSL_FLAG(int32_t, max_metadata_kb, fewbit::Config().max_metadata_kb,
+          "largest metadata of a call, KiB; beyond: RESOURCE_EXHAUSTED");
 ABSL_FLAG(int32_t, stream_buffer_kb, fewbit::Config().stream_buffer_kb,
           "unread output a slow reader may pile up before its call is cancelled, KiB");
 ABSL_FLAG(double, write_timeout_seconds, fewbit::Config().write_timeout_seconds,
@@ -125,10 +132,11 @@ std::vector<FlagGroup> Groups() {
       {"Model", {"model", "model_name", "device", "threads", "kv_memory"}},
       {"Addresses", {"host", "port", "metrics_port", "health_port"}},
       {"Security",
-       {"tls_cert", "tls_key", "tls_client_ca", "tls_refresh_seconds", "insecure_bind"}},
+       {"tls_cert", "tls_key", "tls_client_ca", "tls_refresh_seconds", "insecure_bind",
+        "api_keys_file", "reflection"}},
       {"Batching", {"max_running", "max_waiting", "max_waiting_tokens", "step_tokens"}},
       {"Clients",
-       {"max_new_tokens", "max_streams", "max_message_mb", "stream_buffer_kb",
+       {"max_new_tokens", "max_streams", "max_message_mb", "max_metadata_kb", "stream_buffer_kb",
         "write_timeout_seconds", "keepalive_seconds"}},
       {"Accounting", {"gpu_hour_usd", "slo_ttft_ms", "slo_tpot_ms", "max_tenants"}},
       {"Life cycle", {"drain_seconds", "stall_seconds", "log_level"}},
@@ -180,6 +188,8 @@ absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
   config.tls_client_ca = absl::GetFlag(FLAGS_tls_client_ca);
   config.tls_refresh_seconds = absl::GetFlag(FLAGS_tls_refresh_seconds);
   config.insecure_bind = absl::GetFlag(FLAGS_insecure_bind);
+  config.api_keys_file = absl::GetFlag(FLAGS_api_keys_file);
+  config.reflection = absl::GetFlag(FLAGS_reflection);
   config.max_running = absl::GetFlag(FLAGS_max_running);
   config.max_waiting = absl::GetFlag(FLAGS_max_waiting);
   config.max_waiting_tokens = absl::GetFlag(FLAGS_max_waiting_tokens);
@@ -187,6 +197,7 @@ absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
   config.max_new_tokens = absl::GetFlag(FLAGS_max_new_tokens);
   config.max_streams = absl::GetFlag(FLAGS_max_streams);
   config.max_message_mb = absl::GetFlag(FLAGS_max_message_mb);
+  config.max_metadata_kb = absl::GetFlag(FLAGS_max_metadata_kb);
   config.stream_buffer_kb = absl::GetFlag(FLAGS_stream_buffer_kb);
   config.write_timeout_seconds = absl::GetFlag(FLAGS_write_timeout_seconds);
   config.keepalive_seconds = absl::GetFlag(FLAGS_keepalive_seconds);

@@ -33,14 +33,11 @@ absl::Time DeadlineOf(const grpc::CallbackServerContext& context) {
   return absl::FromChrono(deadline);
 }
 
-// The tenant that the call's metadata names; empty: none.
-absl::StatusOr<std::string> TenantOf(const grpc::CallbackServerContext& context) {
-  const auto found = context.client_metadata().find("x-tenant-id");
-  if (found == context.client_metadata().end()) return std::string();
-  std::string name(found->second.data(), found->second.size());
-  absl::Status status = Tenants::ValidateName(name);
-  if (!status.ok()) return status;
-  return name;
+// The value of the metadata `key`; empty if there is none.
+absl::string_view Metadata(const grpc::CallbackServerContext& context, const char* key) {
+  const auto found = context.client_metadata().find(key);
+  if (found == context.client_metadata().end()) return {};
+  return absl::string_view(found->second.data(), found->second.size());
 }
 
 // Of a call that never reached the engine, or that the engine refused.
@@ -48,6 +45,8 @@ Outcome RefusalOutcome(const absl::Status& status, bool draining) {
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
       return Outcome::kInvalid;
+    case absl::StatusCode::kUnauthenticated:
+      return Outcome::kUnauthenticated;
     case absl::StatusCode::kNotFound:
       return Outcome::kUnknownModel;
     case absl::StatusCode::kAlreadyExists:
@@ -59,20 +58,6 @@ Outcome RefusalOutcome(const absl::Status& status, bool draining) {
     default:
       return Outcome::kInternal;
   }
-}
-
-// A unary RPC that needs no engine: bytes to message, `handle`, message to bytes.
-template <class RequestMessage, class ResponseMessage, class Handle>
-grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const grpc::ByteBuffer& wire,
-                                 grpc::ByteBuffer* out, const Handle& handle) {
-  RequestMessage request;
-  ResponseMessage response;
-  absl::Status status = ParseMessage(wire, &request);
-  if (status.ok()) status = handle(request, &response);
-  if (status.ok()) SerializeMessage(response, out);
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status, context));
-  return reactor;
 }
 
 }  // namespace
@@ -88,6 +73,32 @@ void GenerationService::ClientLeft(RequestId id) {
   parts_.engine->Cancel(id);
   parts_.stats->abandoned_calls.fetch_add(
       1);  // whoever sees the count knows that the engine has been told
+}
+
+absl::StatusOr<std::string> GenerationService::Caller(
+    const grpc::CallbackServerContext& context) const {
+  if (parts_.keys != nullptr) return parts_.keys->Tenant(Metadata(context, "authorization"));
+  const absl::string_view name = Metadata(context, "x-tenant-id");
+  absl::Status status = name.empty() ? absl::OkStatus() : Tenants::ValidateName(name);
+  if (!status.ok()) return status;
+  return std::string(name);
+}
+
+// A unary RPC that needs no engine: bytes to message, `handle`, message to bytes.
+template <class RequestMessage, class ResponseMessage, class Handle>
+grpc::ServerUnaryReactor* GenerationService::Answer(grpc::CallbackServerContext* context,
+                                                    const grpc::ByteBuffer& wire,
+                                                    grpc::ByteBuffer* out,
+                                                    const Handle& handle) const {
+  RequestMessage request;
+  ResponseMessage response;
+  absl::Status status = Caller(*context).status();
+  if (status.ok()) status = ParseMessage(wire, &request);
+  if (status.ok()) status = handle(request, &response);
+  if (status.ok()) SerializeMessage(response, out);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status, context));
+  return reactor;
 }
 
 grpc::ServerUnaryReactor* GenerationService::Generate(grpc::CallbackServerContext* context,
@@ -111,6 +122,12 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::GenerateStream(
 template <class Writer>
 void GenerationService::Begin(grpc::CallbackServerContext* context, const grpc::ByteBuffer& wire,
                               RequestId id, Writer* writer) {
+  const absl::StatusOr<std::string> tenant = Caller(*context);
+  if (!tenant.ok()) {
+    parts_.stats->Count(RefusalOutcome(tenant.status(), /*draining=*/false));
+    writer->Reject(tenant.status());
+    return;
+  }
   absl::StatusOr<Admission::Ticket> place = parts_.admission->AdmitStream();
   if (!place.ok()) {
     parts_.stats->Count(Outcome::kTooManyStreams);
@@ -118,7 +135,7 @@ void GenerationService::Begin(grpc::CallbackServerContext* context, const grpc::
     return;
   }
   writer->Hold(*std::move(place));
-  const absl::Status status = Start(context, wire, id, writer);
+  const absl::Status status = Start(context, wire, id, *tenant, writer);
   if (!status.ok()) {
     parts_.stats->Count(RefusalOutcome(status, parts_.admission->draining()));
     writer->Reject(status);
@@ -131,7 +148,7 @@ void GenerationService::Begin(grpc::CallbackServerContext* context, const grpc::
 // OK: the emitter finishes `sink`. Otherwise it knows nothing of it.
 absl::Status GenerationService::Start(grpc::CallbackServerContext* context,
                                       const grpc::ByteBuffer& wire, RequestId id,
-                                      ResponseSink* sink) {
+                                      const std::string& tenant, ResponseSink* sink) {
   const absl::Time arrival = absl::Now();
   v1::GenerateRequest message;
   absl::Status status = ParseMessage(wire, &message);
@@ -140,8 +157,6 @@ absl::Status GenerationService::Start(grpc::CallbackServerContext* context,
   absl::StatusOr<GenerateSpec> spec =
       DecodeGenerateRequest(*parts_.model, std::move(message), seed);
   if (!spec.ok()) return spec.status();
-  const absl::StatusOr<std::string> tenant = TenantOf(*context);
-  if (!tenant.ok()) return tenant.status();
   absl::StatusOr<Admission::Ticket> ticket =
       parts_.admission->AdmitRequest(spec->min_prompt_tokens());
   if (!ticket.ok()) return ticket.status();
@@ -171,7 +186,7 @@ absl::Status GenerationService::Start(grpc::CallbackServerContext* context,
   started.output = std::move(spec->output);
   status = parts_.live->Add(started.name, id);
   if (!status.ok()) return status;
-  started.tenant = parts_.stats->tenants.Find(*tenant);  // here: refused calls take no place
+  started.tenant = parts_.stats->tenants.Find(tenant);  // here: refused calls take no place
   Submit(*std::move(request), std::move(started));
   return absl::OkStatus();
 }

@@ -16,6 +16,7 @@
 #include "fewbit/v1/generation.grpc.pb.h"
 #include "runtime/engine.h"
 #include "server/admission.h"
+#include "server/api_keys.h"
 #include "server/emitter.h"
 #include "server/live_requests.h"
 #include "server/metrics.h"
@@ -30,6 +31,7 @@ namespace fewbit {
 // What the service works with; all of it outlives the service.
 struct ServiceParts {
   const ServedModel* model = nullptr;
+  const ApiKeys* keys = nullptr;  // null: everybody is let in
   const Tokenizer* tokenizer = nullptr;
   Engine* engine = nullptr;
   Emitter* emitter = nullptr;
@@ -75,7 +77,14 @@ class GenerationService final : public RawMethods<v1::GenerationService::Service
   void Begin(grpc::CallbackServerContext* context, const grpc::ByteBuffer& wire, RequestId id,
              Writer* writer);
   absl::Status Start(grpc::CallbackServerContext* context, const grpc::ByteBuffer& wire,
-                     RequestId id, ResponseSink* sink);
+                     RequestId id, const std::string& tenant, ResponseSink* sink);
+  // Whom the call is for: the tenant of its API key or, without keys, the one that its metadata
+  // names; empty: nobody. UNAUTHENTICATED: no key of ours.
+  absl::StatusOr<std::string> Caller(const grpc::CallbackServerContext& context) const;
+  template <class RequestMessage, class ResponseMessage, class Handle>
+  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context,
+                                   const grpc::ByteBuffer& wire, grpc::ByteBuffer* out,
+                                   const Handle& handle) const;
   void Submit(std::unique_ptr<Request> request, StartedRequest started);
   absl::StatusOr<ResolvedPrompt> Prompt(GenerateSpec* spec) const;
   RequestId NextId();

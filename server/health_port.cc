@@ -1,28 +1,17 @@
 #include "server/health_port.h"
 
-#include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 
-#include <vector>
-
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/without_plugins.h"
 
 namespace fewbit {
 namespace {
 
 constexpr int kMaxMessageBytes = 4096;  // a health request is a service's name
 constexpr absl::Duration kGrace = absl::Milliseconds(100);
-
-// Reflection would be here, too.
-class WithoutPlugins : public grpc::ServerBuilderOption {
- public:
-  void UpdateArguments(grpc::ChannelArguments*) override {}
-  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
-    plugins->clear();
-  }
-};
 
 }  // namespace
 

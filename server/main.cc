@@ -23,7 +23,6 @@
 #include "server/config_flags.h"
 #include "server/drain_signals.h"
 #include "server/server.h"
-#include "server/tls.h"
 #include "server/tokenizer.h"
 #include "server/version.h"
 
@@ -112,7 +111,7 @@ const char* Protection(const Config& config) {
 absl::Status Serve(const Config& config, DrainSignals* signals) {
   absl::Status status = Validate(config);
   if (!status.ok()) return status;
-  status = CheckTlsFiles(config);  // before the model, which may take long
+  status = Server::CheckFiles(config);  // before the model, which may take long
   if (!status.ok()) return status;
   spdlog::set_level(spdlog::level::from_str(config.log_level));
   QuietLibraries();

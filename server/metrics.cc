@@ -27,6 +27,7 @@ constexpr OutcomeLabels kOutcomeLabels[kNumOutcomes] = {
     {"OK", "aborted"},
     {"OK", "drained"},
     {"INVALID_ARGUMENT", "invalid"},
+    {"UNAUTHENTICATED", "api_key"},
     {"NOT_FOUND", "unknown_model"},
     {"ALREADY_EXISTS", "duplicate_id"},
     {"RESOURCE_EXHAUSTED", "queue_full"},

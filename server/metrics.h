@@ -38,6 +38,7 @@ enum class Outcome : uint8_t {
   kAborted,
   kDrained,
   kInvalid,
+  kUnauthenticated,
   kUnknownModel,
   kDuplicateId,
   kQueueFull,

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "server/tls.h"
+#include "server/without_plugins.h"
 
 namespace fewbit {
 namespace {
@@ -58,36 +59,56 @@ void SetChannelArguments(const Config& config, grpc::ServerBuilder* builder) {
   const int keepalive_ms = static_cast<int>(config.keepalive_seconds * 1000);
   builder->SetMaxReceiveMessageSize(config.max_message_mb << 20);
   builder->SetMaxSendMessageSize(-1);
+  builder->AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, config.max_metadata_kb * 1024);
   // Otherwise a second server on the port would start and take half of the connections.
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, keepalive_ms);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, std::min(keepalive_ms, 20'000));
   builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // A client that pings more often than that is disconnected at the third one.
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 2);
 }
 
 }  // namespace
+
+absl::Status Server::CheckFiles(const Config& config) {
+  absl::Status status = CheckTlsFiles(config);
+  if (status.ok() && !config.api_keys_file.empty()) {
+    status = ApiKeys::Load(config.api_keys_file).status();
+  }
+  return status;
+}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config, ServedModel model,
                                                       const Tokenizer* tokenizer,
                                                       Executor* executor) {
   absl::Status status = ValidateEngineOptions(EngineOptionsOf(config), executor->info());
   if (!status.ok()) return status;
-  auto server = std::unique_ptr<Server>(new Server(config, std::move(model), tokenizer, executor));
+  absl::optional<ApiKeys> keys;
+  if (!config.api_keys_file.empty()) {
+    absl::StatusOr<ApiKeys> loaded = ApiKeys::Load(config.api_keys_file);
+    if (!loaded.ok()) return loaded.status();
+    keys = *std::move(loaded);
+  }
+  auto server = std::unique_ptr<Server>(
+      new Server(config, std::move(model), tokenizer, executor, std::move(keys)));
   status = server->Listen(config);
   if (!status.ok()) return status;
   return server;
 }
 
 Server::Server(const Config& config, ServedModel model, const Tokenizer* tokenizer,
-               Executor* executor)
+               Executor* executor, absl::optional<ApiKeys> keys)
     : model_(std::move(model)),
+      keys_(std::move(keys)),
       stats_(AccountingOptionsOf(config)),
       emitter_(&live_, &stats_),
       engine_(EngineOptionsOf(config), executor, &emitter_),
       admission_(
           AdmissionLimitsOf(config), [this] { return engine_.stats(); }, &stats_),
       service_(ServiceParts{.model = &model_,
+                            .keys = keys_.has_value() ? &*keys_ : nullptr,
                             .tokenizer = tokenizer,
                             .engine = &engine_,
                             .emitter = &emitter_,
@@ -117,9 +138,13 @@ absl::Status Server::Listen(const Config& config) {
     if (!health.ok()) return health.status();
     health_ = *std::move(health);
   }
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   const std::string address = absl::StrCat(config.host, ":", config.port);
   grpc::ServerBuilder builder;
+  if (config.reflection) {
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  } else {
+    builder.SetOption(std::make_unique<WithoutPlugins>());
+  }
   SetChannelArguments(config, &builder);
   int port = 0;
   builder.AddListeningPort(address, *credentials, &port);

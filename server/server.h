@@ -11,9 +11,11 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/optional.h"
 #include "runtime/engine.h"
 #include "runtime/executor.h"
 #include "server/admission.h"
+#include "server/api_keys.h"
 #include "server/config.h"
 #include "server/emitter.h"
 #include "server/generation_service.h"
@@ -29,8 +31,11 @@ namespace fewbit {
 // Thread-safe after Start, apart from destruction.
 class Server {
  public:
+  // What Start would say about the files of TLS and API keys.
+  static absl::Status CheckFiles(const Config& config);
+
   // Listens when it returns. `tokenizer` and `executor` outlive the server. UNAVAILABLE: a port is
-  // taken; INVALID_ARGUMENT: the engine cannot work with these numbers, or a file of TLS is wrong.
+  // taken; INVALID_ARGUMENT: the engine cannot work with these numbers, or CheckFiles.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const Config& config, ServedModel model,
                                                        const Tokenizer* tokenizer,
                                                        Executor* executor);
@@ -48,11 +53,13 @@ class Server {
   const ServerStats& stats() const { return stats_; }
 
  private:
-  Server(const Config& config, ServedModel model, const Tokenizer* tokenizer, Executor* executor);
+  Server(const Config& config, ServedModel model, const Tokenizer* tokenizer, Executor* executor,
+         absl::optional<ApiKeys> keys);
   absl::Status Listen(const Config& config);
 
   // In the order of the line, so that destruction runs against it.
   const ServedModel model_;
+  const absl::optional<ApiKeys> keys_;  // none: everybody is let in
   ServerStats stats_;
   LiveRequests live_;
   Emitter emitter_;

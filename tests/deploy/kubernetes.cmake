@@ -2,7 +2,7 @@
 # says which (tests/apt-packages.txt has them).
 find_program(FEWBIT_PYTHON python3 HINTS /usr/bin REQUIRED)  # the distribution's, which has the distribution's modules
 set(kubernetes_tests)
-foreach(part Overlays Broken Guide Kubectl Openapi Chart)
+foreach(part Overlays Broken Flags Guide Kubectl Openapi Chart)
   string(TOLOWER kubernetes.${part} name)
   add_test(NAME ${name} COMMAND ${FEWBIT_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/kubernetes/kubernetes_test.py ${part})
   list(APPEND kubernetes_tests ${name})

@@ -54,6 +54,7 @@ TEST(ConfigTest, EveryRefusalNamesFlagValueAndLimit) {
       {[](Config* c) { c->max_new_tokens = 0; }, {"--max_new_tokens=0"}},
       {[](Config* c) { c->max_streams = 0; }, {"--max_streams=0"}},
       {[](Config* c) { c->max_message_mb = 0; }, {"--max_message_mb=0"}},
+      {[](Config* c) { c->max_metadata_kb = 0; }, {"--max_metadata_kb=0", "[1, 1024]"}},
       {[](Config* c) { c->stream_buffer_kb = 0; }, {"--stream_buffer_kb=0"}},
       {[](Config* c) { c->write_timeout_seconds = 0; }, {"--write_timeout_seconds=0"}},
       {[](Config* c) { c->keepalive_seconds = 0.5; }, {"--keepalive_seconds=0.5"}},
@@ -131,6 +132,9 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
                              "--tls_client_ca=a",
                              "--tls_refresh_seconds=16",
                              "--insecure_bind",
+                             "--api_keys_file=f",
+                             "--noreflection",
+                             "--max_metadata_kb=19",
                              "--max_running=4",
                              "--max_waiting=5",
                              "--max_waiting_tokens=6",
@@ -163,6 +167,9 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
   EXPECT_EQ(config->tls_client_ca, "a");
   EXPECT_EQ(config->tls_refresh_seconds, 16);
   EXPECT_TRUE(config->insecure_bind);
+  EXPECT_EQ(config->api_keys_file, "f");
+  EXPECT_FALSE(config->reflection);
+  EXPECT_EQ(config->max_metadata_kb, 19);
   EXPECT_EQ(config->max_running, 4);
   EXPECT_EQ(config->gpu_hour_usd, 16.5);
   EXPECT_EQ(config->slo_ttft_ms, 17);

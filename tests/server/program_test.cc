@@ -190,6 +190,7 @@ TEST(ProgramTest, RefusesToBeLessSecureThanItWasTold) {
   ExpectRefusal({model, "--tls_cert=/nowhere/tls.crt"}, {"--tls_cert", "without --tls_key"});
   ExpectRefusal({model, "--tls_cert=/nowhere/tls.crt", "--tls_key=/nowhere/tls.key"},
                 {"--tls_cert=/nowhere/tls.crt", "No such file"});
+  ExpectRefusal({model, "--api_keys_file=/nowhere/keys"}, {"--api_keys_file=/nowhere/keys"});
 }
 
 // A directory of links to the demo model's files, to take away from.

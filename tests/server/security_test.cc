@@ -1,24 +1,32 @@
-// Who may talk to the server, seen from real clients: TLS, client certificates, rotation.
+// Who may talk to the server, seen from real clients: TLS, client certificates, rotation, API keys,
+// limits.
 #include <gmock/gmock.h>
 #include <grpc/support/log.h>
 #include <grpcpp/create_channel.h>
+#include <grpcpp/impl/codegen/client_unary_call.h>
 #include <gtest/gtest.h>
 
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "server/api_keys.h"
+#include "server/tenants.h"
 #include "server/tls.h"
 #include "tests/server/certificates.h"
 #include "tests/server/server_harness.h"
+#include "tests/server/wire.pb.h"
 
 namespace fewbit::testing {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -206,6 +214,173 @@ TEST_F(SecurityTest, FilesThatAreWrongAreNamed) {
   options_.config = good;
   options_.config.tls_client_ca = no_file;
   EXPECT_THAT(Refusal(), AllOf(HasSubstr("--tls_client_ca=" + no_file), HasSubstr("No such file")));
+}
+
+// printf %s KEY | sha256sum, of "key of acme" and "key of globex".
+constexpr char kAcme[] = "fb59bed05bd29dd4accc0ff9ecec97b417f3c1a13a5a93705cdbefca2275c00a";
+constexpr char kGlobex[] = "1250732ecab898c6b69a8fd992ddd66c66be80154582611bc62de538f656139e";
+
+class ApiKeysTest : public SecurityTest {
+ protected:
+  void SetUp() override {
+    SecurityTest::SetUp();
+    options_.config.tls_cert = options_.config.tls_key = "";
+    options_.config.api_keys_file =
+        Write("api-keys", absl::StrCat("# ours\n\nacme:", kAcme, "\nglobex:", kGlobex, "\n"));
+  }
+
+  // Sends every RPC with this metadata (none if empty): the codes they end with.
+  static std::vector<grpc::Status> CallAll(Harness& harness, const std::string& authorization) {
+    std::vector<grpc::Status> all;
+    v1::GenerationService::Stub& stub = harness.stub();
+    const auto call = [&](const auto& send) {
+      grpc::ClientContext context;
+      if (!authorization.empty()) context.AddMetadata("authorization", authorization);
+      context.AddMetadata("x-tenant-id", "mallory");
+      all.push_back(send(&context));
+    };
+    call([&](grpc::ClientContext* context) {
+      v1::GenerateResponse response;
+      return stub.Generate(context, harness.Saying(" x"), &response);
+    });
+    call([&](grpc::ClientContext* context) {
+      return Stream(stub, harness.Saying(" x"), context).status;
+    });
+    call([&](grpc::ClientContext* context) {
+      v1::TokenizeRequest request;
+      v1::TokenizeResponse response;
+      request.set_text("x");
+      return stub.Tokenize(context, request, &response);
+    });
+    call([&](grpc::ClientContext* context) {
+      v1::DetokenizeRequest request;
+      v1::DetokenizeResponse response;
+      request.add_ids(5);
+      return stub.Detokenize(context, request, &response);
+    });
+    call([&](grpc::ClientContext* context) {
+      v1::GetModelInfoResponse response;
+      return stub.GetModelInfo(context, {}, &response);
+    });
+    call([&](grpc::ClientContext* context) {
+      v1::AbortRequest request;
+      v1::AbortResponse response;
+      request.set_request_id("x");
+      return stub.Abort(context, request, &response);
+    });
+    return all;
+  }
+
+  std::string LoadError(const std::string& content) {
+    return std::string(ApiKeys::Load(Write("keys", content)).status().message());
+  }
+};
+
+TEST_F(ApiKeysTest, EveryRpcWantsAKey) {
+  Harness harness(options_);
+  for (const char* wrong : {"", "Bearer", "Bearer ", "Bearer key of nobody", "Bearer key of acme ",
+                            "Basic key of acme", kAcme}) {
+    for (const grpc::Status& status : CallAll(harness, wrong)) {
+      EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAUTHENTICATED) << wrong;
+      EXPECT_THAT(status.error_message(), HasSubstr("API key"));
+      EXPECT_THAT(status.error_message(), Not(HasSubstr("acme")));
+    }
+  }
+  EXPECT_EQ(harness.Count(Outcome::kUnauthenticated), 7u * 2u) << "Generate and GenerateStream";
+  for (const char* right : {"Bearer key of acme", "bearer key of globex"}) {
+    for (const grpc::Status& status : CallAll(harness, right)) {
+      EXPECT_TRUE(status.ok()) << status.error_message();
+    }
+  }
+}
+
+TEST_F(ApiKeysTest, TheTenantIsTheKeys) {
+  Harness harness(options_);
+  CallAll(harness, "Bearer key of acme");
+  harness.ExpectIdle();
+  std::vector<std::string> names;
+  for (const TenantUsage& usage : harness.server().stats().tenants.Read()) {
+    if (usage.generated_delivered > 0) names.push_back(usage.name);
+  }
+  EXPECT_THAT(names, ElementsAre("acme"));
+}
+
+TEST_F(ApiKeysTest, TheClientProgramSendsAKey) {
+  Harness harness(options_);
+  const std::string right = " --api_key_file=" + Write("acme", "key_of_acme\n");
+  EXPECT_THAT(RunClient(harness, "--info"), HasSubstr("UNAUTHENTICATED: this server wants"));
+  EXPECT_THAT(RunClient(harness, "--info" + right), HasSubstr("UNAUTHENTICATED: the API key"));
+  Write("api-keys",
+        absl::StrCat("acme:", "9d2ae58469e8393d2602d375900572939b70d1cc42b924dfaebb49b1180e8383"));
+  Harness other(options_);
+  EXPECT_THAT(RunClient(other, "--info" + right), HasSubstr("demo"));
+  EXPECT_THAT(RunClient(other, "--concurrency=2 --requests=4 --prompt_tokens=4" + right),
+              HasSubstr("4 finished, 0 rejected"));
+  EXPECT_THAT(RunClient(other, "--wait_ready=30 --info"), HasSubstr("UNAUTHENTICATED"))
+      << "health needs no key";
+  EXPECT_THAT(RunClient(other, "--info --api_key_file=/nowhere"), HasSubstr("/nowhere"));
+}
+
+TEST_F(ApiKeysTest, BadLinesAreNamed) {
+  const std::string hash = kAcme;
+  const struct {
+    std::string content, said;
+  } cases[] = {
+      {"", "holds no key"},
+      {"# nothing\n", "holds no key"},
+      {"a:" + hash + "\nsecret\n", "line 2: is not TENANT:SHA256"},
+      {":" + hash, "line 1: is not TENANT:SHA256"},
+      {"a b:" + hash, "line 1: the tenant's name"},
+      {"\na:" + hash.substr(1), "line 2: behind the colon"},
+      {"a:" + hash.substr(1) + "g", "line 1: behind the colon"},
+      {"a:" + hash + "\nb:" + hash, "line 2: an earlier line"},
+  };
+  for (const auto& test : cases) {
+    const std::string error = LoadError(test.content);
+    EXPECT_THAT(error, AllOf(HasSubstr("--api_keys_file="), HasSubstr(test.said)));
+    EXPECT_THAT(error, Not(HasSubstr("secret")));
+  }
+  std::string many;
+  for (size_t i = 0; i <= ApiKeys::kMaxKeys; ++i) {
+    absl::StrAppend(&many, "a:", absl::Hex(i, absl::kZeroPad16), hash.substr(16), "\n");
+  }
+  EXPECT_THAT(LoadError(many), HasSubstr("line 1025: more than 1024 keys"));
+  EXPECT_THAT(std::string(ApiKeys::Load("/nowhere").status().message()),
+              AllOf(HasSubstr("--api_keys_file=/nowhere"), HasSubstr("No such file")));
+}
+
+TEST(LimitsTest, MetadataBeyondTheLimitIsRefused) {
+  HarnessOptions options;
+  options.config.max_metadata_kb = 4;
+  Harness harness(options);
+  const auto code = [&](size_t size) {
+    grpc::ClientContext context;
+    context.AddMetadata("x-much", std::string(size, 'x'));
+    v1::GetModelInfoResponse info;
+    return harness.stub().GetModelInfo(&context, {}, &info).error_code();
+  };
+  EXPECT_EQ(code(2000), grpc::StatusCode::OK);
+  EXPECT_EQ(code(5000), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST(LimitsTest, ReflectionCanBeSwitchedOff) {
+  const auto code = [](bool reflection) {
+    HarnessOptions options;
+    options.config.reflection = reflection;
+    Harness harness(options);
+    grpc::ClientContext context;
+    const grpc::internal::RpcMethod method(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        grpc::internal::RpcMethod::NORMAL_RPC, harness.channel());
+    ReflectionRequest request;
+    ReflectionResponse response;
+    request.set_list_services("*");
+    return grpc::internal::BlockingUnaryCall(harness.channel().get(), method, &context, request,
+                                             &response)
+        .error_code();
+  };
+  EXPECT_EQ(code(true), grpc::StatusCode::OK);
+  EXPECT_EQ(code(false), grpc::StatusCode::UNIMPLEMENTED);
 }
 
 }  // namespace
