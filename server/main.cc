@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -93,7 +94,10 @@ class Stopwatch {
 // gRPC and protobuf write to stderr what our own messages say better.
 void QuietLibraries() {
   gpr_set_log_function([](gpr_log_func_args* args) {
-    spdlog::debug("grpc: {}:{} {}", args->file, args->line, args->message);
+    // A rotated certificate that cannot be taken up is the operator's business.
+    const bool certificates = absl::StrContains(args->file, "/tls/");
+    spdlog::log(certificates ? spdlog::level::warn : spdlog::level::debug, "grpc: {}:{} {}",
+                args->file, args->line, args->message);
   });
   google::protobuf::SetLogHandler(
       [](google::protobuf::LogLevel, const char*, int, const std::string& message) {
