@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "fewbit/v1/generation.grpc.pb.h"
+#include "tests/server/certificates.h"
 #include "tests/server/server_harness.h"
 
 namespace fewbit::testing {
@@ -191,6 +192,28 @@ TEST(ProgramTest, RefusesToBeLessSecureThanItWasTold) {
   ExpectRefusal({model, "--tls_cert=/nowhere/tls.crt", "--tls_key=/nowhere/tls.key"},
                 {"--tls_cert=/nowhere/tls.crt", "No such file"});
   ExpectRefusal({model, "--api_keys_file=/nowhere/keys"}, {"--api_keys_file=/nowhere/keys"});
+}
+
+TEST(ProgramTest, TheLogWarnsOfACertificateThatCannotBeTakenUp) {
+  std::string directory = ::testing::TempDir() + "/fewbit_program_XXXXXX";
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  const TestCa ca("our CA");
+  const Pem pem = ca.Issue("server");
+  ReplaceFile(directory + "/tls.crt", pem.certificate);
+  ReplaceFile(directory + "/tls.key", pem.key);
+  std::vector<std::string> arguments = Serve();
+  for (const std::string& flag :
+       {"--tls_cert=" + directory + "/tls.crt", "--tls_key=" + directory + "/tls.key",
+        std::string("--tls_refresh_seconds=1")}) {
+    arguments.push_back(flag);
+  }
+  Program program(arguments);
+  ASSERT_TRUE(program.WaitForOutput("with TLS, ready after")) << program.output();
+  ReplaceFile(directory + "/tls.key", ca.Issue("server").key);
+  EXPECT_TRUE(program.WaitForOutput("[warning] grpc: ")) << program.output();
+  program.Signal(SIGTERM);
+  EXPECT_EQ(program.Wait(), 0);
+  std::filesystem::remove_all(directory);
 }
 
 // A directory of links to the demo model's files, to take away from.
