@@ -68,6 +68,8 @@ DenseView ViewOf(const DenseMatrix& m) {
 
 constexpr size_t RoundUp64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
+static_assert(kStageTokens == kTransposeTokens);
+
 ActivationLayout LayoutOf(const PackedView& w, int tokens) {
   ActivationLayout layout{};
   layout.chunk4_offset = static_cast<size_t>(w.chunks2) * kChunk2Stride;

@@ -28,6 +28,10 @@ const char* IsaName(Isa isa);
 // weights). 64-byte aligned by the caller.
 size_t ActivationBytes(const Matrix& w, int tokens);
 
+// Steps of this many tokens or more stage fastest in shares that begin at multiples of it: such a
+// group is transposed whole, and two threads in one group would write the same cache lines.
+inline constexpr int kStageTokens = 16;
+
 // Stages x [T, K] (float, row stride x_stride elements) for `w`: permuted into strip order and
 // quantized to int8 with one float scale per token and chunk (packed) or per 128 channels (8-bit).
 // A no-op for dense weights. Tokens are independent: [token_begin, token_end) of a scratch sized

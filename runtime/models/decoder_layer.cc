@@ -139,7 +139,9 @@ void LayerRunner::MakeTiles(std::span<const int32_t> wanted) {
 }
 
 Share LayerRunner::TokenShare(int rank, int tokens) const {
-  return redundant_ ? Share{0, tokens} : ShareOf(tokens, 1, rank, team_->size());
+  if (redundant_) return {0, tokens};
+  const int unit = tokens < cpu::kStageTokens ? 1 : cpu::kStageTokens;
+  return ShareOf(tokens, unit, rank, team_->size());
 }
 
 float* LayerRunner::hidden(int rank) const {
