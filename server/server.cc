@@ -25,7 +25,9 @@ constexpr absl::Duration kGrace = absl::Milliseconds(200);
 EngineOptions EngineOptionsOf(const Config& config) {
   EngineOptions options;
   options.max_running = config.max_running;
-  options.max_waiting = config.max_waiting;
+  // Admission bounds running and waiting together. For the engine a request waits until a step has
+  // taken it, so a burst that the running places can hold must fit its queue, too.
+  options.max_waiting = config.max_running + config.max_waiting;
   options.max_waiting_tokens = config.max_waiting_tokens;
   options.step_token_budget = config.step_tokens;
   return options;

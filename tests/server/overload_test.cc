@@ -86,6 +86,25 @@ TEST(OverloadTest, AFullQueueIsResourceExhaustedWithADelay) {
   harness.ExpectIdle();
 }
 
+// Requests that came while a step runs wait for the next one, even if there are places for them.
+TEST(OverloadTest, ABurstFillsThePlacesAndTheQueue) {
+  HarnessOptions options{.gate_closed = true};
+  options.config.max_running = 3;
+  options.config.max_waiting = 1;
+  Harness harness(options);
+  Crowd crowd(&harness);
+  crowd.Add(harness.Saying(" one"));
+  harness.executor().WaitUntilHeld();
+  for (const char* word : {" two", " three", " four"}) crowd.Add(harness.Saying(word));
+  WaitForCounts(harness, 1, 3);
+  const Collected refused = Stream(harness.stub(), harness.Saying(" five"));
+  EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.status.error_message(), HasSubstr("limit is 4"));
+  harness.executor().OpenGate();
+  crowd.ExpectAllOk();
+  harness.ExpectIdle();
+}
+
 TEST(OverloadTest, QueuedTokensAreLimited) {
   HarnessOptions options{.gate_closed = true};
   options.config.max_running = 1;
