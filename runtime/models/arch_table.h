@@ -55,21 +55,24 @@ enum class WindowRule : uint8_t {
   kFlagged,  // only with use_sliding_window, and from layer max_window_layers on
 };
 
+// The defaults are Llama's: a row says what its family does differently.
 struct ArchRow {
-  const char* family;
-  const char* architectures[2];  // values of config.json's architectures[0]; the second may be null
-  const TensorNames* names;
-  const ConfigKeys* keys;
+  const char* family = nullptr;
+  // Values of config.json's architectures[0]; the second may be null.
+  const char* architectures[2] = {};
+  const TensorNames* names = nullptr;
+  const ConfigKeys* keys = nullptr;
   std::span<const FixedKey> fixed;
-  BiasRule qkv_bias;
-  const char* qkv_bias_key;  // for kByKey
-  bool qk_norm;
-  bool interleaved_rope;
-  double rotary_fraction;  // of head_dim, where the config does not say
-  WindowRule window;
-  int default_window;          // tokens, when sliding_window is missing; 0: none
-  const char* grouped_key;     // num_kv_heads counts only where this key is true; null: always
-  const char* rope_ratio_key;  // multiplies rope's theta; null: no such key
+  BiasRule qkv_bias = BiasRule::kNever;
+  const char* qkv_bias_key = nullptr;  // for kByKey
+  bool qk_norm = false;
+  bool interleaved_rope = false;
+  double rotary_fraction = 1.0;  // of head_dim, where the config does not say
+  WindowRule window = WindowRule::kNone;
+  int default_window = 0;  // tokens, when sliding_window is missing; 0: none
+  // num_kv_heads counts only where this key is true; null: always.
+  const char* grouped_key = nullptr;
+  const char* rope_ratio_key = nullptr;  // multiplies rope's theta; null: no such key
 };
 
 std::span<const ArchRow> ArchTable();

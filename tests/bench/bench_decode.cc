@@ -2,10 +2,10 @@
 // tokens per second.
 //
 // Rows: decode with 1, 4 and 16 sequences (--batches) at a context of about --context tokens (all
-// sequences' tokens counted), and the prefill of
-// --prefill tokens with one sampled row. Each round measures every row once on every model, so that
-// a change of the machine's speed hits all alike; the table shows medians over the rounds and
-// ratios made inside a round before the median is taken.
+// sequences' tokens counted), and the prefill of --prefill tokens with one sampled row. Each round
+// measures every row once on every model, so that a change of the machine's speed hits all alike;
+// the table shows medians over the rounds and ratios made inside a round before the median is
+// taken.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
