@@ -15,6 +15,7 @@ int32_t CeilDiv(int32_t a, int32_t b) { return static_cast<int32_t>((int64_t{a} 
 void AppendSamples(const PlannedSequence& planned, int32_t first_row, ForwardBatch* batch) {
   const Sequence& sequence = *planned.sequence;
   SampleRow row;
+  row.slot = sequence.slot;
   row.request = sequence.request.get();
   row.context = sequence.tokens();
   row.num_prompt_tokens = sequence.num_prompt();
@@ -28,7 +29,7 @@ void AppendSamples(const PlannedSequence& planned, int32_t first_row, ForwardBat
   row.kind = SampleRow::Kind::kSample;
   row.token_row = first_row + planned.num_tokens - 1;
   row.position = planned.first_position + planned.num_tokens;
-  row.forbid_stop = sequence.num_generated() < sequence.request->min_new_tokens;
+  row.forbid_stop = row.position - row.num_prompt_tokens < sequence.request->min_new_tokens;
   batch->samples.push_back(row);
 }
 
@@ -58,8 +59,9 @@ void BuildBatch(const StepPlan& plan, int32_t block_tokens, ForwardBatch* batch)
     const Sequence& sequence = *planned.sequence;
     const int32_t first_row = static_cast<int32_t>(batch->token_ids.size());
     const int32_t end = planned.first_position + planned.num_tokens;
-    const TokenId* const tokens = sequence.slot_tokens;
-    batch->token_ids.insert(batch->token_ids.end(), tokens + planned.first_position, tokens + end);
+    for (int32_t p = planned.first_position; p < end; ++p) {
+      batch->token_ids.push_back(p < sequence.num_tokens ? sequence.slot_tokens[p] : kLastSampled);
+    }
     for (int32_t p = planned.first_position; p < end; ++p) batch->positions.push_back(p);
     batch->q_start.push_back(first_row);
     batch->kv_len.push_back(end);

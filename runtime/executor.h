@@ -20,6 +20,10 @@ struct ExecutorInfo {
   int32_t num_blocks = 0;       // KV blocks in all
   int64_t kv_bytes = 0;         // memory of the whole KV cache
   int64_t weight_bytes = 0;
+  // Steps that may be launched and not yet collected. From 2 on the engine plans a decoding
+  // sequence ahead of its unknown token (kLastSampled), so that the device never waits for the
+  // host.
+  int32_t max_steps_in_flight = 1;
 };
 
 enum class StepHandle : uint64_t {};
@@ -30,12 +34,14 @@ class Executor {
   virtual ~Executor() = default;
   virtual const ExecutorInfo& info() const = 0;
 
-  // Starts the step. REQUIRES: every limit of info() kept, the previous step collected. `batch` and
-  // whatever it points to stay unchanged until Collect.
+  // Starts the step; the device runs steps in the order of their launch. REQUIRES: every limit of
+  // info() kept, fewer than max_steps_in_flight steps launched and not collected. `batch` stays
+  // unchanged until its Collect, and so do the requests and the tokens it points to.
   virtual StepHandle Launch(const ForwardBatch& batch) = 0;
 
-  // Waits for the step and fills `result`. An error is fatal to every request of the step, not to
-  // the process.
+  // Waits for the oldest step that is not collected, which `handle` must name, and fills `result`.
+  // An error is fatal to every request, not to the process. The engine then collects what else is
+  // in flight, whatever comes of it, and launches nothing more.
   virtual absl::Status Collect(StepHandle handle, StepResult* result) = 0;
 };
 
