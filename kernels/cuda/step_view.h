@@ -15,6 +15,10 @@
 
 namespace fewbit::cuda {
 
+// In token_ids: the id that was drawn on the device and that the host did not know when it built
+// the step (runtime/batch.h has the same number).
+inline constexpr int32_t kLastSampledId = -2;
+
 // Of this very step, without padding.
 struct StepSizes {
   int32_t tokens = 0;
@@ -31,15 +35,19 @@ struct StepView {
   int32_t max_query = 1;  // tokens of the longest sequence in this step; 1: decoding only
 
   const StepSizes* sizes = nullptr;
-  const int32_t* token_ids = nullptr;    // [T] all known: see ResolveTokens in step_tokens.h
+  const int32_t* token_ids = nullptr;    // [T] or kLastSampledId: then what last_ids holds for the
+                                         // slot of the token's sequence
   const int32_t* positions = nullptr;    // [T] of the token in its sequence
   const int32_t* sequence_of = nullptr;  // [T] index in S
   const int32_t* q_start = nullptr;      // [S + 1] first token row of each sequence
   const int32_t* kv_len = nullptr;       // [S] tokens in the cache once the step has run
   const int32_t* block_table = nullptr;  // [S, sizes->block_table_stride]; entries beyond
                                          // ceil(kv_len / 16) are not read
+  const int32_t* slots = nullptr;        // [S] of each sequence; padding: 0
+  int32_t* last_ids = nullptr;           // [slots] the id last drawn for each slot, kept from step
+                                         // to step; the sampler writes it
   const int32_t* row_tokens = nullptr;   // [R] ascending token rows
-  const int32_t* row_slots = nullptr;    // [R] the sequence's slot: where its drawn id is kept
+  const int32_t* row_slots = nullptr;    // [R] the sequence's slot; -1: padding
 };
 
 }  // namespace fewbit::cuda
