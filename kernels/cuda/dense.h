@@ -1,0 +1,75 @@
+// Weight matrices that are not packed, on the GPU: y[m, rows] = x[m, cols] W^T (+ bias) for 32-,
+// 16- and 8-bit weights. The kernel for small m gives a row of x the same bits in any batch; beyond
+// kMaxDenseTokens cuBLAS takes over where it can. The LM head is such a matrix, and so is the
+// embedding (ops.h).
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "kernels/cuda/cublas.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/matrix.h"
+
+namespace fewbit::cuda {
+
+enum class WeightType : uint8_t { kF32, kF16, kBF16, kI8 };
+constexpr size_t WeightBytes(WeightType type) {
+  return type == WeightType::kF32 ? 4 : type == WeightType::kI8 ? 1 : 2;
+}
+constexpr WeightType WeightTypeOf(DType type) {
+  return type == DType::kF32   ? WeightType::kF32
+         : type == DType::kF16 ? WeightType::kF16
+                               : WeightType::kBF16;
+}
+
+// In device memory. kI8: weight[r, c] = (code - 128) * scales[r], as Int8Matrix.
+struct DeviceDense {
+  const void* data = nullptr;     // [rows, cols], 16-byte aligned
+  const float* scales = nullptr;  // [rows], kI8 only
+  WeightType type = WeightType::kF16;
+  int32_t rows = 0;
+  int32_t cols = 0;
+};
+
+// One linear layer call. All pointers are device memory.
+struct DenseCall {
+  DeviceDense w;
+  int m = 0;                   // tokens
+  const void* x = nullptr;     // [m, cols], row stride x_stride elements
+  DType x_type = DType::kF16;  // kF32 (rounded to 22 bits, 16 with kBF16 weights), kF16 with kF16
+                               // or kI8 weights, kBF16 with kBF16 or kI8; kF32 with kF32 weights
+  int64_t x_stride = 0;
+  const float* bias = nullptr;  // [rows], or null
+  void* y = nullptr;            // [m, rows], row stride y_stride elements
+  DType y_type = DType::kF32;
+  int64_t y_stride = 0;
+};
+
+// The same bits for a token whatever m up to here.
+inline constexpr int kMaxDenseTokens = 64;
+
+// Empty, or which field of the call cannot be served and why. For load time; looks at no pointer.
+std::string CheckDense(const DenseCall& call);
+
+// Any m, by our own kernel. REQUIRES CheckDense(call) empty; 16-byte aligned pointers give speed.
+cudaError_t LaunchDense(const DenseCall& call, const DeviceProps& device, cudaStream_t stream);
+
+// The choice by m: LaunchDense up to kMaxDenseTokens, and where cuBLAS does not serve (8-bit and
+// 32-bit weights, x of another type, a bias, `cublas` null). Returns an error text or "".
+std::string RunDense(const DenseCall& call, const DeviceProps& device, Cublas* cublas,
+                     cudaStream_t stream);
+
+// Rounds each row of a 16- or 32-bit matrix in device memory to 8 bits: codes [rows, cols] and
+// scales [rows] such that scale = max|w| / 127 and code = 128 + round(w / scale).
+cudaError_t QuantizeRows(const DeviceDense& w, uint8_t* codes, float* scales, cudaStream_t stream);
+
+// Converts a 16- or 32-bit matrix of w.rows x w.cols to `type` (kF16 or kBF16). To kF16 values
+// beyond +-65504 are clamped, and `*clamped` (device memory, counts up; may be null) tells.
+cudaError_t ConvertWeights(const DeviceDense& w, WeightType type, void* out, int* clamped,
+                           cudaStream_t stream);
+
+}  // namespace fewbit::cuda

@@ -1,0 +1,57 @@
+// The small operations between the linear layers: embedding, residual add + RMSNorm, SiLU * up.
+// Each is one launch that leaves its result in the form in which the next linear layer reads it
+// (staging.h). One block per token: a token's result does not depend on the batch. All pointers are
+// device memory; launches only enqueue on `stream` and may be captured.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/dense.h"
+#include "kernels/cuda/staging.h"
+#include "kernels/cuda/step_view.h"
+#include "kernels/matrix.h"
+
+namespace fewbit::cuda {
+
+// Most elements of a row (hidden or ffn size) that the kernels keep in shared memory.
+inline constexpr int kMaxRowElements = 40960;
+
+// Once per device before the first launch: raises shared-memory limits.
+cudaError_t PrepareOps(const DeviceProps& device);
+
+// hidden_out[t] = hidden[from] + delta[from] with from = rows ? rows[t] : t, and
+// out[t] = RMSNorm(hidden_out[t]) * weight, as cpu::RmsNorm, sums in a fixed order.
+struct NormArgs {
+  int tokens = 0;                  // T, or R with `rows`
+  int cols = 0;                    // E, a multiple of 16
+  const float* hidden = nullptr;   // [*, E]
+  const int32_t* rows = nullptr;   // [tokens] or null
+  const void* delta = nullptr;     // [*, E] of delta_type, row stride delta_stride; null: none
+  DType delta_type = DType::kF32;  // kF32 or kF16
+  int64_t delta_stride = 0;
+  float* hidden_out = nullptr;    // [tokens, E]; `hidden` itself without `rows`; null: not kept
+  const float* weight = nullptr;  // [E]
+  float eps = 1e-5f;
+};
+cudaError_t LaunchAddNorm(const NormArgs& args, const LinearInput& out, cudaStream_t stream);
+
+// hidden_out[t] = row token_ids[t] of `table` (kLastSampledId: the last id of the token's slot; ids
+// outside the table count as 0), then as above. hidden, rows and delta are not read.
+cudaError_t LaunchEmbedNorm(const DeviceDense& table, const StepView& step, const NormArgs& args,
+                            const LinearInput& out, cudaStream_t stream);
+
+// out[t] = silu(gate[t]) * up[t]. gate and up are [tokens, cols] of `type` (kF32 or kF16), row
+// stride `stride` elements, 16-byte aligned; cols a multiple of 16.
+struct SiluArgs {
+  int tokens = 0;
+  int cols = 0;  // F
+  const void* gate = nullptr;
+  const void* up = nullptr;
+  DType type = DType::kF32;
+  int64_t stride = 0;
+};
+cudaError_t LaunchSiluMul(const SiluArgs& args, const LinearInput& out, cudaStream_t stream);
+
+}  // namespace fewbit::cuda
