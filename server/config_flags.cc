@@ -13,8 +13,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
+#include "server/build_info.h"
 #include "server/flag_help.h"
-#include "server/version.h"
 
 namespace fewbit {
 
@@ -166,7 +166,7 @@ absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
     }
   }
   absl::FlagsUsageConfig usage;
-  usage.version_string = [] { return absl::StrCat("fewbit-server ", kVersion, "\n"); };
+  usage.version_string = [] { return VersionText("fewbit-server"); };
   absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
   if (rest.size() > 1) {

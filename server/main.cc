@@ -25,7 +25,6 @@
 #include "server/drain_signals.h"
 #include "server/server.h"
 #include "server/tokenizer.h"
-#include "server/version.h"
 
 namespace fewbit {
 namespace {

@@ -13,7 +13,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "scheduler/check.h"
-#include "server/version.h"
+#include "server/build_info.h"
 
 namespace fewbit {
 namespace {
@@ -349,8 +349,13 @@ std::vector<MetricFamily> MetricsCollector::Collect() const {
             start_unix_seconds_);
   out.Family("startup_seconds", "Time that the start took, by phase", MetricType::Gauge);
   for (const StartupPhase& phase : startup_phases_) out.Add(phase.seconds, {{"phase", phase.name}});
+  const BuildInfo& build = ThisBuild();
   out.Family("build_info", "What runs here; always 1", MetricType::Gauge)
-      .Add(1, {{"version", kVersion}, {"device", device_}});
+      .Add(1, {{"version", build.version},
+               {"commit", build.commit},
+               {"compiler", build.compiler},
+               {"cuda", build.cuda},
+               {"device", device_}});
   out.Family("quantization_info", "How the weights are stored; always 1", MetricType::Gauge)
       .Add(1, {{"method", quantization_method_}});
   out.Family("weight_bits", "Average bits per weight, from the bytes in the file",

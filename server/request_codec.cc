@@ -11,9 +11,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "scheduler/check.h"
+#include "server/build_info.h"
 #include "server/status_codec.h"
 #include "server/utf8.h"
-#include "server/version.h"
 
 namespace fewbit {
 namespace {
@@ -401,7 +401,7 @@ v1::GetModelInfoResponse EncodeModelInfo(const ServedModel& model) {
   info.set_kv_blocks(model.device.num_blocks);
   info.set_kv_block_tokens(model.device.block_tokens);
   info.set_device(model.device.device);
-  info.set_server_version(kVersion);
+  info.set_server_version(ThisBuild().version);
   return info;
 }
 

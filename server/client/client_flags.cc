@@ -14,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "server/build_info.h"
 #include "server/flag_help.h"
 
 using Strings = std::vector<std::string>;
@@ -382,7 +383,7 @@ absl::StatusOr<ClientOptions> ParseCommandLine(int argc, char** argv, std::istre
     }
   }
   absl::FlagsUsageConfig usage;
-  usage.version_string = [] { return std::string("fewbit-client " FEWBIT_VERSION "\n"); };
+  usage.version_string = [] { return VersionText("fewbit-client"); };
   absl::SetFlagsUsageConfig(usage);
   const std::vector<char*> arguments =
       absl::ParseCommandLine(static_cast<int>(pointers.size()), pointers.data());

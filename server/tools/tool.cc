@@ -16,9 +16,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "runtime/eval/npy.h"
+#include "server/build_info.h"
 #include "server/flag_help.h"
 #include "server/tokenizer.h"
-#include "server/version.h"
 
 namespace fewbit {
 namespace {
@@ -51,7 +51,7 @@ absl::Status ParseToolFlags(int argc, char** argv, const ToolUsage& usage) {
       std::exit(0);
     }
     if (argument == "--version") {
-      std::printf("%s %s\n", usage.name, kVersion);
+      std::fputs(VersionText(usage.name).c_str(), stdout);
       std::exit(0);
     }
   }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "server/build_info.h"
 #include "server/utf8.h"
 #include "tests/server/server_harness.h"
 
@@ -360,7 +361,7 @@ TEST(ModelInfoTest, TellsWhatIsServed) {
   EXPECT_EQ(info.max_context(), 4096u);
   EXPECT_EQ(info.kv_blocks(), 4096u);
   EXPECT_EQ(info.device(), "fake");
-  EXPECT_EQ(info.server_version(), FEWBIT_VERSION);
+  EXPECT_EQ(info.server_version(), ThisBuild().version);
 }
 
 grpc::Status SendBytes(Harness& harness, const char* method, const std::string& bytes) {
