@@ -1,0 +1,209 @@
+// The host parts of the CUDA runtime, which need no GPU: which launch a step gets, the bytes that
+// are copied to the device, and how the memory is shared out.
+#include <cstring>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "runtime/cuda/memory_plan.h"
+#include "runtime/cuda/step_layout.h"
+#include "runtime/device.h"
+
+namespace fewbit {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::ElementsAreArray;
+using ::testing::HasSubstr;
+
+TEST(DecodeBuckets, EndAtTheLimitAndWasteAtMostAThirdFromSixteenOn) {
+  EXPECT_THAT(DecodeBuckets(1), ElementsAre(1));
+  EXPECT_THAT(DecodeBuckets(2), ElementsAre(1, 2));
+  EXPECT_THAT(DecodeBuckets(3), ElementsAre(1, 2, 3));
+  EXPECT_THAT(DecodeBuckets(24), ElementsAre(1, 2, 4, 8, 16, 24));
+  EXPECT_THAT(DecodeBuckets(64), ElementsAre(1, 2, 4, 8, 16, 24, 32, 48, 64));
+  for (int most = 1; most <= 600; ++most) {
+    const std::vector<int32_t> buckets = DecodeBuckets(most);
+    EXPECT_EQ(buckets.back(), most);
+    for (size_t i = 1; i < buckets.size(); ++i) {
+      EXPECT_GT(buckets[i], buckets[i - 1]);
+      if (buckets[i - 1] >= 16) {
+        EXPECT_LE(buckets[i] - buckets[i - 1] - 1, buckets[i] / 3 + 1) << most;
+      }
+    }
+  }
+}
+
+// Sequences with `queries` new tokens and `before` tokens in the cache; each samples its last row.
+ForwardBatch MakeBatch(const std::vector<int>& queries, const std::vector<int>& before) {
+  ForwardBatch batch;
+  batch.q_start = {0};
+  for (size_t s = 0; s < queries.size(); ++s) {
+    for (int i = 0; i < queries[s]; ++i) {
+      batch.token_ids.push_back(TokenId(static_cast<int>(100 * s) + i));
+      batch.positions.push_back(before[s] + i);
+    }
+    batch.q_start.push_back(static_cast<int32_t>(batch.token_ids.size()));
+    batch.kv_len.push_back(before[s] + queries[s]);
+    batch.slots.push_back(static_cast<int32_t>(7 + s));
+    batch.block_table_stride = std::max(batch.block_table_stride, (batch.kv_len[s] + 15) / 16);
+    SampleRow row;
+    row.token_row = batch.q_start.back() - 1;
+    row.slot = batch.slots.back();
+    batch.samples.push_back(row);
+  }
+  for (size_t i = 0; i < queries.size() * batch.block_table_stride; ++i) {
+    batch.block_table.push_back(BlockId(static_cast<int32_t>(i)));
+  }
+  return batch;
+}
+
+TEST(ChooseLaunch, DecodingGoesIntoABucketAndPromptsDoNot) {
+  const std::vector<int32_t> buckets = DecodeBuckets(24);
+  LaunchSizes launch = ChooseLaunch(MakeBatch({1, 1, 1}, {5, 9, 0}), buckets);
+  EXPECT_EQ(launch.bucket, 2);
+  EXPECT_EQ(launch.tokens, 4);
+  EXPECT_EQ(launch.sequences, 4);
+  EXPECT_EQ(launch.rows, 4);
+  EXPECT_EQ(launch.max_query, 1);
+
+  launch = ChooseLaunch(MakeBatch({1, 6, 1}, {5, 0, 3}), buckets);
+  EXPECT_EQ(launch.bucket, -1);
+  EXPECT_EQ(launch.tokens, 8);
+  EXPECT_EQ(launch.sequences, 3);
+  EXPECT_EQ(launch.rows, 3);
+  EXPECT_EQ(launch.max_query, 6);
+
+  ForwardBatch scored = MakeBatch({1}, {0});
+  scored.samples[0].kind = SampleRow::Kind::kScorePrompt;
+  EXPECT_EQ(ChooseLaunch(scored, buckets).bucket, -1);
+}
+
+std::vector<int32_t> Ints(const int32_t* from, size_t count) { return {from, from + count}; }
+
+TEST(StepLayout, FillsArraysAndPadding) {
+  const ForwardBatch batch = MakeBatch({1, 1, 1}, {5, 33, 0});
+  const StepLayout layout(ChooseLaunch(batch, DecodeBuckets(8)));
+  std::vector<uint8_t> host(layout.bytes(batch.block_table_stride), 0xAB);
+  layout.Fill(batch, host.data());
+  int32_t last_ids = 0;
+  const cuda::StepView view = layout.View(host.data(), &last_ids);
+  EXPECT_EQ(view.sizes->tokens, 3);
+  EXPECT_EQ(view.sizes->sequences, 3);
+  EXPECT_EQ(view.sizes->rows, 3);
+  EXPECT_EQ(view.sizes->block_table_stride, 3);
+  EXPECT_THAT(Ints(view.token_ids, 4), ElementsAre(0, 100, 200, 0));
+  EXPECT_THAT(Ints(view.positions, 4), ElementsAre(5, 33, 0, 0));
+  EXPECT_THAT(Ints(view.sequence_of, 4), ElementsAre(0, 1, 2, -1));
+  EXPECT_THAT(Ints(view.q_start, 5), ElementsAre(0, 1, 2, 3, 3));
+  EXPECT_THAT(Ints(view.kv_len, 4), ElementsAre(6, 34, 1, 0));
+  EXPECT_THAT(Ints(view.slots, 4), ElementsAre(7, 8, 9, 0));
+  EXPECT_THAT(Ints(view.row_tokens, 4), ElementsAre(0, 1, 2, 0));
+  EXPECT_THAT(Ints(view.row_slots, 4), ElementsAre(7, 8, 9, -1));
+  std::vector<int32_t> blocks(12, 0);
+  for (int i = 0; i < 9; ++i) blocks[i] = i;
+  EXPECT_THAT(Ints(view.block_table, 12), ElementsAreArray(blocks));
+  EXPECT_EQ(view.last_ids, &last_ids);
+}
+
+TEST(StepLayout, ArraysDoNotOverlapAndStayWithinTheMost) {
+  const ForwardBatch batch = MakeBatch({5, 1, 17}, {0, 40, 3});
+  const LaunchSizes launch = ChooseLaunch(batch, DecodeBuckets(8));
+  const StepLayout layout(launch);
+  std::vector<uint8_t> host(layout.bytes(batch.block_table_stride));
+  layout.Fill(batch, host.data());
+  int32_t last_ids = 0;
+  const cuda::StepView view = layout.View(host.data(), &last_ids);
+  // Written last to first, so that an overlap would spoil an earlier array.
+  EXPECT_EQ(view.sizes->tokens, 23);
+  EXPECT_THAT(Ints(view.q_start, 4), ElementsAreArray(batch.q_start));
+  EXPECT_THAT(Ints(view.positions, 23), ElementsAreArray(batch.positions));
+  EXPECT_THAT(Ints(view.row_tokens, 3), ElementsAre(4, 5, 22));
+  EXPECT_EQ(view.sequence_of[4], 0);
+  EXPECT_EQ(view.sequence_of[5], 1);
+  EXPECT_EQ(view.sequence_of[22], 2);
+  EXPECT_EQ(host.size() % 16, 0u);
+  EXPECT_LE(host.size(), MostStepBytes(23, 3, batch.block_table_stride));
+}
+
+MemoryRequest SmallGpu() {
+  MemoryRequest r;
+  r.total = 10'000'000'000;
+  r.free = 9'500'000'000;
+  r.weights = 3'000'000'000;
+  r.buffers = 500'000'000;
+  r.block = 1'000'000;
+  r.blocks_per_sequence = 256;
+  r.max_sequences = 64;
+  return r;
+}
+
+TEST(PlanKvBlocks, TakesWhatTheShareLeaves) {
+  MemoryRequest r = SmallGpu();
+  EXPECT_EQ(PlanKvBlocks(r).value(), 5000);  // 0.9 of all, less 0.5 of others, 3.5 of ours
+  r.utilization = 1.0;
+  EXPECT_EQ(PlanKvBlocks(r).value(), (9'500'000'000 - (256 << 20) - 3'500'000'000) / 1'000'000);
+  r.max_sequences = 2;
+  EXPECT_EQ(PlanKvBlocks(r).value(), 512);  // two full contexts need no more
+}
+
+TEST(PlanKvBlocks, KeepsToWhatIsAsked) {
+  MemoryRequest r = SmallGpu();
+  r.kv = 600'000'000;
+  EXPECT_EQ(PlanKvBlocks(r).value(), 600);
+  r.num_blocks = 300;
+  EXPECT_EQ(PlanKvBlocks(r).value(), 300);
+  r.kv = 0;
+  r.num_blocks = 255;
+  const absl::Status status = PlanKvBlocks(r).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("num_blocks is 255"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("256000000 bytes"));
+}
+
+TEST(PlanKvBlocks, SaysWhatDoesNotFit) {
+  MemoryRequest r = SmallGpu();
+  r.weights = 8'400'000'000;
+  absl::Status status = PlanKvBlocks(r).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  for (const char* part : {"weights 8400000000", "buffers 500000000", "256000000 bytes",
+                           "9156000000 bytes", "9500000000 are free"}) {
+    EXPECT_THAT(std::string(status.message()), HasSubstr(part));
+  }
+  r = SmallGpu();
+  r.kv = 6'000'000'000;
+  status = PlanKvBlocks(r).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("6000 blocks"));
+}
+
+TEST(Carver, MeasuresWhatItPlaces) {
+  alignas(256) static uint8_t memory[2048];
+  Carver count(nullptr), place(memory);
+  for (Carver* c : {&count, &place}) {
+    uint8_t* const a = c->Take<uint8_t>(3);
+    float* const b = c->Take<float>(65);
+    EXPECT_EQ(a == nullptr, c == &count);
+    EXPECT_EQ(reinterpret_cast<uint8_t*>(b), a == nullptr ? nullptr : a + 256);
+  }
+  EXPECT_EQ(count.used(), 256u + 512u);
+  EXPECT_EQ(place.used(), count.used());
+}
+
+TEST(Device, NamesAreCheckedAndResolved) {
+  for (const char* good : {"auto", "cpu", "cuda", "cuda:0", "cuda:7"}) {
+    EXPECT_TRUE(CheckDeviceName(good).ok()) << good;
+  }
+  for (const char* bad : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda0", "cuda:1 ", "CPU"}) {
+    const absl::Status status = CheckDeviceName(bad);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("must be auto, cpu, cuda or cuda:N"));
+  }
+  EXPECT_EQ(ResolveDevice("cpu").value(), "cpu");
+  EXPECT_TRUE(ResolveDevice("auto").ok());
+  const absl::Status status = ResolveDevice("cuda:4711").status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("device cuda:4711: "));
+}
+
+}  // namespace
+}  // namespace fewbit
