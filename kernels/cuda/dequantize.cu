@@ -141,17 +141,4 @@ cudaError_t Dequantize(const DeviceMatrix& w, DType type, void* out, cudaStream_
                              : Launch<__nv_bfloat16>(w, out, stream);
 }
 
-std::string LinearThroughScratch(const Desc& desc, const DeviceMatrix& w, const void* x,
-                                 int64_t x_stride, void* scratch, void* y, int64_t y_stride,
-                                 Cublas* cublas, cudaStream_t stream) {
-  const cudaError_t error = Dequantize(w, desc.x_type, scratch, stream);
-  if (error != cudaSuccess) return std::string("Dequantize: ") + cudaGetErrorString(error);
-  if (!cublas->Gemm(desc.x_type, desc.m, desc.shape.rows, desc.shape.cols, x, x_stride, scratch, y,
-                    desc.y_type, y_stride, stream)) {
-    return "cuBLAS refuses m " + std::to_string(desc.m) + ", rows " +
-           std::to_string(desc.shape.rows) + ", cols " + std::to_string(desc.shape.cols);
-  }
-  return "";
-}
-
 }  // namespace fewbit::cuda

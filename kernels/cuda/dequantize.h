@@ -4,9 +4,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <string>
-
-#include "kernels/cuda/cublas.h"
 #include "kernels/cuda/linear.h"
 
 namespace fewbit::cuda {
@@ -18,10 +15,5 @@ cudaError_t Dequantize(const DeviceMatrix& w, DType type, void* out, cudaStream_
 inline size_t ScratchBytes(const quant::PackedShape& shape) {
   return size_t{2} * shape.rows * shape.cols;
 }
-
-// y = x W^T through `scratch` (ScratchBytes). Empty, or what failed.
-std::string LinearThroughScratch(const Desc& desc, const DeviceMatrix& w, const void* x,
-                                 int64_t x_stride, void* scratch, void* y, int64_t y_stride,
-                                 Cublas* cublas, cudaStream_t stream);
 
 }  // namespace fewbit::cuda

@@ -47,8 +47,10 @@ constexpr int SegmentBegin(int tiles, int segment) { return tiles * segment / kS
 // v = 256 * high + low with two signed bytes.
 inline constexpr int kMaxActivation = 16383;
 
-// Bytes of one quad of staged activations: as many columns as the kernel for so many tokens reads.
-constexpr int QuadBytes(int tokens) { return tokens <= 4 ? 512 : tokens <= 8 ? 1024 : 2048; }
+// A quad of one token is two columns of the integer product: 4 strips of high bytes, 4 of low ones.
+inline constexpr int kColumnBytes = 64;
+constexpr int QuadBytes(int tokens) { return 2 * kColumnBytes * tokens; }
+constexpr int EvenTokens(int tokens) { return (tokens + 1) / 2 * 2; }
 
 // Terms of one (row block, tile) in shared memory: [16 rows][tokens], rows padded so that neither
 // writing nor summing them meets a bank conflict.

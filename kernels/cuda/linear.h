@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/cuda/device_tile.h"
+#include "kernels/cuda/staging.h"
 #include "kernels/matrix.h"
 
 namespace fewbit::cuda {
@@ -22,10 +23,12 @@ struct DeviceProps {
   int shared_per_block = 0;           // bytes, opt-in limit
 };
 
+// One to kMostParts matrices with the same input, one launch.
 struct Desc {
-  quant::PackedShape shape;
+  int count = 1;
+  quant::PackedShape shapes[kMostParts];
   int m = 1;                   // tokens
-  DType x_type = DType::kF16;  // kF16 or kBF16
+  DType x_type = DType::kF16;  // of plain activations: kF16, kBF16 or, staged only, kF32
   DType y_type = DType::kF16;  // kF16, kBF16 or kF32
 };
 
@@ -36,6 +39,11 @@ struct DeviceMatrix {
   const uint16_t* strip_order = nullptr;
   const uint32_t* outlier_start = nullptr;  // [row_blocks * 16 * kSegments + 1]
   const uint32_t* outliers = nullptr;       // null: none
+};
+
+struct DeviceGroup {
+  int count = 0;
+  DeviceMatrix parts[kMostParts];
 };
 
 // Outliers by row and segment, so that one lane sums one list in order: entries
@@ -84,9 +92,8 @@ struct Tuning {
   int use_cp_async = 0;
 };
 
-struct Plan {
-  std::string error;  // empty, or why no kernel can run this
-  Path path = Path::kSmall;
+// The geometry of the small-m kernel for one matrix.
+struct SmallPlan {
   int instance = 0;  // row of SmallInstances()
   int warps = 0;     // per block
   int stages = 0;    // tiles in flight per warp
@@ -97,17 +104,30 @@ struct Plan {
   size_t shared_bytes = 0;
 };
 
+struct Plan {
+  std::string error;  // empty, or why no kernel can run this
+  Path path = Path::kSmall;
+  SmallPlan small[kMostParts];  // kSmall: one launch per matrix
+
+  // What the producer of the input has to leave.
+  bool staged() const { return path != Path::kDequantize; }
+  bool plain() const { return path == Path::kDequantize; }  // [m, cols] of x_type
+};
+
 // Deterministic; never fails with an abort: what cannot run comes back as an error that names the
 // field, its value and the limit.
 Plan Select(const Desc& desc, const DeviceProps& device, const Tuning& tuning = {});
 
-// Bytes of the staged activations of one token group of `tokens` tokens, and of m tokens in all.
-// Staged form: {float scale, int32 bias} [tiles][tokens rounded up to even], then the planes
-// [quads][8, 16 or 32 columns: high and low byte of each token][4 strips][16 channels] (columns
-// beyond the tokens are neither written nor read), then for the outliers the same numbers as
-// floats, [channels in 2-bit strips][tokens].
+// Bytes of the staged activations of one token group of `tokens` tokens, and of all matrices and
+// tokens of a plan (staging.h has the form).
 size_t StagedGroupBytes(const quant::PackedShape& shape, int tokens);
-size_t StagedBytes(const quant::PackedShape& shape, const Plan& plan);
+size_t StagedBytes(const Desc& desc, const Plan& plan);
+
+// What the producer of the group's input has to write, and LaunchLinear reads: the staged forms
+// behind each other at `staged` (StagedBytes() bytes, 16-byte aligned) if the plan takes them, and
+// `plain` if the plan needs it or the caller has another use for it (null: not wanted).
+LinearInput InputOf(const Desc& desc, const Plan& plan, const DeviceGroup& group, void* staged,
+                    void* plain);
 
 // Shared memory of one block, as the kernel lays it out.
 struct SharedLayout {
@@ -115,6 +135,6 @@ struct SharedLayout {
   int outlier_bounds = 0, outlier_entries = 0;  // words: list starts, then as many entries as fit
   int terms = 0, outliers = 0, barriers = 0, total = 0;  // offsets and size
 };
-SharedLayout LayoutShared(const quant::PackedShape& shape, const Plan& plan);
+SharedLayout LayoutShared(const quant::PackedShape& shape, const SmallPlan& plan);
 
 }  // namespace fewbit::cuda

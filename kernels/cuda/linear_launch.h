@@ -4,6 +4,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <string>
+
+#include "kernels/cuda/cublas.h"
 #include "kernels/cuda/linear.h"
 
 namespace fewbit::cuda {
@@ -11,17 +14,30 @@ namespace fewbit::cuda {
 cudaError_t ReadDeviceProps(int device, DeviceProps* props);
 
 // Once per process and device, before the first launch: raises the kernels' shared-memory limits.
-cudaError_t PrepareSmallKernels(const DeviceProps& props);
+cudaError_t PrepareLinearKernels(const DeviceProps& props);
 
 // x [m, cols] of desc.x_type with row stride x_stride elements (a multiple of 8, 16-byte aligned)
-// into the staged form of linear.h, StagedBytes() long and 16-byte aligned.
-cudaError_t StageActivations(const Desc& desc, const Plan& plan, const uint16_t* strip_order,
-                             const void* x, int64_t x_stride, void* staged, cudaStream_t stream);
+// into everything that `to` asks for. On the token path producers do this themselves.
+cudaError_t StageActivations(const Desc& desc, const void* x, int64_t x_stride,
+                             const LinearInput& to, cudaStream_t stream);
 
-// y[i, r], i < m, r < rows, row stride y_stride elements of desc.y_type. REQUIRES: plan ==
-// Select(desc, ...) without error, path kSmall; `staged` filled by StageActivations for the same
-// desc.
-cudaError_t LaunchSmall(const Desc& desc, const Plan& plan, const DeviceMatrix& w,
-                        const void* staged, void* y, int64_t y_stride, cudaStream_t stream);
+// Result r of part p and token i goes to y[i * stride + column[p] + r], of desc.y_type.
+struct LinearOutput {
+  void* y = nullptr;
+  int64_t stride = 0;
+  int64_t column[kMostParts] = {};
+};
+
+// For plans that go through 16-bit weights; unused by the others.
+struct LinearWorkspace {
+  void* scratch = nullptr;  // ScratchBytes() of the largest matrix (dequantize.h)
+  Cublas* cublas = nullptr;
+};
+
+// All matrices of the group, whatever path the plan takes. Empty, or what failed. REQUIRES: plan ==
+// Select(desc, ...) without error, `in` == InputOf(...) and filled by earlier work of the stream.
+std::string LaunchLinear(const Desc& desc, const Plan& plan, const DeviceGroup& group,
+                         const LinearInput& in, const LinearOutput& out,
+                         const LinearWorkspace& workspace, cudaStream_t stream);
 
 }  // namespace fewbit::cuda

@@ -11,7 +11,8 @@
 
 #include "kernels/cuda/device/tile_product.cuh"
 #include "kernels/cuda/device/tile_ring.cuh"
-#include "kernels/cuda/linear_launch.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_small.h"
 #include "kernels/cuda/small_instances.h"
 
 namespace fewbit::cuda {
@@ -34,7 +35,7 @@ struct SmallArgs {
   size_t group_bytes;      // of the staged activations
   size_t row_block_bytes;  // of the weights
   SharedLayout layout;
-  int tiles, quads, row_blocks;
+  int tiles, row_blocks;
   int m, group_tokens, stages;
   int segment_begin[kSegments + 1];
   DType y_type;
@@ -67,14 +68,24 @@ struct Activations {
   const int2* meta;  // {scale, bias} [tile][meta_stride]
   int meta_stride;
   const uint8_t* planes;
-  const float* floats;  // [channel in 2-bit strips][group_tokens]
+  int quad_bytes;
 
-  __device__ Activations(const SmallArgs& a, const Share& s, int quad_bytes) {
+  __device__ Activations(const SmallArgs& a, const Share& s) {
     const uint8_t* from = a.staged + s.group * a.group_bytes;
     meta = reinterpret_cast<const int2*>(from);
-    meta_stride = (a.group_tokens + 1) / 2 * 2;
+    meta_stride = EvenTokens(a.group_tokens);
     planes = from + a.tiles * meta_stride * sizeof(int2);
-    floats = reinterpret_cast<const float*>(planes + static_cast<size_t>(a.quads) * quad_bytes);
+    quad_bytes = QuadBytes(a.group_tokens);
+  }
+
+  // The activation of `token` at a position in 2-bit strips, as the product sees it.
+  __device__ __forceinline__ float Value(int position, int token) const {
+    constexpr int kTileChannels = quant::kTileChunks * quant::ChunkChannels(2);
+    const uint8_t* at = planes + position / kColumnBytes * quad_bytes + token * 2 * kColumnBytes +
+                        position % kColumnBytes;
+    const int v = 256 * static_cast<int8_t>(at[0]) + static_cast<int8_t>(at[kColumnBytes]);
+    const int scale = meta[position / kTileChannels * meta_stride + token].x;
+    return __fmul_rn(__int2float_rn(v), __int_as_float(scale));
   }
 };
 
@@ -106,8 +117,8 @@ class Outliers {
 
   // sums[i] = the outliers of list first + i times the activations of `token`, each in list order.
   template <int kLists>
-  __device__ __forceinline__ void Sum(const SmallArgs& a, const Activations& x, int first,
-                                      int token, float (&sums)[kLists]) const {
+  __device__ __forceinline__ void Sum(const Activations& x, int first, int token,
+                                      float (&sums)[kLists]) const {
     const uint32_t base = bounds_[0];
     uint32_t bound[kLists + 1];
 #pragma unroll
@@ -123,7 +134,7 @@ class Outliers {
         const uint32_t entry =
             place - base < capacity_ ? entries_[place - base] : __ldg(global_ + place);
         value[i] = __half2float(__ushort_as_half(static_cast<uint16_t>(entry >> 16)));
-        activation[i] = x.floats[(entry & 0xFFFF) * a.group_tokens + token];
+        activation[i] = x.Value(static_cast<int>(entry & 0xFFFF), token);
       }
 #pragma unroll
       for (uint32_t i = 0; i < kAhead; ++i) {
@@ -206,7 +217,7 @@ __device__ __forceinline__ void ReduceFew(const SmallArgs& a, const Share& s, co
     float part = 0;
     if (valid) {
       float extra[1] = {};
-      if (outliers.any()) outliers.Sum(a, x, row * kSegments + segment, token, extra);
+      if (outliers.any()) outliers.Sum(x, row * kSegments + segment, token, extra);
       const float* from = terms + row / quant::kBlockRows * a.tiles * TermFloats(1) +
                           row % quant::kBlockRows * TermStride(1) + token;
       part = __fadd_rn(SegmentSum<1>(a, from, segment), extra[0]);
@@ -233,7 +244,7 @@ __device__ __forceinline__ void ReduceMany(const SmallArgs& a, const Share& s, c
     const int token = o - row * s.tokens, at = s.first_block * quant::kBlockRows + row;
     if (at >= a.w.shape.rows) continue;
     float extra[kSegments] = {};
-    if (outliers.any()) outliers.Sum(a, x, row * kSegments, token, extra);
+    if (outliers.any()) outliers.Sum(x, row * kSegments, token, extra);
     const float* from = terms + row / quant::kBlockRows * a.tiles * TermFloats(kTiles) +
                         row % quant::kBlockRows * TermStride(kTiles) + token;
     float sum = 0;
@@ -359,11 +370,11 @@ struct Warp {
   }
 
   __device__ __forceinline__ void Run(const Activations& x, float* terms) {
-    const ActivationView<kTiles> view(x.planes, s.tokens, lane);
+    const ActivationView<kTiles> view(x.planes, x.quad_bytes, s.tokens, lane);
 #pragma unroll 1
     while (at.Valid(a)) {
       const TileInfo info = a.tile[at.tile];
-      const uint8_t* quad = view.first + info.quad * view.kQuadBytes;
+      const uint8_t* quad = view.first + info.quad * view.quad_bytes;
       int2 meta[kTiles];
       LoadMeta(x, meta);
       if constexpr (kColumns) {
@@ -395,7 +406,7 @@ __global__ void __launch_bounds__(32 * kSmallTable[kInstance].max_warps,
 #pragma unroll 1
   for (int i = 0; i < a.stages; ++i) warp.Issue();
   LetNextKernelStart();
-  const Activations x(a, s, ActivationView<kI.token_tiles>::kQuadBytes);
+  const Activations x(a, s);
   float* terms = reinterpret_cast<float*>(shared + a.layout.terms);
   const Outliers outliers(a, s, shared);
   WaitForPreviousKernels();
@@ -420,7 +431,6 @@ constexpr std::array<Kernel, kSmallInstances> kKernels =
 
 void FillTiles(const quant::PackedShape& shape, SmallArgs* args) {
   args->tiles = NumTiles(shape);
-  args->quads = NumQuads(shape);
   args->row_blocks = shape.row_blocks();
   for (int i = 0; i < args->tiles; ++i) {
     const int bits = i < shape.tiles(2) ? 2 : 4;
@@ -436,21 +446,6 @@ void FillTiles(const quant::PackedShape& shape, SmallArgs* args) {
 
 }  // namespace
 
-cudaError_t ReadDeviceProps(int device, DeviceProps* props) {
-  const std::array<std::pair<cudaDeviceAttr, int*>, 5> wanted = {{
-      {cudaDevAttrComputeCapabilityMajor, &props->major},
-      {cudaDevAttrComputeCapabilityMinor, &props->minor},
-      {cudaDevAttrMultiProcessorCount, &props->multiprocessors},
-      {cudaDevAttrMaxSharedMemoryPerMultiprocessor, &props->shared_per_multiprocessor},
-      {cudaDevAttrMaxSharedMemoryPerBlockOptin, &props->shared_per_block},
-  }};
-  for (const auto& [attribute, value] : wanted) {
-    const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
-}
-
 cudaError_t PrepareSmallKernels(const DeviceProps& props) {
   for (int i = 0; i < kSmallInstances; ++i) {
     if (kSmallTable[i].copy == Copy::kBulk && props.major < 9) continue;
@@ -461,32 +456,23 @@ cudaError_t PrepareSmallKernels(const DeviceProps& props) {
   return cudaSuccess;
 }
 
-cudaError_t LaunchSmall(const Desc& desc, const Plan& plan, const DeviceMatrix& w,
-                        const void* staged, void* y, int64_t y_stride, cudaStream_t stream) {
+cudaError_t LaunchSmall(const SmallPlan& plan, int m, const DeviceMatrix& w, const StageTarget& x,
+                        void* y, DType y_type, int64_t y_stride, cudaStream_t stream) {
   SmallArgs args = {};
   args.w = w;
-  args.staged = static_cast<const uint8_t*>(staged);
+  args.staged = x.staged;
   args.y = y;
   args.y_stride = y_stride;
-  args.group_bytes = StagedGroupBytes(desc.shape, plan.group_tokens);
-  args.row_block_bytes = desc.shape.row_block_bytes();
-  args.layout = LayoutShared(desc.shape, plan);
-  FillTiles(desc.shape, &args);
-  args.m = desc.m;
+  args.group_bytes = x.group_bytes;
+  args.row_block_bytes = w.shape.row_block_bytes();
+  args.layout = LayoutShared(w.shape, plan);
+  FillTiles(w.shape, &args);
+  args.m = m;
   args.stages = plan.stages;
   args.group_tokens = plan.group_tokens;
-  args.y_type = desc.y_type;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(plan.blocks, plan.groups);
-  config.blockDim = dim3(32 * plan.warps);
-  config.dynamicSmemBytes = plan.shared_bytes;
-  config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kKernels[plan.instance], args);
+  args.y_type = y_type;
+  return LaunchDependent(kKernels[plan.instance], dim3(plan.blocks, plan.groups),
+                         dim3(32 * plan.warps), plan.shared_bytes, stream, args);
 }
 
 }  // namespace fewbit::cuda

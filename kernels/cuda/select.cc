@@ -10,23 +10,17 @@ namespace {
 int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 size_t Align(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
-int FindInstance(const Desc& desc, int tokens, Copy copy) {
+int FindInstance(const quant::PackedShape& shape, int tokens, Copy copy) {
   for (int i = 0; i < kSmallInstances; ++i) {
     const Instance& in = kSmallTable[i];
-    if (in.copy == copy && in.zero_points == desc.shape.zero_points &&
-        4 * in.token_tiles >= tokens) {
+    if (in.copy == copy && in.zero_points == shape.zero_points && 4 * in.token_tiles >= tokens) {
       return i;
     }
   }
   return -1;
 }
 
-std::string Check(const Desc& d, const DeviceProps& device) {
-  const quant::PackedShape& s = d.shape;
-  if (device.major < 8) {
-    return "compute capability " + std::to_string(device.major) + "." +
-           std::to_string(device.minor) + " is below 8.0, the least that the kernels support";
-  }
+std::string CheckShape(const quant::PackedShape& s) {
   if (s.rows <= 0 || s.cols <= 0 || s.cols % quant::kStripChannels != 0) {
     return "rows " + std::to_string(s.rows) + ", cols " + std::to_string(s.cols) +
            ": both must be positive and cols a multiple of 16";
@@ -43,8 +37,28 @@ std::string Check(const Desc& d, const DeviceProps& device) {
     return "chunks2 " + std::to_string(s.chunks2) + ": outliers address at most " +
            std::to_string(kMaxPositions2) + " channels";
   }
+  return "";
+}
+
+std::string Check(const Desc& d, const DeviceProps& device) {
+  if (device.major < 8) {
+    return "compute capability " + std::to_string(device.major) + "." +
+           std::to_string(device.minor) + " is below 8.0, the least that the kernels support";
+  }
+  if (d.count < 1 || d.count > kMostParts) {
+    return "count " + std::to_string(d.count) + " must be in [1, " + std::to_string(kMostParts) +
+           "]";
+  }
+  for (int p = 0; p < d.count; ++p) {
+    const quant::PackedShape& s = d.shapes[p];
+    std::string error = CheckShape(s);
+    if (!error.empty()) return error;
+    if (s.cols != d.shapes[0].cols || s.zero_points != d.shapes[0].zero_points) {
+      return "matrices of one group must have the same cols and zero_points; part " +
+             std::to_string(p) + " has cols " + std::to_string(s.cols);
+    }
+  }
   if (d.m <= 0) return "m " + std::to_string(d.m) + " must be positive";
-  if (d.x_type == DType::kF32) return "x_type must be fp16 or bf16";
   return "";
 }
 
@@ -65,17 +79,17 @@ int ChooseWarps(int items, int least, int most) {
 
 // Fills the plan for `per_mp` resident blocks per multiprocessor, in `waves` one after the other;
 // false if it does not fit.
-bool TryGeometry(const Desc& d, const DeviceProps& device, const Tuning& tuning, int per_mp,
-                 int waves, int fewest_warps, Plan* plan) {
+bool TryGeometry(const quant::PackedShape& shape, const DeviceProps& device, const Tuning& tuning,
+                 int per_mp, int waves, int fewest_warps, SmallPlan* plan) {
   const Instance& in = kSmallTable[plan->instance];
   constexpr int kReserved = 1024;  // per block, taken by the system
   const int budget =
       std::min(device.shared_per_block, device.shared_per_multiprocessor / per_mp - kReserved);
-  const int row_groups = CeilDiv(d.shape.row_blocks(), in.row_blocks);
+  const int row_groups = CeilDiv(shape.row_blocks(), in.row_blocks);
   plan->blocks = std::min(row_groups, std::max(1, device.multiprocessors * per_mp * waves));
   plan->own = CeilDiv(row_groups, plan->blocks) * in.row_blocks;
   // Tiles, or (tile, row-block pair)s: what the warps share out.
-  const int items = NumTiles(d.shape) * (in.token_tiles == 1 ? 1 : plan->own / in.row_blocks);
+  const int items = NumTiles(shape) * (in.token_tiles == 1 ? 1 : plan->own / in.row_blocks);
   const int most = in.max_warps;
   plan->warps =
       tuning.warps > 0 ? std::min(tuning.warps, most) : ChooseWarps(items, std::min(most, 8), most);
@@ -85,7 +99,7 @@ bool TryGeometry(const Desc& d, const DeviceProps& device, const Tuning& tuning,
   const int least_stages = fixed || tuning.stages > 0 ? wanted : 1;
   for (;; plan->warps -= 2) {
     for (plan->stages = wanted; plan->stages >= least_stages; --plan->stages) {
-      plan->shared_bytes = LayoutShared(d.shape, *plan).total;
+      plan->shared_bytes = LayoutShared(shape, *plan).total;
       if (plan->shared_bytes <= static_cast<size_t>(budget)) return true;
     }
     if (tuning.warps > 0 || plan->warps - 2 < least) return false;
@@ -93,20 +107,20 @@ bool TryGeometry(const Desc& d, const DeviceProps& device, const Tuning& tuning,
 }
 
 // The best geometry for groups of `tokens` tokens: without a second wave if possible.
-bool TryGroups(const Desc& d, const DeviceProps& device, const Tuning& tuning, int tokens,
-               Plan* plan) {
+bool TryGroups(const quant::PackedShape& shape, int m, const DeviceProps& device,
+               const Tuning& tuning, int tokens, SmallPlan* plan) {
   const bool bulk = device.major >= 9 && !tuning.use_cp_async;
   plan->group_tokens = tokens;
-  plan->groups = CeilDiv(d.m, tokens);
-  plan->instance = FindInstance(d, tokens, bulk ? Copy::kBulk : Copy::kAsync);
+  plan->groups = CeilDiv(m, tokens);
+  plan->instance = FindInstance(shape, tokens, bulk ? Copy::kBulk : Copy::kAsync);
   const int fixed = tuning.blocks_per_multiprocessor;
-  const int row_blocks = d.shape.row_blocks();
+  const int row_blocks = shape.row_blocks();
   // Another wave of blocks costs less than a block with too few warps.
   for (int fewest_warps : {12, 4}) {
     for (int waves = 1;; waves *= 2) {
       for (int per_mp = fixed > 0 ? fixed : kSmallTable[plan->instance].residency; per_mp >= 1;
            --per_mp) {
-        if (TryGeometry(d, device, tuning, per_mp, waves, fewest_warps, plan)) return true;
+        if (TryGeometry(shape, device, tuning, per_mp, waves, fewest_warps, plan)) return true;
         if (fixed > 0) break;
       }
       if (device.multiprocessors * waves >= row_blocks) break;
@@ -120,17 +134,40 @@ bool TryGroups(const Desc& d, const DeviceProps& device, const Tuning& tuning, i
 std::span<const Instance> SmallInstances() { return kSmallTable; }
 
 size_t StagedGroupBytes(const quant::PackedShape& shape, int tokens) {
-  const size_t meta = static_cast<size_t>(NumTiles(shape)) * ((tokens + 1) / 2) * 16;
-  const size_t floats = static_cast<size_t>(shape.chunks2) * quant::ChunkChannels(2) * tokens;
-  return Align(
-      meta + static_cast<size_t>(NumQuads(shape)) * QuadBytes(tokens) + floats * sizeof(float), 16);
+  const size_t meta = size_t{8} * NumTiles(shape) * EvenTokens(tokens);
+  return meta + size_t{1} * NumQuads(shape) * QuadBytes(tokens);
 }
 
-size_t StagedBytes(const quant::PackedShape& shape, const Plan& plan) {
-  return plan.groups * StagedGroupBytes(shape, plan.group_tokens);
+size_t StagedBytes(const Desc& desc, const Plan& plan) {
+  size_t bytes = 0;
+  for (int p = 0; p < desc.count && plan.staged(); ++p) {
+    const SmallPlan& small = plan.small[p];
+    bytes += small.groups * StagedGroupBytes(desc.shapes[p], small.group_tokens);
+  }
+  return bytes;
 }
 
-SharedLayout LayoutShared(const quant::PackedShape& shape, const Plan& plan) {
+LinearInput InputOf(const Desc& desc, const Plan& plan, const DeviceGroup& group, void* staged,
+                    void* plain) {
+  LinearInput in;
+  in.plain = plain;
+  in.plain_type = desc.x_type;
+  if (!plan.staged()) return in;
+  in.count = desc.count;
+  uint8_t* at = static_cast<uint8_t*>(staged);
+  for (int p = 0; p < desc.count; ++p) {
+    StageTarget& to = in.parts[p];
+    to.shape = desc.shapes[p];
+    to.strip_order = group.parts[p].strip_order;
+    to.staged = at;
+    to.group_tokens = plan.small[p].group_tokens;
+    to.group_bytes = static_cast<uint32_t>(StagedGroupBytes(to.shape, to.group_tokens));
+    at += size_t{1} * plan.small[p].groups * to.group_bytes;
+  }
+  return in;
+}
+
+SharedLayout LayoutShared(const quant::PackedShape& shape, const SmallPlan& plan) {
   SharedLayout out;
   const Instance& in = kSmallTable[plan.instance];
   out.tile_bytes = static_cast<int>(quant::TileBytes(2, quant::kTileChunks, shape.zero_points));
@@ -187,13 +224,24 @@ Plan Select(const Desc& desc, const DeviceProps& device, const Tuning& tuning) {
   if (!plan.error.empty()) return plan;
   if (desc.m > kMaxSmallTokens) {
     plan.path = Path::kDequantize;
+    if (desc.x_type == DType::kF32)
+      plan.error = "x_type f32 with m " + std::to_string(desc.m) + ": more than " +
+                   std::to_string(kMaxSmallTokens) + " tokens take fp16 or bf16";
     return plan;
   }
-  for (int tokens = std::min(desc.m, kMostGroupTokens); tokens >= 1; tokens /= 2) {
-    if (TryGroups(desc, device, tuning, tokens, &plan)) return plan;
+  for (int p = 0; p < desc.count; ++p) {
+    int tokens = std::min(desc.m, kMostGroupTokens);
+    while (tokens >= 1 &&
+           !TryGroups(desc.shapes[p], desc.m, device, tuning, tokens, &plan.small[p])) {
+      tokens /= 2;
+    }
+    if (tokens == 0) {
+      plan.error = "no kernel geometry: cols " + std::to_string(desc.shapes[p].cols) +
+                   " does not fit " + std::to_string(device.shared_per_block) +
+                   " bytes of shared memory per block";
+      return plan;
+    }
   }
-  plan.error = "no kernel geometry: cols " + std::to_string(desc.shape.cols) + " does not fit " +
-               std::to_string(device.shared_per_block) + " bytes of shared memory per block";
   return plan;
 }
 

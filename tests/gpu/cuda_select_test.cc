@@ -20,28 +20,29 @@ constexpr DeviceProps kL4 = {8, 9, 58, 100 * 1024, 99 * 1024};
 Desc DescOf(int rows, int cols, double share4, int m, bool zero_points = false) {
   const int strips = cols / 16, four = static_cast<int>(strips * share4);
   Desc d;
-  d.shape = {rows, cols, (strips - four + 7) / 8, (four + 3) / 4, zero_points};
+  d.shapes[0] = {rows, cols, (strips - four + 7) / 8, (four + 3) / 4, zero_points};
   d.m = m;
   return d;
 }
 
 void ExpectFits(const Desc& d, const DeviceProps& device) {
   const Plan p = Select(d, device);
-  ASSERT_EQ(p.error, "") << d.shape.rows << " x " << d.shape.cols << " m " << d.m;
+  ASSERT_EQ(p.error, "") << d.shapes[0].rows << " x " << d.shapes[0].cols << " m " << d.m;
   ASSERT_EQ(p.path, Path::kSmall);
-  const Instance& in = SmallInstances()[p.instance];
-  EXPECT_EQ(in.zero_points, d.shape.zero_points);
+  const SmallPlan& small = p.small[0];
+  const Instance& in = SmallInstances()[small.instance];
+  EXPECT_EQ(in.zero_points, d.shapes[0].zero_points);
   EXPECT_EQ(in.copy, device.major >= 9 ? Copy::kBulk : Copy::kAsync);
-  EXPECT_GE(4 * in.token_tiles, p.group_tokens);
-  EXPECT_GE(p.group_tokens * p.groups, d.m);
-  EXPECT_LT(p.group_tokens * (p.groups - 1), d.m);
-  EXPECT_GE(p.warps, 1);
-  EXPECT_LE(p.warps, in.max_warps);
-  EXPECT_GE(p.blocks * p.own, d.shape.row_blocks());
-  EXPECT_EQ(p.own % in.row_blocks, 0);
-  EXPECT_LE(p.shared_bytes, static_cast<size_t>(device.shared_per_block));
-  const SharedLayout layout = LayoutShared(d.shape, p);
-  EXPECT_EQ(static_cast<size_t>(layout.total), p.shared_bytes);
+  EXPECT_GE(4 * in.token_tiles, small.group_tokens);
+  EXPECT_GE(small.group_tokens * small.groups, d.m);
+  EXPECT_LT(small.group_tokens * (small.groups - 1), d.m);
+  EXPECT_GE(small.warps, 1);
+  EXPECT_LE(small.warps, in.max_warps);
+  EXPECT_GE(small.blocks * small.own, d.shapes[0].row_blocks());
+  EXPECT_EQ(small.own % in.row_blocks, 0);
+  EXPECT_LE(small.shared_bytes, static_cast<size_t>(device.shared_per_block));
+  const SharedLayout layout = LayoutShared(d.shapes[0], small);
+  EXPECT_EQ(static_cast<size_t>(layout.total), small.shared_bytes);
   EXPECT_EQ(layout.barriers % 8, 0);
   EXPECT_EQ(layout.terms % 16, 0);
 }
@@ -77,16 +78,23 @@ TEST(CudaSelect, ErrorsNameTheFieldAndTheLimit) {
   old.major = 7;
   EXPECT_NE(Select(DescOf(16, 16, 0, 1), old).error.find("7.0"), std::string::npos);
   Desc d = DescOf(16, 4096, 0, 1);
-  d.shape.cols = 4104;
+  d.shapes[0].cols = 4104;
   EXPECT_NE(Select(d, kH200).error.find("4104"), std::string::npos);
   d = DescOf(16, 4096, 0, 1);
-  d.shape.chunks2 -= 1;
+  d.shapes[0].chunks2 -= 1;
   EXPECT_NE(Select(d, kH200).error.find("chunks2 31"), std::string::npos);
   d = DescOf(16, 4096, 0, 0);
   EXPECT_NE(Select(d, kH200).error.find("m 0"), std::string::npos);
   d = DescOf(16, 4096, 0, 1);
+  d = DescOf(16, 4096, 0, kMaxSmallTokens + 1);
   d.x_type = DType::kF32;
   EXPECT_NE(Select(d, kH200).error.find("x_type"), std::string::npos);
+  d = DescOf(16, 4096, 0, 1);
+  d.count = 4;
+  EXPECT_NE(Select(d, kH200).error.find("count 4"), std::string::npos);
+  d.count = 2;
+  d.shapes[1] = DescOf(16, 2048, 0, 1).shapes[0];
+  EXPECT_NE(Select(d, kH200).error.find("part 1 has cols 2048"), std::string::npos);
   EXPECT_NE(Select(DescOf(16, 70000 / 16 * 16, 0, 1), kH200).error.find("65536"),
             std::string::npos);
   EXPECT_NE(Select(DescOf(16, 70000 / 16 * 16, 1, 1), kH200).error.find("256"), std::string::npos);
@@ -102,7 +110,7 @@ TEST(CudaSelect, SegmentsCoverAllTilesInOrder) {
 }
 
 TEST(CudaSelect, QuadsFollowTheChunks) {
-  const quant::PackedShape s = DescOf(16, 11008, 0.25, 1).shape;
+  const quant::PackedShape s = DescOf(16, 11008, 0.25, 1).shapes[0];
   int quad = 0;
   for (int tile = 0; tile < NumTiles(s); ++tile) {
     EXPECT_EQ(FirstQuad(s, tile), quad);

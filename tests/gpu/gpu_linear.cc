@@ -31,11 +31,11 @@ bool AllPoison(const uint8_t* p, size_t bytes) {
 
 std::vector<float> Outputs(const cuda::Desc& d, const std::vector<uint8_t>& raw, int64_t stride) {
   const size_t width = d.y_type == DType::kF32 ? 4 : 2;
-  std::vector<float> y(static_cast<size_t>(d.m) * d.shape.rows);
+  std::vector<float> y(static_cast<size_t>(d.m) * d.shapes[0].rows);
   EXPECT_TRUE(AllPoison(raw.data(), kGuard * width)) << "written before the output";
   for (int i = 0; i < d.m; ++i) {
     const uint8_t* row = raw.data() + (kGuard + i * stride) * width;
-    for (int r = 0; r < d.shape.rows; ++r) {
+    for (int r = 0; r < d.shapes[0].rows; ++r) {
       const uint8_t* p = row + r * width;
       if (AllPoison(p, width)) {
         ADD_FAILURE() << "output " << i << ", " << r << " was not written";
@@ -45,19 +45,26 @@ std::vector<float> Outputs(const cuda::Desc& d, const std::vector<uint8_t>& raw,
       uint16_t half;
       std::memcpy(&value, p, sizeof(value));
       std::memcpy(&half, p, sizeof(half));
-      y[static_cast<size_t>(i) * d.shape.rows + r] = width == 4 ? value : FromBits(d.y_type, half);
+      y[static_cast<size_t>(i) * d.shapes[0].rows + r] =
+          width == 4 ? value : FromBits(d.y_type, half);
     }
-    EXPECT_TRUE(AllPoison(row + d.shape.rows * width, (stride - d.shape.rows) * width))
+    EXPECT_TRUE(AllPoison(row + d.shapes[0].rows * width, (stride - d.shapes[0].rows) * width))
         << "written behind row " << i;
   }
   return y;
 }
 
-std::vector<uint16_t> AllBits(DType type, const std::vector<float>& x) {
-  std::vector<uint16_t> bits;
-  bits.reserve(x.size());
-  for (float v : x) bits.push_back(ToBits(type, v));
-  return bits;
+std::vector<uint8_t> AllBytes(DType type, const std::vector<float>& x) {
+  std::vector<uint8_t> bytes(x.size() * (type == DType::kF32 ? 4 : 2));
+  for (size_t i = 0; i < x.size(); ++i) {
+    const uint16_t bits = ToBits(type, x[i]);
+    if (type == DType::kF32) {
+      std::memcpy(bytes.data() + 4 * i, &x[i], 4);
+    } else {
+      std::memcpy(bytes.data() + 2 * i, &bits, 2);
+    }
+  }
+  return bytes;
 }
 
 }  // namespace
@@ -85,7 +92,7 @@ cuda::DeviceProps ThisDevice() {
   cuda::DeviceProps props;
   cuda::CheckCuda(cuda::ReadDeviceProps(0, &props), "ReadDeviceProps");
   static const bool prepared = [&] {
-    cuda::CheckCuda(cuda::PrepareSmallKernels(props), "PrepareSmallKernels");
+    cuda::CheckCuda(cuda::PrepareLinearKernels(props), "PrepareLinearKernels");
     return true;
   }();
   EXPECT_TRUE(prepared);
@@ -95,46 +102,38 @@ cuda::DeviceProps ThisDevice() {
 std::vector<float> RoundTo(DType type, const std::vector<float>& x) {
   std::vector<float> out;
   out.reserve(x.size());
-  for (float v : x) out.push_back(FromBits(type, ToBits(type, v)));
+  for (float v : x) out.push_back(type == DType::kF32 ? v : FromBits(type, ToBits(type, v)));
   return out;
 }
 
 std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,
-                                const std::vector<float>& x, const cuda::Tuning& tuning) {
+                                const std::vector<float>& x, const cuda::Tuning& tuning,
+                                cuda::Cublas* cublas) {
   const cuda::Plan plan = cuda::Select(desc, ThisDevice(), tuning);
-  if (!plan.error.empty() || plan.path != cuda::Path::kSmall) {
+  if (!plan.error.empty()) {
     ADD_FAILURE() << "not selected: " << plan.error;
     return {};
   }
-  const cuda::DeviceBuffer<uint16_t> x_device(AllBits(desc.x_type, x));
-  const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(desc.shape, plan));
-  const int64_t stride = desc.shape.rows + 5;
+  const cuda::DeviceBuffer<uint8_t> x_device(AllBytes(desc.x_type, x));
+  const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(desc, plan));
+  const cuda::DeviceBuffer<uint8_t> scratch(plan.plain() ? cuda::ScratchBytes(desc.shapes[0]) : 0);
+  const int64_t stride = desc.shapes[0].rows + 8;
   const size_t width = desc.y_type == DType::kF32 ? 4 : 2;
   cuda::DeviceBuffer<uint8_t> y((2 * kGuard + desc.m * stride) * width);
   cuda::CheckCuda(cudaMemset(staged.get(), kPoison, staged.bytes()), "poison");
   cuda::CheckCuda(cudaMemset(y.get(), kPoison, y.bytes()), "poison");
-  cuda::CheckCuda(cuda::StageActivations(desc, plan, w.view().strip_order, x_device.get(),
-                                         desc.shape.cols, staged.get(), nullptr),
-                  "StageActivations");
-  cuda::CheckCuda(cuda::LaunchSmall(desc, plan, w.view(), staged.get(), y.get() + kGuard * width,
-                                    stride, nullptr),
-                  "LaunchSmall");
-  cuda::CheckCuda(cudaDeviceSynchronize(), "LaunchSmall");
-  return Outputs(desc, y.Download(), stride);
-}
-
-std::vector<float> RunThroughScratch(const cuda::Desc& desc, const GpuMatrix& w,
-                                     const std::vector<float>& x, cuda::Cublas* cublas) {
-  const cuda::DeviceBuffer<uint16_t> x_device(AllBits(desc.x_type, x));
-  const cuda::DeviceBuffer<uint8_t> scratch(cuda::ScratchBytes(desc.shape));
-  const int64_t stride = desc.shape.rows + 8;
-  cuda::DeviceBuffer<uint8_t> y((2 * kGuard + desc.m * stride) * 2);
-  cuda::CheckCuda(cudaMemset(y.get(), kPoison, y.bytes()), "poison");
-  EXPECT_EQ(
-      cuda::LinearThroughScratch(desc, w.view(), x_device.get(), desc.shape.cols, scratch.get(),
-                                 y.get() + 2 * kGuard, stride, cublas, nullptr),
-      "");
-  cuda::CheckCuda(cudaDeviceSynchronize(), "LinearThroughScratch");
+  const cuda::DeviceGroup group = {1, {w.view()}};
+  const cuda::LinearInput in =
+      cuda::InputOf(desc, plan, group, staged.get(), plan.plain() ? x_device.get() : nullptr);
+  if (plan.staged()) {
+    cuda::CheckCuda(cuda::StageActivations(desc, x_device.get(), desc.shapes[0].cols, in, nullptr),
+                    "StageActivations");
+  }
+  cuda::LinearOutput out;
+  out.y = y.get() + kGuard * width;
+  out.stride = stride;
+  EXPECT_EQ(cuda::LaunchLinear(desc, plan, group, in, out, {scratch.get(), cublas}, nullptr), "");
+  cuda::CheckCuda(cudaDeviceSynchronize(), "LaunchLinear");
   return Outputs(desc, y.Download(), stride);
 }
 

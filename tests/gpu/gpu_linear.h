@@ -29,14 +29,12 @@ cuda::DeviceProps ThisDevice();
 // Values as they are after rounding to `type`.
 std::vector<float> RoundTo(DType type, const std::vector<float>& x);
 
-// y [m, rows] as floats, x [m, cols] already rounded to desc.x_type. Fails the test if an output
-// stays unwritten, a guard is touched, no kernel is selected or CUDA reports an error.
+// y [m, rows] of the one matrix of `desc` as floats, x [m, cols] already rounded to desc.x_type.
+// Fails the test if an output stays unwritten, a guard is touched, no kernel is selected or CUDA
+// reports an error. Large batches need cuBLAS.
 std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,
-                                const std::vector<float>& x, const cuda::Tuning& tuning = {});
-
-// The same through 16-bit scratch and cuBLAS.
-std::vector<float> RunThroughScratch(const cuda::Desc& desc, const GpuMatrix& w,
-                                     const std::vector<float>& x, cuda::Cublas* cublas);
+                                const std::vector<float>& x, const cuda::Tuning& tuning = {},
+                                cuda::Cublas* cublas = nullptr);
 
 float FromBits(DType type, uint16_t bits);
 

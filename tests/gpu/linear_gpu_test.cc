@@ -29,7 +29,7 @@ struct Case {
 
   Case(const PackedOptions& options, std::mt19937* rng)
       : plain(RandomUnpacked(options, rng)), gpu(quant::Pack(plain)) {
-    desc.shape = plain.shape;
+    desc.shapes[0] = plain.shape;
   }
 };
 
@@ -44,6 +44,7 @@ TEST(LinearGpu, EveryInstanceMatchesFloat64) {
       {16, 128, 0.25},  {77, 48, 0.5},    {40, 16, 0.0},    {333, 1040, 0.3},
       {48, 4096, 0.25}, {2131, 528, 1.0}, {161, 2816, 0.0}, {64, 5504, 0.1, false, 0.0, 2}};
   const int token_counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 40, 64};
+  constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
   int next = 0;
   for (PackedOptions options : shapes) {
     for (bool zero_points : {false, true}) {
@@ -56,11 +57,11 @@ TEST(LinearGpu, EveryInstanceMatchesFloat64) {
             cuda::Tuning tuning;
             tuning.use_cp_async = use_cp_async;
             c.desc.m = token_counts[next % std::size(token_counts)];
-            c.desc.x_type = next % 2 ? DType::kBF16 : DType::kF16;
-            c.desc.y_type = next % 3 == 0 ? DType::kF32 : c.desc.x_type;
+            c.desc.x_type = kTypes[next % 3];
+            c.desc.y_type = kTypes[next / 3 % 3];
             const auto x = RoundTo(c.desc.x_type,
                                    RandomActivations(size_t{1} * c.desc.m * options.cols, &rng));
-            reached.insert(cuda::Select(c.desc, ThisDevice(), tuning).instance);
+            reached.insert(cuda::Select(c.desc, ThisDevice(), tuning).small[0].instance);
             const auto y = RunGpuLinear(c.desc, c.gpu, x, tuning);
             ASSERT_FALSE(HasFailure()) << Describe(options) << " m " << c.desc.m;
             EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, c.desc.m)),
@@ -113,7 +114,7 @@ TEST(LinearGpu, BatchInvariant) {
   for (bool zero_points : {false, true}) {
     Case c({208, 4096, 0.25, zero_points, 0.002}, &rng);
     c.desc.y_type = DType::kF32;
-    const int rows = c.desc.shape.rows, cols = c.desc.shape.cols;
+    const int rows = c.desc.shapes[0].rows, cols = c.desc.shapes[0].cols;
     const auto all = RoundTo(DType::kF16, RandomActivations(size_t{64} * cols, &rng));
     c.desc.m = 64;
     const auto y = RunGpuLinear(c.desc, c.gpu, all);
@@ -138,7 +139,8 @@ TEST(LinearGpu, GeometryInvariant) {
   c.desc.y_type = DType::kF32;
   for (int m : {1, 6, 16}) {
     c.desc.m = m;
-    const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * m * c.desc.shape.cols, &rng));
+    const auto x =
+        RoundTo(DType::kF16, RandomActivations(size_t{1} * m * c.desc.shapes[0].cols, &rng));
     const auto expected = RunGpuLinear(c.desc, c.gpu, x);
     ASSERT_FALSE(HasFailure());
     const cuda::Tuning tunings[] = {{4, 1, 1, 0}, {7, 3, 2, 0}, {10, 2, 1, 0},
@@ -180,7 +182,7 @@ TEST(LinearGpu, DequantizeMatchesFloat64) {
     for (DType type : {DType::kF16, DType::kBF16}) {
       const PackedOptions options{77, 1040, 0.3, zero_points, 0.01};
       Case c(options, &rng);
-      cuda::DeviceBuffer<uint8_t> out(cuda::ScratchBytes(c.desc.shape));
+      cuda::DeviceBuffer<uint8_t> out(cuda::ScratchBytes(c.desc.shapes[0]));
       cuda::CheckCuda(cudaMemset(out.get(), 0xFF, out.bytes()), "poison");
       cuda::CheckCuda(cuda::Dequantize(c.gpu.view(), type, out.get(), nullptr), "Dequantize");
       cuda::CheckCuda(cudaDeviceSynchronize(), "Dequantize");
@@ -208,7 +210,7 @@ TEST(LinearGpu, ThroughScratchMatchesFloat64) {
   Case c({80, 1040, 0.25, false, 0.002}, &rng);
   c.desc.m = 200;
   const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * c.desc.m * 1040, &rng));
-  const auto y = RunThroughScratch(c.desc, c.gpu, x, cublas.get());
+  const auto y = RunGpuLinear(c.desc, c.gpu, x, {}, cublas.get());
   EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, c.desc.m)), 1e-3);
 }
 

@@ -8,27 +8,26 @@
 
 namespace fewbit::cuda {
 
-// Where a lane finds its column of the activations: column 2 * token + plane, byte planes, 64 bytes
-// per column, 512 * kTiles per quad. Columns beyond the tokens repeat the last one; their sums are
-// not used.
+// Where a lane finds its column of the activations: column 2 * token + plane, byte planes. Columns
+// beyond the tokens repeat the last one; their sums are not used.
 template <int kTiles>
 struct ActivationView {
-  static constexpr int kQuadBytes = QuadBytes(4 * kTiles);
-
-  const uint8_t* first;  // global memory: this lane's 16 bytes in the first quad, column tile 0
+  const uint8_t* first;  // this lane's 16 bytes in the first quad, column tile 0
   int last;              // from there to this lane's bytes in the last column tile
+  int quad_bytes;
 
-  __device__ ActivationView(const uint8_t* planes, int tokens, int lane) {
+  __device__ ActivationView(const uint8_t* planes, int bytes_per_quad, int tokens, int lane)
+      : quad_bytes(bytes_per_quad) {
     const int g = lane / 4, t = lane % 4, columns = 2 * tokens;
-    const int offset = min(g, columns - 1) * 64 + 16 * t;
+    const int offset = min(g, columns - 1) * kColumnBytes + 16 * t;
     first = planes + offset;
-    last = min(8 * (kTiles - 1) + g, columns - 1) * 64 + 16 * t - offset;
+    last = min(8 * (kTiles - 1) + g, columns - 1) * kColumnBytes + 16 * t - offset;
   }
-  // `quad` = first + quad * kQuadBytes.
+  // `quad` = first + quad * quad_bytes.
   __device__ __forceinline__ void Load(const uint8_t* quad, uint4 (&x)[kTiles]) const {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      x[j] = *reinterpret_cast<const uint4*>(quad + (j + 1 < kTiles ? 512 * j : last));
+      x[j] = *reinterpret_cast<const uint4*>(quad + (j + 1 < kTiles ? 8 * kColumnBytes * j : last));
     }
   }
 };
@@ -42,7 +41,7 @@ struct TileActivations {
 #pragma unroll
     for (int c = 0; c < quant::kTileChunks; ++c) {
 #pragma unroll
-      for (int q = 0; q < ChunkQuads(kBits); ++q, quad += view.kQuadBytes) view.Load(quad, x[c][q]);
+      for (int q = 0; q < ChunkQuads(kBits); ++q, quad += view.quad_bytes) view.Load(quad, x[c][q]);
     }
   }
 };
@@ -131,7 +130,7 @@ __device__ __forceinline__ void ForEachQuad(const uint8_t* tile, int pitch, int 
     for (int b = 0; b < kBlocks; ++b) w[b].Load(record + b * pitch, lane);
     const auto step = [&]<int kQuad>() {
       uint4 next[kTiles] = {};
-      quad += view.kQuadBytes;
+      quad += view.quad_bytes;
       if (!last || kQuad + 1 < kQuads) view.Load(quad, next);
       product.template operator()<kQuad>(w, x);
 #pragma unroll

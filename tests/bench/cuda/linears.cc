@@ -59,15 +59,17 @@ class Linears {
   Linears(const LinearsOptions& options, const ModelShape& model, int most_tokens)
       : options_(options), layers_(LinearsOf(model)), model_(model) {
     CheckCuda(cuda::ReadDeviceProps(0, &props_), "device properties");
-    CheckCuda(cuda::PrepareSmallKernels(props_), "PrepareSmallKernels");
+    CheckCuda(cuda::PrepareLinearKernels(props_), "PrepareLinearKernels");
     uint64_t seed = 1;
     size_t widest = 0, most_staged = 0;
     for (const LinearShape& l : layers_) {
       matrices_.emplace_back(l.rows, l.cols, options.mix, kCopies, seed++);
       widest = std::max<size_t>({widest, static_cast<size_t>(l.rows), static_cast<size_t>(l.cols)});
       const int tokens = std::min(most_tokens, cuda::kMaxSmallTokens);
-      most_staged =
-          std::max(most_staged, tokens * cuda::StagedGroupBytes(matrices_.back().shape(), 1));
+      for (int m = 1; m <= tokens; ++m) {
+        const cuda::Desc desc = DescOf(m, matrices_.size() - 1);
+        most_staged = std::max(most_staged, cuda::StagedBytes(desc, cuda::Select(desc, props_)));
+      }
     }
     std::vector<uint16_t> x(widest * most_tokens);
     uint32_t state = 1;
@@ -138,7 +140,7 @@ class Linears {
  private:
   cuda::Desc DescOf(int m, size_t l) const {
     cuda::Desc d;
-    d.shape = matrices_[l].shape();
+    d.shapes[0] = matrices_[l].shape();
     d.m = m;
     return d;
   }
@@ -177,19 +179,18 @@ class Linears {
     cuda::DeviceMatrix w = matrices_[l].copy(copy);
     if (!v.outliers) w.outlier_start = w.outliers = nullptr;
     const cuda::Plan plan = PlanOf(v, m, l);
-    if (plan.path == cuda::Path::kDequantize) {
-      const std::string error = cuda::LinearThroughScratch(desc, w, x_.get(), cols, scratch_.get(),
-                                                           y_.get(), rows, cublas_.get(), stream);
-      if (!error.empty()) std::fprintf(stderr, "%s\n", error.c_str());
-      return;
-    }
+    cuda::DeviceGroup group = {1, {w}};
+    const cuda::LinearInput in =
+        cuda::InputOf(desc, plan, group, staged_.get(), plan.plain() ? x_.get() : nullptr);
     if (v.kind == Kind::kLinearAndStaging) {
-      CheckCuda(
-          cuda::StageActivations(desc, plan, w.strip_order, x_.get(), cols, staged_.get(), stream),
-          "StageActivations");
+      CheckCuda(cuda::StageActivations(desc, x_.get(), cols, in, stream), "StageActivations");
     }
-    CheckCuda(cuda::LaunchSmall(desc, plan, w, staged_.get(), y_.get(), rows, stream),
-              "LaunchSmall");
+    cuda::LinearOutput out;
+    out.y = y_.get();
+    out.stride = rows;
+    const std::string error =
+        cuda::LaunchLinear(desc, plan, group, in, out, {scratch_.get(), cublas_.get()}, stream);
+    if (!error.empty()) std::fprintf(stderr, "%s\n", error.c_str());
   }
 
   LinearsOptions options_;
@@ -208,7 +209,7 @@ void PrintLayers(Linears* linears, const Variant& v, int m) {
     const double micros = linears->Micros(v, m, l, l + 1);
     std::printf("    %-8s %7.2f us", std::string(linears->layer_name(l)).c_str(), micros);
     if (v.kind != Kind::kCublas) {
-      const cuda::Plan p = linears->PlanOf(v, m, l);
+      const cuda::SmallPlan p = linears->PlanOf(v, m, l).small[0];
       std::printf("  warps %d stages %d blocks %d own %d group %d shared %zu", p.warps, p.stages,
                   p.blocks, p.own, p.group_tokens, p.shared_bytes);
     }

@@ -1,0 +1,130 @@
+// Leaves one token's activations in the form that the next linear layer takes (staging.h), from
+// inside the kernel that computes them. Same numbers whatever the form and whoever calls it.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/cuda/device_tile.h"
+#include "kernels/cuda/staging.h"
+
+namespace fewbit::cuda {
+
+// A lane has 4 neighbouring channels of every eighth strip of a tile.
+inline constexpr int kStageRounds = 4;
+
+// Where the staged form has the 4 high bytes of position `position` (in strips), channels
+// 4 * quarter and up, and how far behind them the low ones.
+__device__ __forceinline__ uint8_t* StagedBytesAt(const StageTarget& to, int token, int position,
+                                                  int quarter, int* to_low) {
+  const int group = token / to.group_tokens, in_group = token - group * to.group_tokens;
+  const int meta_bytes = NumTiles(to.shape) * EvenTokens(to.group_tokens) * 8;
+  *to_low = kColumnBytes;
+  return to.staged + static_cast<size_t>(group) * to.group_bytes + meta_bytes +
+         (position / 4 * to.group_tokens + in_group) * 2 * kColumnBytes + 16 * (position % 4) +
+         4 * quarter;
+}
+
+__device__ __forceinline__ void StoreStagedMeta(const StageTarget& to, int token, int tile,
+                                                float scale, int bias) {
+  const int group = token / to.group_tokens, in_group = token - group * to.group_tokens;
+  int2* meta = reinterpret_cast<int2*>(to.staged + static_cast<size_t>(group) * to.group_bytes);
+  meta[tile * EvenTokens(to.group_tokens) + in_group] = make_int2(__float_as_int(scale), bias);
+}
+
+// One tile of one matrix by one converged warp; load(channel) gives the float4 of 4 channels. A
+// tile whose largest |x| is infinite or NaN gets that as its scale, so that it reaches the result.
+template <typename Load>
+__device__ __forceinline__ void StageTile(const StageTarget& to, const Load& load, int token,
+                                          int tile) {
+  const int lane = threadIdx.x % 32, quarter = lane % 4;
+  const bool two = tile < to.shape.tiles(2);
+  const int bits = two ? 2 : 4, of_width = two ? tile : tile - to.shape.tiles(2);
+  const int strips = to.shape.tile_chunks(bits, of_width) * quant::ChunkStrips(bits);
+  const int first = 4 * FirstQuad(to.shape, tile);
+  float4 x[kStageRounds];
+  uint32_t largest = 0;
+#pragma unroll
+  for (int i = 0; i < kStageRounds; ++i) {
+    const int strip = 8 * i + lane / 4;
+    const uint16_t source = strip < strips ? to.strip_order[first + strip] : quant::kNoStrip;
+    x[i] = make_float4(0, 0, 0, 0);
+    if (source != quant::kNoStrip) x[i] = load(source * quant::kStripChannels + 4 * quarter);
+    for (float v : {x[i].x, x[i].y, x[i].z, x[i].w}) {
+      largest = max(largest, __float_as_uint(v) & 0x7FFFFFFFu);
+    }
+  }
+  const float top = __uint_as_float(__reduce_max_sync(0xFFFFFFFFu, largest));
+  // Below 1e-34 the factor would overflow, and the tile counts as zero.
+  const bool finite = top > 1e-34f && top < __int_as_float(0x7F800000);
+  const float to_fixed = finite ? __fdiv_rn(static_cast<float>(kMaxActivation), top) : 0.0f;
+  int sum = 0;
+#pragma unroll
+  for (int i = 0; i < kStageRounds; ++i) {
+    const int strip = 8 * i + lane / 4;
+    uint32_t high = 0, low = 0;
+    int shift = 0;
+    for (float value : {x[i].x, x[i].y, x[i].z, x[i].w}) {
+      const float scaled =
+          fminf(fmaxf(__fmul_rn(value, to_fixed), -1.0f * kMaxActivation), kMaxActivation);
+      const int v = finite ? __float2int_rn(scaled) : 0;
+      const int h = (v + 128) >> 8;
+      sum += v;
+      high |= static_cast<uint32_t>(h & 0xFF) << shift;
+      low |= static_cast<uint32_t>((v - 256 * h) & 0xFF) << shift;
+      shift += 8;
+    }
+    if (strip < strips) {
+      int to_low;
+      uint8_t* at = StagedBytesAt(to, token, first + strip, quarter, &to_low);
+      *reinterpret_cast<uint32_t*>(at) = high;
+      *reinterpret_cast<uint32_t*>(at + to_low) = low;
+    }
+  }
+  sum = __reduce_add_sync(0xFFFFFFFFu, sum);
+  // The bytes of a weight are 128 too large, in both planes of a 4-bit code.
+  const uint32_t excess = two ? 128u : 128u * 5u;
+  if (lane == 0) {
+    StoreStagedMeta(to, token, tile, __fdiv_rn(top, static_cast<float>(kMaxActivation)),
+                    static_cast<int>(0u - excess * static_cast<uint32_t>(sum)));
+  }
+}
+
+// The staged forms of one token, the tiles of all parts dealt out to `warps` warps.
+template <typename Load>
+__device__ __forceinline__ void StageTiles(const LinearInput& to, const Load& load, int token,
+                                           int warp, int warps) {
+  int item = warp;
+#pragma unroll
+  for (int p = 0; p < kMostParts; ++p) {
+    if (p >= to.count) break;
+    const int tiles = NumTiles(to.parts[p].shape);
+    for (; item < tiles; item += warps) StageTile(to.parts[p], load, token, item);
+    item -= tiles;
+  }
+}
+
+__device__ __forceinline__ void StorePlain(void* plain, DType type, size_t at, float value) {
+  if (type == DType::kF32) {
+    static_cast<float*>(plain)[at] = value;
+  } else if (type == DType::kF16) {
+    static_cast<__half*>(plain)[at] = __float2half_rn(value);
+  } else {
+    static_cast<__nv_bfloat16*>(plain)[at] = __float2bfloat16_rn(value);
+  }
+}
+
+// Writes all that `to` asks for, for one token, by the whole block (a multiple of 32 threads). x:
+// [cols] floats in shared memory, 16-byte aligned, written before a block barrier; cols is a
+// multiple of 16. The block must have passed WaitForPreviousKernels(). No barrier inside.
+__device__ inline void StageToken(const LinearInput& to, const float* x, int cols, int token) {
+  StageTiles(
+      to, [x](int channel) { return *reinterpret_cast<const float4*>(x + channel); }, token,
+      threadIdx.x / 32, blockDim.x / 32);
+  if (to.plain == nullptr) return;
+  for (int i = threadIdx.x; i < cols; i += blockDim.x) {
+    StorePlain(to.plain, to.plain_type, static_cast<size_t>(token) * cols + i, x[i]);
+  }
+}
+
+}  // namespace fewbit::cuda
