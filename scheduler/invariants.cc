@@ -12,8 +12,9 @@ absl::Status Broken(absl::string_view invariant, const Sequence& sequence) {
   const uint64_t id = sequence.request != nullptr ? ToInt(sequence.request->id) : 0;
   return absl::InternalError(
       absl::StrCat(invariant, ": request ", id, " computed ", sequence.num_computed, " scheduled ",
-                   sequence.num_scheduled, " tokens ", sequence.num_tokens, " slot ", sequence.slot,
-                   " blocks ", sequence.num_blocks, " steps in flight ", sequence.steps_in_flight));
+                   sequence.num_scheduled, " tokens ", sequence.num_tokens, " drawn ",
+                   sequence.num_drawn, " slot ", sequence.slot, " blocks ", sequence.num_blocks,
+                   " steps in flight ", sequence.steps_in_flight));
 }
 
 absl::Status Broken(absl::string_view invariant, int64_t is, int64_t should_be) {
@@ -31,11 +32,14 @@ absl::Status Scheduler::CheckInvariants() const {
 
 absl::Status Scheduler::CheckSequence(const Sequence& s) const {
   const bool ordered = 0 <= s.num_computed && s.num_computed <= s.num_scheduled &&
-                       s.num_scheduled <= s.num_tokens && s.num_tokens <= s.max_tokens();
-  if (!ordered) return Broken("I1 computed <= scheduled <= tokens <= prompt + max_new_tokens", s);
+                       s.num_scheduled <= s.num_ahead() && s.num_drawn >= 0 &&
+                       s.num_ahead() <= s.max_tokens();
+  if (!ordered) {
+    return Broken("I1 computed <= scheduled <= tokens + drawn <= prompt + max_new_tokens", s);
+  }
   if (s.state == SequenceState::kWaiting) {
     const bool bare = s.num_scheduled == 0 && s.slot < 0 && s.num_blocks == 0 &&
-                      s.steps_in_flight == 0 && s.num_tokens == s.num_prompt();
+                      s.steps_in_flight == 0 && s.num_ahead() == s.num_prompt();
     return bare ? absl::OkStatus() : Broken("I2 a waiting request holds nothing", s);
   }
   if (s.num_blocks != BlocksNeeded(*s.request) || s.slot < 0 || s.slot >= limits_.max_running) {
@@ -108,7 +112,7 @@ absl::Status Scheduler::CheckHoldings() const {
 
 absl::Status Scheduler::CheckPlans() const {
   for (const Sequence* s = running_.front(); s != nullptr; s = s->next) {
-    in_flight_[s->slot] = {.steps = 0, .next_position = s->num_computed};
+    in_flight_[s->slot] = {.steps = 0, .next_position = s->num_computed, .samples = 0};
   }
   for (int32_t age = 0; age < steps_in_flight_; ++age) {
     for (const PlannedSequence& planned : PlanInFlight(age).sequences) {
@@ -120,12 +124,17 @@ absl::Status Scheduler::CheckPlans() const {
       }
       expected.next_position += planned.num_tokens;
       ++expected.steps;
+      expected.samples += planned.sample ? 1 : 0;
     }
   }
   for (const Sequence* s = running_.front(); s != nullptr; s = s->next) {
     const InFlight& expected = in_flight_[s->slot];
     if (expected.steps != s->steps_in_flight || expected.next_position != s->num_scheduled) {
       return Broken("I11 scheduled minus computed is what is in flight", *s);
+    }
+    // Of a leaving request also those count that were drawn and dropped.
+    if (s->state == SequenceState::kRunning && expected.samples != s->num_drawn) {
+      return Broken("I13 drawn are the samples in flight", *s);
     }
   }
   for (int32_t age = 0; age < steps_in_flight_; ++age) {

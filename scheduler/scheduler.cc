@@ -261,7 +261,7 @@ void Scheduler::PlanTokens(Sequence* sequence, int32_t num_tokens, StepPlan* pla
   planned.sequence = sequence;
   planned.first_position = first;
   planned.num_tokens = num_tokens;
-  planned.sample = end == sequence->num_tokens;
+  planned.sample = end == sequence->num_ahead();
   if (sequence->request->want_prompt_logprobs) {
     planned.score_tokens = std::max(0, std::min(end, num_prompt - 1) - first);
   }
@@ -269,22 +269,23 @@ void Scheduler::PlanTokens(Sequence* sequence, int32_t num_tokens, StepPlan* pla
   plan->num_prefill_tokens += std::max(0, std::min(end, num_prompt) - first);
   plan->num_rows += planned.score_tokens + (planned.sample ? 1 : 0);
   sequence->num_scheduled = end;
+  if (planned.sample) ++sequence->num_drawn;
   ++sequence->steps_in_flight;
 }
 
 void Scheduler::PlanRunning(StepPlan* plan) {
   // Those that decode come first: a long prompt must not hold up the streams that are being read.
   for (Sequence* s = running_.front(); s != nullptr; s = s->next) {
-    if (s->state != SequenceState::kRunning || s->num_generated() == 0) continue;
-    if (s->num_scheduled < s->num_tokens) PlanTokens(s, s->num_tokens - s->num_scheduled, plan);
+    if (s->state != SequenceState::kRunning || s->num_scheduled < s->num_prompt()) continue;
+    if (s->num_ahead() < s->max_tokens()) PlanTokens(s, s->num_ahead() - s->num_scheduled, plan);
   }
   FEWBIT_CHECK_LE(plan->num_tokens, limits_.step_token_budget);
   for (Sequence* s = running_.front(); s != nullptr; s = s->next) {
     const int32_t budget = limits_.step_token_budget - plan->num_tokens;
     if (budget == 0) return;
-    if (s->state != SequenceState::kRunning || s->num_generated() > 0) continue;
-    const int32_t unscheduled = s->num_tokens - s->num_scheduled;
-    if (unscheduled > 0) PlanTokens(s, std::min(unscheduled, budget), plan);
+    const int32_t unscheduled = s->num_prompt() - s->num_scheduled;
+    if (s->state != SequenceState::kRunning || unscheduled <= 0) continue;
+    PlanTokens(s, std::min(unscheduled, budget), plan);
   }
 }
 
@@ -302,7 +303,7 @@ const StepPlan* Scheduler::PlanStep(absl::Time now, std::vector<TokenEvent>* eve
     Sequence* const oldest = waiting_.front();
     if (budget == 0 || BlocksNeeded(*oldest->request) > blocks_.num_free()) break;
     Admit(oldest, now);
-    PlanTokens(oldest, std::min(oldest->num_tokens, budget), &plan);
+    PlanTokens(oldest, std::min(oldest->num_prompt(), budget), &plan);
   }
   if (plan.sequences.empty()) return nullptr;
   ++steps_in_flight_;
@@ -333,6 +334,7 @@ void Scheduler::ApplySequence(const PlannedSequence& planned, const SampledToken
   FEWBIT_CHECK_EQ(sequence->num_computed, planned.first_position);
   sequence->num_computed += planned.num_tokens;
   if (sequence->state == SequenceState::kLeaving) {
+    CountDropped(planned);
     if (sequence->steps_in_flight == 0) Release(sequence);
     return;
   }
@@ -350,6 +352,14 @@ void Scheduler::ApplySequence(const PlannedSequence& planned, const SampledToken
   if (planned.sample) ApplySample(sequence, rows[planned.score_tokens], now, events);
 }
 
+void Scheduler::CountDropped(const PlannedSequence& planned) {
+  const int32_t end = planned.first_position + planned.num_tokens;
+  const int32_t num_prompt = planned.sequence->num_prompt();
+  const int32_t prefill = std::max(0, std::min(end, num_prompt) - planned.first_position);
+  counters_.dropped_prefill_tokens += prefill;
+  counters_.dropped_decode_tokens += planned.num_tokens - prefill;
+}
+
 void Scheduler::ApplySample(Sequence* sequence, const SampledToken& token, absl::Time now,
                             std::vector<TokenEvent>* events) {
   if (token.token == kNoToken) {
@@ -363,6 +373,7 @@ void Scheduler::ApplySample(Sequence* sequence, const SampledToken& token, absl:
   sequence->last_token = now;
   sequence->slot_tokens[sequence->num_tokens] = token.token;
   ++sequence->num_tokens;
+  --sequence->num_drawn;
 
   TokenEvent& event = events->emplace_back();
   event.kind = TokenEvent::Kind::kToken;

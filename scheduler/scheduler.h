@@ -7,7 +7,9 @@
 // finishes and nothing is ever preempted; while the oldest waiting request does not fit, nobody
 // overtakes it. A step runs one token of every sequence that decodes, then chunks of prompts in
 // order of arrival until the token budget is spent. Because the budget is at least max_running,
-// every running sequence that decodes advances in every step, and so does the oldest prompt.
+// every running sequence that decodes advances in every step, and so does the oldest prompt. With
+// more than one step in flight a decoding sequence is planned ahead of tokens that are still being
+// drawn; when one of them ends the request, what was planned behind it is dropped.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +37,7 @@ struct SchedulerLimits {
   int32_t block_tokens = 16;        // tokens per KV block
   int32_t num_blocks = 1024;        // KV blocks in all
   int32_t vocab_size = 1;           // ids are below this
-  int32_t max_steps_in_flight = 1;  // steps planned and not yet applied
+  int32_t max_steps_in_flight = 1;  // steps planned and not yet applied; ExecutorInfo has the same
 };
 
 // INVALID_ARGUMENT names the limit that is out of range.
@@ -109,6 +111,7 @@ class Scheduler {
   void PlanRunning(StepPlan* plan);
   void ApplySequence(const PlannedSequence& planned, const SampledToken* rows, absl::Time now,
                      std::vector<TokenEvent>* events);
+  void CountDropped(const PlannedSequence& planned);
   void ApplySample(Sequence* sequence, const SampledToken& token, absl::Time now,
                    std::vector<TokenEvent>* events);
   Sequence* MutableSequence(const PlannedSequence& planned);
@@ -143,6 +146,7 @@ class Scheduler {
   struct InFlight {
     int32_t steps = 0;
     int32_t next_position = 0;
+    int32_t samples = 0;
   };
   mutable std::vector<uint8_t> seen_;        // per block and per slot
   mutable std::vector<InFlight> in_flight_;  // per slot

@@ -1,5 +1,5 @@
 // The mutable half of a request: three counters, the slot and the blocks it holds. A step hands out
-// a token budget so that num_computed catches up with num_tokens; "prefill" and "decode" are only
+// a token budget so that num_computed catches up with num_ahead(); "prefill" and "decode" are only
 // names for how far behind it is.
 #pragma once
 
@@ -24,7 +24,7 @@ enum class SequenceState : uint8_t {
   kLeaving,  // its final event is out; holds everything until no step in flight names it
 };
 
-// Invariant: 0 <= num_computed <= num_scheduled <= num_tokens <= prompt + max_new_tokens.
+// Invariant: 0 <= num_computed <= num_scheduled <= num_ahead() <= prompt + max_new_tokens.
 // Thread rule: engine thread only.
 struct Sequence {
   std::unique_ptr<Request> request;
@@ -34,6 +34,8 @@ struct Sequence {
   int32_t num_computed = 0;   // tokens whose keys and values are in the cache
   int32_t num_scheduled = 0;  // tokens handed to steps, those in flight included
   int32_t num_tokens = 0;     // tokens known: prompt and output
+  int32_t num_drawn = 0;  // tokens behind those that steps in flight draw: the device knows them
+                          // before the scheduler does
 
   TokenId* slot_tokens =
       nullptr;  // running: [max_context] of the slot, the first num_tokens are set
@@ -52,6 +54,7 @@ struct Sequence {
 
   int32_t num_prompt() const { return static_cast<int32_t>(request->prompt.size()); }
   int32_t num_generated() const { return num_tokens - num_prompt(); }
+  int32_t num_ahead() const { return num_tokens + num_drawn; }
   int32_t max_tokens() const { return num_prompt() + request->max_new_tokens; }
   absl::Time expiry() const { return std::min(request->deadline, request->time_limit); }
 

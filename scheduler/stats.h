@@ -16,6 +16,9 @@ struct SchedulerStats {
   uint64_t steps = 0;  // applied
   uint64_t prefill_tokens = 0;
   uint64_t decode_tokens = 0;
+  // Of these, what was run for requests that had ended before the step was applied.
+  uint64_t dropped_prefill_tokens = 0;
+  uint64_t dropped_decode_tokens = 0;
 };
 
 }  // namespace fewbit

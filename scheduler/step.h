@@ -44,10 +44,10 @@ enum class FinishReason : uint8_t {
   kError,      // the executor failed the step, or could not turn this request's logits into a token
 };
 
-// The share of one sequence in a step: tokens [first_position, first_position + num_tokens).
+// The share of one sequence in a step: tokens [first_position, first_position + num_tokens). While
+// an older step in flight still draws it, a decoding sequence's token is known to the device only.
 struct PlannedSequence {
-  const Sequence* sequence = nullptr;  // unchanged in its first first_position + num_tokens tokens
-                                       // until the step is applied
+  const Sequence* sequence = nullptr;  // tokens are added until the step is applied, none changes
   int32_t first_position = 0;
   int32_t num_tokens = 0;  // at least 1
   bool sample = false;     // the logits of the last token become the next token

@@ -17,7 +17,7 @@
 namespace fewbit {
 namespace {
 
-SchedulerLimits Limits(int32_t running) {
+SchedulerLimits Limits(int32_t running, int32_t steps_in_flight) {
   return {.max_running = running,
           .max_waiting = 256,
           .step_token_budget = 16384,  // so that Fill takes few steps
@@ -25,7 +25,7 @@ SchedulerLimits Limits(int32_t running) {
           .block_tokens = 16,
           .num_blocks = running * 256,
           .vocab_size = 32000,
-          .max_steps_in_flight = 1};
+          .max_steps_in_flight = steps_in_flight};
 }
 
 std::unique_ptr<Request> MakeRequest(uint64_t id, int32_t prompt_tokens, int32_t max_new_tokens) {
@@ -39,8 +39,10 @@ std::unique_ptr<Request> MakeRequest(uint64_t id, int32_t prompt_tokens, int32_t
 
 class Line {
  public:
-  explicit Line(int32_t running) : limits_(Limits(running)), scheduler_(limits_) {
+  explicit Line(int32_t running, int32_t steps_in_flight = 1)
+      : limits_(Limits(running, steps_in_flight)), scheduler_(limits_) {
     ReserveBatch(limits_, &batch_);
+    plans_.reserve(steps_in_flight);
     events_.reserve(scheduler_.max_events());
     SampledToken token;
     token.token = TokenId{5};
@@ -59,16 +61,21 @@ class Line {
     }
   }
 
+  // Plans until all steps are in flight, applies the oldest.
   const StepPlan& Step() {
     events_.clear();
-    const StepPlan* const plan = scheduler_.PlanStep(now_, &events_);
-    FEWBIT_CHECK(plan != nullptr);
-    BuildBatch(*plan, limits_.block_tokens, &batch_);
-    benchmark::DoNotOptimize(batch_.token_ids.data());
+    while (static_cast<int32_t>(plans_.size()) < limits_.max_steps_in_flight) {
+      plans_.push_back(scheduler_.PlanStep(now_, &events_));
+      FEWBIT_CHECK(plans_.back() != nullptr);
+      BuildBatch(*plans_.back(), limits_.block_tokens, &batch_);
+      benchmark::DoNotOptimize(batch_.token_ids.data());
+    }
     now_ += absl::Milliseconds(1);
-    scheduler_.ApplyStep({rows_.data(), static_cast<size_t>(plan->num_rows)}, now_, &events_);
+    const StepPlan& oldest = *plans_.front();
+    plans_.erase(plans_.begin());
+    scheduler_.ApplyStep({rows_.data(), static_cast<size_t>(oldest.num_rows)}, now_, &events_);
     benchmark::DoNotOptimize(events_.data());
-    return *plan;
+    return oldest;
   }
 
  private:
@@ -77,6 +84,7 @@ class Line {
   ForwardBatch batch_;
   std::vector<TokenEvent> events_;
   std::vector<SampledToken> rows_;
+  std::vector<const StepPlan*> plans_;  // in flight, the oldest first
   absl::Time now_ = absl::UnixEpoch();
   uint64_t last_id_ = 0;
 };
@@ -87,10 +95,11 @@ void Report(benchmark::State& state, int64_t allocations) {
 }
 
 // Arguments: running sequences, prompt tokens of each (which decides how long the block tables
-// are).
+// are), steps in flight.
 void BM_DecodeStep(benchmark::State& state) {
   const int32_t running = static_cast<int32_t>(state.range(0));
-  auto line = std::make_unique<Line>(running);
+  const int32_t steps_in_flight = static_cast<int32_t>(state.range(2));
+  auto line = std::make_unique<Line>(running, steps_in_flight);
   line->Fill(static_cast<int32_t>(state.range(1)));
   int64_t steps = 0;
   int64_t allocations = 0;
@@ -100,7 +109,7 @@ void BM_DecodeStep(benchmark::State& state) {
     allocations += AllocationsOnThisThread() - before;
     if (++steps % 1000 == 0) {  // before anybody reaches the context's end
       state.PauseTiming();
-      line = std::make_unique<Line>(running);
+      line = std::make_unique<Line>(running, steps_in_flight);
       line->Fill(static_cast<int32_t>(state.range(1)));
       state.ResumeTiming();
     }
@@ -108,12 +117,14 @@ void BM_DecodeStep(benchmark::State& state) {
   Report(state, allocations);
 }
 BENCHMARK(BM_DecodeStep)
-    ->ArgNames({"running", "prompt"})
-    ->Args({16, 100})
-    ->Args({64, 100})
-    ->Args({256, 100})
-    ->Args({256, 3000})
-    ->Args({1024, 100})
+    ->ArgNames({"running", "prompt", "in_flight"})
+    ->Args({16, 100, 1})
+    ->Args({64, 100, 1})
+    ->Args({256, 100, 1})
+    ->Args({256, 3000, 1})
+    ->Args({1024, 100, 1})
+    ->Args({64, 100, 2})
+    ->Args({256, 100, 2})
     ->Unit(benchmark::kMicrosecond);
 
 // Every step admits 256 requests, runs their whole prompts and ends them: the most work per

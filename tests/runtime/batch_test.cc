@@ -14,7 +14,7 @@ namespace {
 using ::testing::Each;
 using ::testing::ElementsAre;
 
-SchedulerLimits Limits() {
+SchedulerLimits Limits(int32_t steps_in_flight = 1) {
   return {.max_running = 4,
           .max_waiting = 8,
           .step_token_budget = 10,
@@ -22,7 +22,7 @@ SchedulerLimits Limits() {
           .block_tokens = 4,
           .num_blocks = 40,
           .vocab_size = 1000,
-          .max_steps_in_flight = 1};
+          .max_steps_in_flight = steps_in_flight};
 }
 
 std::vector<int32_t> Ints(const std::vector<TokenId>& tokens) {
@@ -33,6 +33,8 @@ std::vector<int32_t> Ints(const std::vector<TokenId>& tokens) {
 
 class BatchTest : public ::testing::Test {
  protected:
+  explicit BatchTest(const SchedulerLimits& limits = Limits()) : scheduler_(limits) {}
+
   // Prompt tokens are 100 * id, 100 * id + 1, ...
   Request* Add(uint64_t id, int32_t prompt_tokens, int32_t max_new_tokens) {
     auto request = std::make_unique<Request>();
@@ -61,7 +63,7 @@ class BatchTest : public ::testing::Test {
     scheduler_.ApplyStep(rows, absl::UnixEpoch(), &events_);
   }
 
-  Scheduler scheduler_{Limits()};
+  Scheduler scheduler_;
   std::vector<std::unique_ptr<Request>> added_;
   std::vector<TokenEvent> events_;
   const StepPlan* plan_ = nullptr;
@@ -136,6 +138,34 @@ TEST_F(BatchTest, ForbidsStopsUntilMinNewTokens) {
     Apply();
   }
   EXPECT_THAT(forbids, ElementsAre(true, true, false, false));
+}
+
+class BatchAheadTest : public BatchTest {
+ protected:
+  BatchAheadTest() : BatchTest(Limits(/*steps_in_flight=*/3)) {}
+};
+
+TEST_F(BatchAheadTest, TheDevicePutsInWhatTheHostDoesNotKnow) {
+  Add(1, 3, 9)->min_new_tokens = 2;
+  Build();
+  EXPECT_TRUE(batch_.samples.at(0).starts_request());
+  const int32_t slot = batch_.slots.at(0);
+  std::vector<bool> forbids = {batch_.samples[0].forbid_stop};
+  for (int32_t position = 3; position < 5; ++position) {
+    Build();
+    EXPECT_THAT(batch_.token_ids, ElementsAre(kLastSampled));
+    EXPECT_THAT(batch_.positions, ElementsAre(position));
+    EXPECT_THAT(batch_.kv_len, ElementsAre(position + 1));
+    EXPECT_THAT(batch_.slots, ElementsAre(slot));
+    const SampleRow& row = batch_.samples.at(0);
+    EXPECT_EQ(row.slot, slot);
+    EXPECT_EQ(row.position, position + 1);
+    EXPECT_FALSE(row.starts_request());
+    EXPECT_EQ(row.context.size(), 3u) << "the prompt is what the host knows";
+    EXPECT_EQ(row.num_prompt_tokens, 3);
+    forbids.push_back(row.forbid_stop);
+  }
+  EXPECT_THAT(forbids, ElementsAre(true, true, false)) << "counted ahead of the tokens";
 }
 
 TEST_F(BatchTest, BuffersAreReserved) {

@@ -18,7 +18,7 @@ namespace {
 
 constexpr int32_t kRunning = 256;
 
-SchedulerLimits Limits() {
+SchedulerLimits Limits(int32_t steps_in_flight = 1) {
   return {.max_running = kRunning,
           .max_waiting = 256,
           .step_token_budget = 512,
@@ -26,13 +26,14 @@ SchedulerLimits Limits() {
           .block_tokens = 16,
           .num_blocks = 16384,
           .vocab_size = 1000,
-          .max_steps_in_flight = 1};
+          .max_steps_in_flight = steps_in_flight};
 }
 
 // A scheduler with everything an engine keeps beside it.
 struct Line {
-  Line() {
+  explicit Line(int32_t steps_in_flight = 1) : scheduler(Limits(steps_in_flight)) {
     ReserveBatch(Limits(), &batch);
+    plans.reserve(steps_in_flight);
     events.reserve(scheduler.max_events());
     rows.reserve(Limits().step_token_budget);
     SampledToken token;
@@ -40,19 +41,25 @@ struct Line {
     rows.resize(Limits().step_token_budget, token);
   }
 
-  // One step; false when there was nothing to run.
+  // Plans as far ahead as may be and applies the oldest step; false when there was nothing to run.
   bool Step() {
-    const StepPlan* plan = scheduler.PlanStep(now, &events);
-    if (plan == nullptr) return false;
-    BuildBatch(*plan, Limits().block_tokens, &batch);
+    while (scheduler.steps_in_flight() < scheduler.limits().max_steps_in_flight) {
+      const StepPlan* plan = scheduler.PlanStep(now, &events);
+      if (plan == nullptr) break;
+      BuildBatch(*plan, Limits().block_tokens, &batch);
+      plans.push_back(plan);
+    }
+    if (plans.empty()) return false;
     now += absl::Milliseconds(1);
-    scheduler.ApplyStep({rows.data(), static_cast<size_t>(plan->num_rows)}, now, &events);
+    const size_t num_rows = plans.front()->num_rows;
+    plans.erase(plans.begin());
+    scheduler.ApplyStep({rows.data(), num_rows}, now, &events);
     num_events += events.size();
-    events.clear();
     return true;
   }
 
-  Scheduler scheduler{Limits()};
+  Scheduler scheduler;
+  std::vector<const StepPlan*> plans;  // in flight, the oldest first
   ForwardBatch batch;
   std::vector<TokenEvent> events;
   std::vector<SampledToken> rows;
@@ -60,26 +67,34 @@ struct Line {
   size_t num_events = 0;
 };
 
-TEST(AllocationTest, TheCounterCounts) {
+TEST(AllocationCounterTest, ItCounts) {
   const int64_t before = AllocationsOnThisThread();
   auto request = MakeRequest(1, 1, 1);
   EXPECT_GE(AllocationsOnThisThread() - before, 2);
 }
 
-TEST(AllocationTest, SteadyStateOf256SequencesAllocatesNothing) {
-  Line line;
+class AllocationTest : public ::testing::TestWithParam<int32_t> {};  // steps in flight
+
+INSTANTIATE_TEST_SUITE_P(StepsInFlight, AllocationTest, ::testing::Values(1, 2));
+
+TEST_P(AllocationTest, SteadyStateOf256SequencesAllocatesNothing) {
+  Line line(GetParam());
   for (uint64_t id = 1; id <= kRunning; ++id) line.scheduler.Add(MakeRequest(id, 8, 1000));
-  while (line.scheduler.num_waiting() > 0) ASSERT_TRUE(line.Step());
-  line.Step();
+  const auto step = [&line] {
+    line.events.clear();
+    return line.Step();
+  };
+  while (line.scheduler.num_waiting() > 0) ASSERT_TRUE(step());
+  step();
   line.num_events = 0;
   const int64_t before = AllocationsOnThisThread();
-  for (int i = 0; i < 500; ++i) line.Step();
+  for (int i = 0; i < 500; ++i) step();
   EXPECT_EQ(AllocationsOnThisThread() - before, 0);
   EXPECT_EQ(line.num_events, 500u * kRunning) << "all 256 ran in every step";
 }
 
-TEST(AllocationTest, AWholeLifeAllocatesNothing) {
-  Line line;
+TEST_P(AllocationTest, AWholeLifeAllocatesNothing) {
+  Line line(GetParam());
   Inbox inbox({.max_waiting = 256, .max_waiting_tokens = 1 << 20, .max_running = kRunning});
   InboxContents taken;
   taken.requests.reserve(256);
@@ -110,13 +125,7 @@ TEST(AllocationTest, AWholeLifeAllocatesNothing) {
     }
     taken.requests.clear();
     taken.cancelled.clear();
-    const StepPlan* plan = line.scheduler.PlanStep(line.now, &line.events);
-    if (plan != nullptr) {
-      BuildBatch(*plan, Limits().block_tokens, &line.batch);
-      line.now += absl::Milliseconds(1);
-      line.scheduler.ApplyStep({line.rows.data(), static_cast<size_t>(plan->num_rows)}, line.now,
-                               &line.events);
-    }
+    line.Step();
     inbox.Settle(line.events, line.scheduler.num_waiting(), line.scheduler.waiting_tokens());
     for (const TokenEvent& event : line.events) {
       finished += event.kind == TokenEvent::Kind::kFinished;

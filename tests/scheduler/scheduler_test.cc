@@ -346,10 +346,92 @@ TEST_F(TwoStepsInFlightTest, ChunksOfOnePromptFollowEachOther) {
   Apply();
   EXPECT_THAT(Plan(), ElementsAre(Share(1, 20, 3, 1)));
   Apply();
-  EXPECT_THAT(Plan(), IsEmpty()) << "the next token is not known yet";
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 23, 1, 1))) << "ahead of the first token";
   Apply();
   EXPECT_THAT(Events(), ElementsAre("1:500"));
-  EXPECT_THAT(Plan(), ElementsAre(Share(1, 23, 1, 1)));
+  EXPECT_THAT(Plan(), IsEmpty()) << "the last token is being drawn";
+  Apply();
+  EXPECT_THAT(Events(), ElementsAre("1:500", "1!length"));
+  EXPECT_EQ(scheduler_.stats().blocks_used, 0);
+  EXPECT_EQ(scheduler_.stats().dropped_decode_tokens, 0u);
+}
+
+TEST_F(TwoStepsInFlightTest, DecodesOneStepAheadOfTheUnknownToken) {
+  scheduler_.Add(MakeRequest(1, 3, 9));
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 0, 3, 1)));
+  scheduler_.Add(MakeRequest(2, 12, 4));
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 3, 1, 1), Share(2, 0, 9, 0))) << "decodes come first";
+  Apply();
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 4, 1, 1), Share(2, 9, 3, 1)));
+  Apply();
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 5, 1, 1), Share(2, 12, 1, 1)));
+  Apply();
+  EXPECT_THAT(Events(), ElementsAre("1:500", "1:500", "1:500", "2:500"));
+}
+
+TEST_F(TwoStepsInFlightTest, WhatIsPlannedBehindAStopIsDropped) {
+  auto request = MakeRequest(1, 3, 29);  // all 8 blocks
+  request->stop_token_ids = {kStop};
+  scheduler_.Add(std::move(request));
+  Plan();
+  Plan();
+  Apply(0, kStop);
+  EXPECT_THAT(Events(), ElementsAre("1:501", "1!stop"));
+  EXPECT_EQ(last_.timing.generated_tokens, 1);
+  EXPECT_EQ(scheduler_.num_live(), 0);
+  EXPECT_EQ(scheduler_.stats().blocks_used, 8) << "the device still writes into one";
+  scheduler_.Add(MakeRequest(2, 3, 29));
+  EXPECT_THAT(Plan(), IsEmpty());
+  Apply();
+  EXPECT_THAT(Events(), IsEmpty()) << "a token of nobody";
+  EXPECT_EQ(scheduler_.stats().dropped_decode_tokens, 1u);
+  EXPECT_EQ(scheduler_.stats().dropped_prefill_tokens, 0u);
+  EXPECT_THAT(Plan(), ElementsAre(Share(2, 0, 3, 1)));
+}
+
+TEST_F(TwoStepsInFlightTest, EveryEndDropsWhatIsPlannedBehindIt) {
+  const auto start = [this](uint64_t id, absl::Time deadline) {
+    auto request = MakeRequest(id, 12, 9);
+    request->deadline = deadline;
+    scheduler_.Add(std::move(request));
+  };
+  start(1, absl::InfiniteFuture());
+  Plan();  // a chunk
+  Plan();  // the rest, which is sampled
+  EXPECT_TRUE(scheduler_.Finish(RequestId{1}, FinishReason::kCancelled, At(0), &events_));
+  Apply();
+  Apply();
+  EXPECT_EQ(scheduler_.stats().dropped_prefill_tokens, 12u);
+  start(2, absl::InfiniteFuture());
+  Plan();
+  Plan();
+  Apply();
+  Plan();
+  Apply(0, kNoToken);
+  Apply();
+  EXPECT_EQ(scheduler_.stats().dropped_decode_tokens, 1u);
+  start(3, At(50));
+  Plan();
+  Plan();
+  Apply();
+  Plan();  // ahead of its first token
+  Apply(40);
+  EXPECT_THAT(Plan(50), IsEmpty());
+  Apply(60);
+  EXPECT_THAT(Events(), ElementsAre("1!cancelled", "2!error", "3:500", "3!deadline"));
+  EXPECT_EQ(scheduler_.stats().dropped_decode_tokens, 2u);
+  EXPECT_EQ(scheduler_.stats().blocks_used, 0);
+}
+
+TEST_F(TwoStepsInFlightTest, AbandonedStepsReleaseWhatIsAhead) {
+  scheduler_.Add(MakeRequest(1, 3, 9));
+  Plan();
+  Plan();
+  scheduler_.AbandonSteps(At(1), &events_);
+  Check();
+  EXPECT_THAT(Events(), ElementsAre("1!error"));
+  EXPECT_EQ(scheduler_.stats().blocks_used, 0);
+  EXPECT_EQ(scheduler_.steps_in_flight(), 0);
 }
 
 TEST_F(TwoStepsInFlightTest, BlocksOfAFinishedRequestWaitForItsStepsInFlight) {

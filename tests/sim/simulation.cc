@@ -1,6 +1,7 @@
 #include "tests/sim/simulation.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -17,7 +18,10 @@ bool IsStop(const Request& request, TokenId token) {
 }  // namespace
 
 Simulation::Simulation(const SimulationShape& shape)
-    : shape_(shape), random_(shape.seed), scheduler_(shape.limits) {
+    : shape_(shape),
+      random_(shape.seed),
+      requests_random_(shape.seed + 1000000),
+      scheduler_(shape.limits) {
   const SchedulerLimits& limits = shape.limits;
   cache_.assign(static_cast<size_t>(limits.num_blocks) * limits.block_tokens, TokenId{-1});
   flights_.resize(limits.max_steps_in_flight);
@@ -71,14 +75,17 @@ void Simulation::AddRequest() {
   Request& spec = shadow.spec;
   spec.id = RequestId{shadows_.size()};
   const int32_t room = std::min(limits.max_context, limits.num_blocks * limits.block_tokens);
-  const int32_t prompt = Uniform(1, std::min(shape_.max_prompt, room - 1));
+  const auto any = [this](int32_t low, int32_t high) {
+    return Uniform(low, high, &requests_random_);
+  };
+  const int32_t prompt = any(1, std::min(shape_.max_prompt, room - 1));
   for (int32_t i = 0; i < prompt; ++i) {
-    spec.prompt.push_back(TokenId{Uniform(0, limits.vocab_size - 1)});
+    spec.prompt.push_back(TokenId{any(0, limits.vocab_size - 1)});
   }
-  spec.max_new_tokens = Uniform(1, std::min(shape_.max_new, room - prompt));
-  spec.min_new_tokens = Chance(0.3) ? Uniform(0, spec.max_new_tokens) : 0;
-  for (int32_t i = Uniform(0, 2); i > 0; --i) {
-    spec.stop_token_ids.push_back(TokenId{Uniform(0, limits.vocab_size - 1)});
+  spec.max_new_tokens = any(1, std::min(shape_.max_new, room - prompt));
+  spec.min_new_tokens = any(0, 9) < 3 ? any(0, spec.max_new_tokens) : 0;
+  for (int32_t i = any(0, 2); i > 0; --i) {
+    spec.stop_token_ids.push_back(TokenId{any(0, limits.vocab_size - 1)});
   }
   spec.want_prompt_logprobs = Chance(shape_.prompt_logprobs);
   spec.arrival = now_;
@@ -109,7 +116,10 @@ void Simulation::MaybeFail() {
   if (Chance(0.5)) {
     scheduler_.FinishAll(FinishReason::kDrained, now_, &events_);
   } else {
-    for (const int32_t index : held_) shadows_[index].steps_in_flight = 0;
+    for (const int32_t index : held_) {
+      shadows_[index].steps_in_flight = 0;
+      shadows_[index].samples_in_flight = 0;
+    }
     oldest_flight_ = (oldest_flight_ + scheduler_.steps_in_flight()) % flights_.size();
     scheduler_.AbandonSteps(now_, &events_);
   }
@@ -122,13 +132,13 @@ bool Simulation::Plan() {
   const StepPlan* const plan = scheduler_.PlanStep(now_, &events_);
   ReadEvents();
   if (plan == nullptr) {
-    CheckNothingWasted(0);
+    CheckNothingWasted(nullptr);
     CheckAfterCall();
     return false;
   }
   CheckPlan(*plan);
   Launch(*plan, &flights_[newest]);
-  CheckNothingWasted(plan->num_tokens);
+  CheckNothingWasted(plan);
   CheckAfterCall();
   return true;
 }
@@ -141,12 +151,15 @@ void Simulation::CheckPlan(const StepPlan& plan) {
     const uint64_t id = ToInt(shadow.spec.id);
     if (shadow.finished) Fail(absl::StrCat("finished request ", id, " is planned"));
     if (planned.first_position != shadow.scheduled || planned.num_tokens < 1 ||
-        planned.first_position + planned.num_tokens > shadow.known()) {
+        planned.first_position + planned.num_tokens > shadow.ahead()) {
       Fail(absl::StrCat("request ", id, " is planned at ", planned.first_position, " for ",
-                        planned.num_tokens, " tokens, known ", shadow.known()));
+                        planned.num_tokens, " tokens, known or drawn ", shadow.ahead()));
+    }
+    if (shadow.ahead() >= shadow.max_tokens()) {
+      Fail(absl::StrCat("request ", id, " is planned beyond its last token"));
     }
     tokens += planned.num_tokens;
-    if (!shadow.drawn.empty()) ++num_decodes;
+    if (shadow.decodes()) ++num_decodes;
   }
   if (tokens != plan.num_tokens || tokens > shape_.limits.step_token_budget) {
     Fail(absl::StrCat("a plan of ", tokens, " tokens says ", plan.num_tokens));
@@ -161,7 +174,7 @@ void Simulation::CheckPlanOrder(const StepPlan& plan, size_t num_decodes) {
   size_t decodable = 0;
   for (const int32_t index : held_) {
     const Shadow& shadow = shadows_[index];
-    decodable += !shadow.finished && !shadow.drawn.empty() && shadow.scheduled < shadow.known();
+    decodable += shadow.decodes() && shadow.has_work();
   }
   if (num_decodes != decodable) {
     Fail(absl::StrCat(num_decodes, " sequences decode, ", decodable, " could"));
@@ -172,22 +185,27 @@ void Simulation::CheckPlanOrder(const StepPlan& plan, size_t num_decodes) {
     const PlannedSequence& planned = plan.sequences[i];
     const Shadow& shadow = ShadowOf(planned.sequence->request->id);
     if (i == num_decodes) previous = 0;
-    if ((i < num_decodes) == shadow.drawn.empty()) Fail("a prompt before a decode");
+    if ((i < num_decodes) != shadow.decodes()) Fail("a prompt before a decode");
     if (ToInt(shadow.spec.id) <= previous) Fail("a plan against the order of arrival");
     if (!previous_is_whole) Fail("a chunk before the last place of the plan");
     previous = ToInt(shadow.spec.id);
-    previous_is_whole = planned.first_position + planned.num_tokens == shadow.known();
+    previous_is_whole = planned.first_position + planned.num_tokens == shadow.ahead();
   }
   if (!previous_is_whole && plan.num_tokens != shape_.limits.step_token_budget) {
     Fail("a chunk although budget is left");
   }
 }
 
-void Simulation::CheckNothingWasted(int32_t tokens) {
-  if (tokens == shape_.limits.step_token_budget) return;
+void Simulation::CheckNothingWasted(const StepPlan* plan) {
+  if (plan != nullptr && plan->num_tokens == shape_.limits.step_token_budget) return;
+  std::set<uint64_t> sampled;  // by this plan: they have no more for it
+  if (plan != nullptr) {
+    for (const PlannedSequence& planned : plan->sequences) {
+      if (planned.sample) sampled.insert(ToInt(planned.sequence->request->id));
+    }
+  }
   for (const int32_t index : held_) {
-    const Shadow& shadow = shadows_[index];
-    if (!shadow.finished && shadow.scheduled < shadow.known()) {
+    if (shadows_[index].has_work() && !sampled.contains(index + 1)) {
       Fail(absl::StrCat("budget left while request ", index + 1, " has tokens to run"));
     }
   }
@@ -208,35 +226,56 @@ BlockId Simulation::BlockAt(const ForwardBatch& batch, size_t s, int32_t positio
   return batch.block_table[s * batch.block_table_stride + position / shape_.limits.block_tokens];
 }
 
-// Plays the device's part at launch: the step's tokens go to the cache, where the block table says.
 void Simulation::Launch(const StepPlan& plan, Flight* flight) {
   BuildBatch(plan, shape_.limits.block_tokens, &flight->batch);
   flight->requests.clear();
   flight->tokens.clear();
-  const ForwardBatch& batch = flight->batch;
-  const int32_t block_tokens = shape_.limits.block_tokens;
-  for (size_t s = 0; s < plan.sequences.size(); ++s) {
-    const PlannedSequence& planned = plan.sequences[s];
+  flight->samples.clear();
+  for (const PlannedSequence& planned : plan.sequences) {
     Shadow& shadow = ShadowOf(planned.sequence->request->id);
     const int32_t index = static_cast<int32_t>(ToInt(shadow.spec.id)) - 1;
-    if (shadow.scheduled == 0) {
-      while (!queue_.empty() && shadows_[queue_.front()].finished) queue_.pop_front();
-      if (queue_.empty() || queue_.front() != index) {
-        Fail(absl::StrCat("request ", index + 1, " overtakes"));
-        return;
-      }
-      queue_.pop_front();
-      held_.push_back(index);
-    }
-    for (int32_t row = batch.q_start[s]; row < batch.q_start[s + 1]; ++row) {
-      const int32_t position = batch.positions[row];
-      const size_t block = static_cast<size_t>(ToInt(BlockAt(batch, s, position)));
-      cache_[block * block_tokens + position % block_tokens] = batch.token_ids[row];
-    }
+    if (shadow.scheduled == 0) Admitted(index);
+    const bool sample = planned.first_position + planned.num_tokens == shadow.ahead();
+    if (planned.sample != sample) Fail("the last token known or drawn is sampled, no other");
     shadow.scheduled += planned.num_tokens;
     ++shadow.steps_in_flight;
+    shadow.samples_in_flight += sample;
     flight->requests.push_back(index);
     flight->tokens.push_back(planned.num_tokens);
+    flight->samples.push_back(sample);
+  }
+  WriteTokens(*flight, /*known=*/true);
+}
+
+void Simulation::Admitted(int32_t index) {
+  while (!queue_.empty() && shadows_[queue_.front()].finished) queue_.pop_front();
+  if (queue_.empty() || queue_.front() != index) {
+    Fail(absl::StrCat("request ", index + 1, " overtakes"));
+    return;
+  }
+  queue_.pop_front();
+  held_.push_back(index);
+}
+
+// Plays the device's part: a step's tokens go to the cache, where the block table says. Those that
+// the host knows as early as may be, at launch; the others when the step is collected, as late as
+// may be.
+void Simulation::WriteTokens(const Flight& flight, bool known) {
+  const ForwardBatch& batch = flight.batch;
+  const int32_t block_tokens = shape_.limits.block_tokens;
+  for (size_t s = 0; s < flight.requests.size(); ++s) {
+    const Shadow& shadow = shadows_[flight.requests[s]];
+    for (int32_t row = batch.q_start[s]; row < batch.q_start[s + 1]; ++row) {
+      const bool is_known = batch.token_ids[row] != kLastSampled;
+      if (is_known != known) continue;
+      const int32_t position = batch.positions[row];
+      if (is_known != (position < shadow.known()) && known) {
+        Fail(absl::StrCat("request ", flight.requests[s] + 1, " knows its token ", position));
+      }
+      const size_t block = static_cast<size_t>(ToInt(BlockAt(batch, s, position)));
+      cache_[block * block_tokens + position % block_tokens] =
+          known ? batch.token_ids[row] : shadow.drawn_on_device.back();
+    }
   }
 }
 
@@ -246,13 +285,10 @@ void Simulation::CheckReads(const Flight& flight) {
   const int32_t block_tokens = shape_.limits.block_tokens;
   for (size_t s = 0; s < flight.requests.size(); ++s) {
     const Shadow& shadow = shadows_[flight.requests[s]];
-    const int32_t num_prompt = static_cast<int32_t>(shadow.spec.prompt.size());
     for (int32_t position = 0; position < batch.kv_len[s]; ++position) {
       const size_t block = static_cast<size_t>(ToInt(BlockAt(batch, s, position)));
       const TokenId read = cache_[block * block_tokens + position % block_tokens];
-      const TokenId own = position < num_prompt ? shadow.spec.prompt[position]
-                                                : shadow.drawn[position - num_prompt];
-      if (read != own) {
+      if (read != shadow.at(position)) {
         Fail(absl::StrCat("request ", flight.requests[s] + 1, " reads a foreign token at ",
                           position));
         return;
@@ -272,30 +308,45 @@ SampledToken Simulation::Draw(const SampleRow& row) {
     drawn.token = row.context[row.position];
     return drawn;
   }
-  do {
-    drawn.token = TokenId{Uniform(0, shape_.limits.vocab_size - 1)};
-  } while (row.forbid_stop && IsStop(*row.request, drawn.token));
+  drawn.token = DrawToken(row);
   return drawn;
+}
+
+// A function of request and position, as with a seeded sampler.
+TokenId Simulation::DrawToken(const SampleRow& row) const {
+  std::mt19937_64 random(ToInt(row.request->id) * 100003 + static_cast<uint64_t>(row.position));
+  while (true) {
+    const TokenId token{Uniform(0, shape_.limits.vocab_size - 1, &random)};
+    if (!row.forbid_stop || !IsStop(*row.request, token)) return token;
+  }
 }
 
 void Simulation::Collect() {
   const Flight& flight = flights_[oldest_flight_];
   oldest_flight_ = (oldest_flight_ + 1) % flights_.size();
   now_ += absl::Milliseconds(Uniform(1, 3));
+  WriteTokens(flight, /*known=*/false);
   CheckReads(flight);
   rows_.clear();
   for (const SampleRow& row : flight.batch.samples) {
-    const Shadow& shadow = ShadowOf(row.request->id);
-    const bool forbid = static_cast<int32_t>(shadow.drawn.size()) < shadow.spec.min_new_tokens;
-    if (row.kind == SampleRow::Kind::kSample && row.forbid_stop != forbid) {
+    Shadow& shadow = ShadowOf(row.request->id);
+    rows_.push_back(Draw(row));
+    if (row.kind != SampleRow::Kind::kSample) continue;
+    const int32_t output = static_cast<int32_t>(shadow.drawn_on_device.size());
+    if (row.position != shadow.num_prompt() + output || row.starts_request() != (output == 0)) {
+      Fail("rows of a request do not follow on");
+    }
+    if (row.forbid_stop != (output < shadow.spec.min_new_tokens)) {
       Fail("forbid_stop is not generated < min_new_tokens");
     }
-    rows_.push_back(Draw(row));
+    shadow.drawn_on_device.push_back(rows_.back().token);
   }
   for (size_t s = 0; s < flight.requests.size(); ++s) {
     Shadow& shadow = shadows_[flight.requests[s]];
     shadow.computed += flight.tokens[s];
+    shadow.samples_in_flight -= flight.samples[s];
     --shadow.steps_in_flight;
+    if (shadow.finished) dropped_ += flight.tokens[s];
   }
   scheduler_.ApplyStep(rows_, now_, &events_);
   ++steps_;
@@ -330,10 +381,12 @@ void Simulation::TakeToken(const TokenEvent& event, Shadow* shadow) {
   const std::vector<TokenId>& prompt = shadow->spec.prompt;
   if (ToInt(event.token.token) < 0) Fail("a row without a token is handed on");
   if (event.kind == TokenEvent::Kind::kToken) {
-    if (shadow->scheduled != shadow->known()) Fail("a token before its context was run");
+    if (shadow->computed != shadow->known()) Fail("a token before its context was run");
     const size_t scores = shadow->spec.want_prompt_logprobs ? prompt.size() - 1 : 0;
     if (static_cast<size_t>(shadow->scored) != scores) Fail("a token before the prompt's scores");
     shadow->drawn.push_back(event.token.token);
+    if (event.token.token != shadow->at(shadow->known() - 1))
+      Fail("a token the device did not draw");
     return;
   }
   const size_t position = static_cast<size_t>(++shadow->scored);
@@ -387,6 +440,7 @@ void Simulation::TakeFinal(const TokenEvent& event, Shadow* shadow) {
     Fail(absl::StrCat("the bill of request ", ToInt(spec.id), " is wrong"));
   }
   shadow->finished = true;
+  shadow->reason = event.finish_reason;
   --live_;
   ++finished_[static_cast<size_t>(event.finish_reason)];
 }
@@ -418,6 +472,10 @@ void Simulation::CheckAfterCall() {
   if (scheduler_.num_live() != live_) Fail("the number of live requests is wrong");
   if (stats.blocks_used != HeldBlocks()) {
     Fail(absl::StrCat(stats.blocks_used, " blocks are used, ", HeldBlocks(), " are accounted for"));
+  }
+  const uint64_t dropped = stats.dropped_prefill_tokens + stats.dropped_decode_tokens;
+  if (dropped != static_cast<uint64_t>(dropped_)) {
+    Fail(absl::StrCat(dropped, " tokens were dropped, ", dropped_, " are accounted for"));
   }
   if (stats.requests_running != static_cast<int32_t>(held_.size())) {
     Fail(absl::StrCat(stats.requests_running, " run, ", held_.size(), " are accounted for"));

@@ -2,13 +2,13 @@
 // own beside it. After every call it checks the scheduler's numbered invariants and, independently
 // of them:
 //   - budget, slots and one place per sequence in every plan; positions follow on; decodes first,
-//   prompts in order of arrival
+//   prompts in order of arrival; no sequence is planned beyond its last token
 //   - no waste: budget is left over only when no running request has work and the oldest waiting
 //   one does not fit
 //   - no starvation: the oldest waiting request is admitted after at most as many steps as the
 //   running ones have tokens to go
 //   - what a sequence reads through its block table is its own context, also at the moment a step
-//   in flight is collected
+//   in flight is collected, and also where the device alone knew its last tokens
 //   - tokens arrive in order, exactly one final event, with a reason that is true and with the
 //   right counts
 //   - nothing is held when nothing is live
@@ -56,29 +56,45 @@ class Simulation {
 
   int64_t steps() const { return steps_; }
   int64_t count(FinishReason reason) const { return finished_[static_cast<size_t>(reason)]; }
+  int64_t dropped_tokens() const { return dropped_; }
+
+  // What became of a request (ids from 1): its tokens and why it ended.
+  const std::vector<TokenId>& tokens(uint64_t id) const { return shadows_[id - 1].drawn; }
+  FinishReason reason(uint64_t id) const { return shadows_[id - 1].reason; }
 
  private:
   // What the simulation knows of a request without asking the scheduler.
   struct Shadow {
     Request spec;
-    std::vector<TokenId> drawn;
+    std::vector<TokenId> drawn;            // by the events
+    std::vector<TokenId> drawn_on_device;  // in steps run; what follows an end is dropped
     int32_t scored = 0;
     int32_t scheduled = 0;
     int32_t computed = 0;
     int32_t steps_in_flight = 0;
+    int32_t samples_in_flight = 0;
     int32_t blocks = 0;
     bool cancelled = false;
     bool got_bad_row = false;
     bool finished = false;
-    int32_t known() const { return static_cast<int32_t>(spec.prompt.size() + drawn.size()); }
-    int32_t max_tokens() const {
-      return static_cast<int32_t>(spec.prompt.size()) + spec.max_new_tokens;
+    FinishReason reason = FinishReason::kNone;
+    int32_t num_prompt() const { return static_cast<int32_t>(spec.prompt.size()); }
+    int32_t known() const { return num_prompt() + static_cast<int32_t>(drawn.size()); }
+    int32_t ahead() const { return known() + samples_in_flight; }
+    int32_t max_tokens() const { return num_prompt() + spec.max_new_tokens; }
+    bool decodes() const { return scheduled >= num_prompt(); }
+    bool has_work() const { return !finished && (!decodes() || ahead() < max_tokens()); }
+    // The token at a position that some step has drawn or the prompt has.
+    TokenId at(int32_t position) const {
+      return position < num_prompt() ? spec.prompt[position]
+                                     : drawn_on_device[position - num_prompt()];
     }
   };
   struct Flight {
     ForwardBatch batch;
     std::vector<int32_t> requests;  // per sequence
     std::vector<int32_t> tokens;    // per sequence
+    std::vector<bool> samples;      // per sequence
   };
 
   void Arrive();
@@ -89,8 +105,10 @@ class Simulation {
   void Collect();  // the oldest step in flight
   void CheckPlan(const StepPlan& plan);
   void CheckPlanOrder(const StepPlan& plan, size_t num_decodes);
-  void CheckNothingWasted(int32_t tokens);
+  void CheckNothingWasted(const StepPlan* plan);  // null: nothing was planned
   void Launch(const StepPlan& plan, Flight* flight);
+  void Admitted(int32_t index);
+  void WriteTokens(const Flight& flight, bool known);
   void CheckReads(const Flight& flight);
   void TakeEvents();  // ReadEvents and CheckAfterCall
   void ReadEvents();
@@ -100,17 +118,20 @@ class Simulation {
   void TrackHead(bool step_applied);
   void ForgetReleased();
   SampledToken Draw(const SampleRow& row);
+  TokenId DrawToken(const SampleRow& row) const;
   BlockId BlockAt(const ForwardBatch& batch, size_t s, int32_t position) const;
   Shadow& ShadowOf(RequestId id) { return shadows_[ToInt(id) - 1]; }
   int32_t HeldBlocks() const;
   bool Chance(double probability) { return std::bernoulli_distribution(probability)(random_); }
-  int32_t Uniform(int32_t low, int32_t high) {
-    return std::uniform_int_distribution<int32_t>(low, high)(random_);
+  static int32_t Uniform(int32_t low, int32_t high, std::mt19937_64* random) {
+    return std::uniform_int_distribution<int32_t>(low, high)(*random);
   }
+  int32_t Uniform(int32_t low, int32_t high) { return Uniform(low, high, &random_); }
   void Fail(const std::string& what);
 
   const SimulationShape shape_;
-  std::mt19937_64 random_;
+  std::mt19937_64 random_;           // when what happens
+  std::mt19937_64 requests_random_;  // what is asked for: the same whatever happens when
   Scheduler scheduler_;
   absl::Time now_ = absl::UnixEpoch();
   absl::Time next_arrival_ = absl::UnixEpoch();
@@ -126,6 +147,7 @@ class Simulation {
   int32_t head_ = -1;  // the oldest waiting request, and how long it may still be so
   int64_t head_steps_left_ = 0;
   int64_t steps_ = 0;
+  int64_t dropped_ = 0;  // tokens run for requests that had ended
   int64_t finished_[16] = {};
   std::string failure_;
 };

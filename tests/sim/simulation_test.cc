@@ -140,6 +140,17 @@ std::vector<SimulationShape> Shapes() {
   return shapes;
 }
 
+// Requests that nobody and no clock interrupts: what they are told is theirs alone.
+SimulationShape UndisturbedShape(int32_t steps_in_flight) {
+  return {.name = "Undisturbed",
+          .limits = Limits(12, 64, 24, 96, 8, 60, steps_in_flight),
+          .requests = 20000,
+          .max_prompt = 40,
+          .max_new = 16,
+          .mean_gap_ms = 2.0,
+          .seed = 77};
+}
+
 class SimulationTest : public ::testing::TestWithParam<SimulationShape> {};
 
 TEST_P(SimulationTest, HoldsEveryPropertyOnEveryStep) {
@@ -163,6 +174,9 @@ TEST_P(SimulationTest, HoldsEveryPropertyOnEveryStep) {
   EXPECT_EQ(happened(FinishReason::kTimeLimit), shape.time_limit > 0);
   EXPECT_EQ(happened(FinishReason::kError), shape.failure > 0 || shape.bad_row > 0);
   EXPECT_EQ(happened(FinishReason::kDrained), shape.failure > 0);
+  // With one step in flight nothing is run for nobody, unless all ends while it runs.
+  EXPECT_EQ(simulation.dropped_tokens() > 0,
+            shape.limits.max_steps_in_flight > 1 || shape.failure > 0);
   std::printf("%s: %d requests, %lld steps, length %lld stop %lld cancelled %lld deadline %lld\n",
               shape.name.c_str(), shape.requests, static_cast<long long>(simulation.steps()),
               static_cast<long long>(simulation.count(FinishReason::kLength)),
@@ -173,6 +187,24 @@ TEST_P(SimulationTest, HoldsEveryPropertyOnEveryStep) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, SimulationTest, ::testing::ValuesIn(Shapes()),
                          [](const auto& info) { return info.param.name; });
+
+TEST(StepsInFlightTest, ResultsDoNotDependOnThem) {
+  Simulation one(UndisturbedShape(1));
+  ASSERT_EQ(one.Run(), "");
+  for (const int32_t steps_in_flight : {2, 3}) {
+    Simulation more(UndisturbedShape(steps_in_flight));
+    ASSERT_EQ(more.Run(), "");
+    int64_t stopped = 0;
+    for (uint64_t id = 1; id <= 20000; ++id) {
+      ASSERT_EQ(more.tokens(id), one.tokens(id)) << "request " << id;
+      ASSERT_EQ(more.reason(id), one.reason(id)) << "request " << id;
+      stopped += one.reason(id) == FinishReason::kStopToken;
+    }
+    // A length is known ahead; a stop costs at most what was planned behind it.
+    EXPECT_GT(more.dropped_tokens(), 0);
+    EXPECT_LE(more.dropped_tokens(), stopped * (steps_in_flight - 1));
+  }
+}
 
 TEST(SimulationSizeTest, CoversAHundredThousandRequests) {
   const std::vector<SimulationShape> shapes = Shapes();
