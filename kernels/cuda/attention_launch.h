@@ -1,0 +1,50 @@
+// Launches for attention.h.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/staging.h"
+#include "kernels/cuda/step_view.h"
+
+namespace fewbit::cuda {
+
+// One layer's pointers, all device memory.
+struct AttentionLayer {
+  // q, k and v of token t: q + t * stride, ... in elements of desc.qkv_type, heads one after
+  // another. 16-byte aligned, stride and head_dim multiples of 8. They may lie in one row.
+  const void* q = nullptr;  // [T, H * D]
+  const void* k = nullptr;  // [T, K * D]
+  const void* v = nullptr;
+  int64_t q_stride = 0, k_stride = 0, v_stride = 0;
+  const float* q_bias = nullptr;  // [H * D] or null; added before the norm
+  const float* k_bias = nullptr;  // [K * D] or null
+  const float* v_bias = nullptr;
+  const float* q_norm = nullptr;  // [D] or null: no norm
+  const float* k_norm = nullptr;
+  uint8_t* cache = nullptr;  // the layer's block 0, shape plan.cache
+};
+
+// Launches. They only enqueue on `stream` and may be captured in a graph that replays for any step
+// that fits `step`'s T, S and max_query.
+// `workspace`: plan.workspace_bytes of device memory, 256-byte aligned, set to zero once at start;
+// one step at a time. All launches of a step use the same plan, or plans that differ in nothing but
+// the window, each with a workspace of its own.
+
+// Once per device and plan, before the first launch.
+cudaError_t PrepareAttention(const AttentionPlan& plan);
+
+// Once per step, after the step's memory is filled and before its first layer: work lists, and the
+// cosines and sines of the step's positions. frequencies: [rotary_dim / 2] radians per position, as
+// RopeFrequencies() gives them, device memory. The next kernel on the stream must be launched
+// WITHOUT programmatic dependent launch, so that every later one finds the lists complete.
+cudaError_t LaunchAttentionStep(const AttentionPlan& plan, const StepView& step,
+                                const double* frequencies, void* workspace, cudaStream_t stream);
+
+// One layer: writes the step's keys and values, attends, and leaves `out` for every token row t <
+// T; rows of padding become zeros. Two launches when step.max_query is 1, else four.
+cudaError_t LaunchAttention(const AttentionPlan& plan, const StepView& step,
+                            const AttentionLayer& layer, void* workspace, const LinearInput& out,
+                            cudaStream_t stream);
+
+}  // namespace fewbit::cuda
