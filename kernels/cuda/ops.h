@@ -15,17 +15,17 @@
 
 namespace fewbit::cuda {
 
-// Most elements of a row (hidden or ffn size) that the kernels keep in shared memory.
-inline constexpr int kMaxRowElements = 40960;
+// The largest hidden size.
+inline constexpr int kMaxRowElements = 16384;
 
 // Once per device before the first launch: raises shared-memory limits.
-cudaError_t PrepareOps(const DeviceProps& device);
+cudaError_t PrepareOps();
 
 // hidden_out[t] = hidden[from] + delta[from] with from = rows ? rows[t] : t, and
 // out[t] = RMSNorm(hidden_out[t]) * weight, as cpu::RmsNorm, sums in a fixed order.
 struct NormArgs {
   int tokens = 0;                  // T, or R with `rows`
-  int cols = 0;                    // E, a multiple of 16
+  int cols = 0;                    // E, a multiple of 16, at most kMaxRowElements
   const float* hidden = nullptr;   // [*, E]
   const int32_t* rows = nullptr;   // [tokens] or null
   const void* delta = nullptr;     // [*, E] of delta_type, row stride delta_stride; null: none
