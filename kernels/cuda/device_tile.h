@@ -38,14 +38,17 @@ constexpr int FirstQuad(const quant::PackedShape& s, int tile) {
 
 // The result of a row is defined as ((P0 + P1) + P2) + P3 in float, where P_s is the sum, in tile
 // order, of the terms of the tiles [SegmentBegin(s), SegmentBegin(s + 1)); a term is the exact
-// int32 dot product of one tile, times its scales. So a result depends neither on the batch nor on
-// how a kernel shares tiles out among warps, blocks and clusters.
+// int32 dot product of one tile, times its scales. A matrix with outliers then adds
+// ((E0 + E1) + E2) + E3, where E_s is a chain of float multiply-adds over the outliers of (row,
+// segment s) in list order, from +0. So a result depends neither on the batch nor on how a kernel
+// shares tiles and outliers out among warps, blocks and clusters.
 inline constexpr int kSegments = 4;
 constexpr int SegmentBegin(int tiles, int segment) { return tiles * segment / kSegments; }
 
 // Activations are 15-bit fixed point per (token, tile): x = v * scale, |v| <= kMaxActivation,
-// v = 256 * high + low with two signed bytes.
-inline constexpr int kMaxActivation = 16383;
+// v = 256 * high + low with two signed bytes. The limit leaves room for 2 v in two signed bytes,
+// which wide_tile.h makes use of.
+inline constexpr int kMaxActivation = 16319;
 
 // A quad of one token is two columns of the integer product: 4 strips of high bytes, 4 of low ones.
 inline constexpr int kColumnBytes = 64;

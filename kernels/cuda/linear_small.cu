@@ -214,19 +214,20 @@ __device__ __forceinline__ void ReduceFew(const SmallArgs& a, const Share& s, co
     const int row = s.tokens == 1 ? output : output / static_cast<uint32_t>(s.tokens);
     const int token = output - row * s.tokens, at = s.first_block * quant::kBlockRows + row;
     const bool valid = row < s.blocks * quant::kBlockRows;
-    float part = 0;
+    float part = 0, extra[1] = {};
     if (valid) {
-      float extra[1] = {};
       if (outliers.any()) outliers.Sum(x, row * kSegments + segment, token, extra);
       const float* from = terms + row / quant::kBlockRows * a.tiles * TermFloats(1) +
                           row % quant::kBlockRows * TermStride(1) + token;
-      part = __fadd_rn(SegmentSum<1>(a, from, segment), extra[0]);
+      part = SegmentSum<1>(a, from, segment);
     }
-    float sum = part;
+    float sum = part, extras = extra[0];
 #pragma unroll
     for (int i = 1; i < kSegments; ++i) {
       sum = __fadd_rn(sum, __shfl_down_sync(0xFFFFFFFFu, part, i));
+      extras = __fadd_rn(extras, __shfl_down_sync(0xFFFFFFFFu, extra[0], i));
     }
+    if (outliers.any()) sum = __fadd_rn(sum, extras);
     if (valid && segment == 0 && at < a.w.shape.rows) {
       StoreOutput(a, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
     }
@@ -247,12 +248,14 @@ __device__ __forceinline__ void ReduceMany(const SmallArgs& a, const Share& s, c
     if (outliers.any()) outliers.Sum(x, row * kSegments, token, extra);
     const float* from = terms + row / quant::kBlockRows * a.tiles * TermFloats(kTiles) +
                         row % quant::kBlockRows * TermStride(kTiles) + token;
-    float sum = 0;
+    float sum = 0, extras = 0;
 #pragma unroll
     for (int segment = 0; segment < kSegments; ++segment) {
-      const float part = __fadd_rn(SegmentSum<kTiles>(a, from, segment), extra[segment]);
+      const float part = SegmentSum<kTiles>(a, from, segment);
       sum = segment == 0 ? part : __fadd_rn(sum, part);
+      extras = segment == 0 ? extra[0] : __fadd_rn(extras, extra[segment]);
     }
+    if (outliers.any()) sum = __fadd_rn(sum, extras);
     StoreOutput(a, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
   }
 }
