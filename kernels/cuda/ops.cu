@@ -25,6 +25,7 @@ __device__ __forceinline__ float WarpSum(float v) {
 
 // The row that hidden starts from: an earlier hidden row, plus a linear layer's output.
 struct FromHidden {
+  static constexpr bool kFirstOfStep = false;
   const float* hidden;
   const int32_t* rows;
   const void* delta;
@@ -55,7 +56,10 @@ struct FromHidden {
   }
 };
 
+// Starts a step: launched without dependence on a kernel, so that what the step's preparation wrote
+// is visible to every later kernel from its start on.
 struct FromEmbedding {
+  static constexpr bool kFirstOfStep = true;
   DeviceDense table;
   StepView step;
 
@@ -138,8 +142,13 @@ template <int kPerWarp, typename Source>
 cudaError_t LaunchNormWith(const Source& source, const NormArgs& args, int warps,
                            const LinearInput& out, cudaStream_t stream) {
   const NormCall call = {args.hidden_out, args.weight, args.eps, args.cols};
-  return LaunchDependent(NormKernel<kPerWarp, Source>, dim3(args.tokens), dim3(32 * warps),
-                         sizeof(float) * args.cols, stream, source, call, out);
+  const size_t shared = sizeof(float) * args.cols;
+  if (Source::kFirstOfStep) {
+    NormKernel<kPerWarp><<<args.tokens, 32 * warps, shared, stream>>>(source, call, out);
+    return cudaGetLastError();
+  }
+  return LaunchDependent(NormKernel<kPerWarp, Source>, dim3(args.tokens), dim3(32 * warps), shared,
+                         stream, source, call, out);
 }
 
 template <typename Source>

@@ -1,0 +1,102 @@
+// Blocks that work on one row together: a cluster on sm_90, whose blocks read each other's shared
+// memory; on older devices, and where one block is enough, the group is that block.
+#pragma once
+
+#include <cstdint>
+
+namespace fewbit::cuda {
+
+inline constexpr int kGroupThreads = 512;  // of each block
+inline constexpr int kGroupWarps = kGroupThreads / 32;
+
+__device__ __forceinline__ int GroupSize() {
+#if __CUDA_ARCH__ >= 900
+  uint32_t size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return static_cast<int>(size);
+#else
+  return 1;
+#endif
+}
+
+__device__ __forceinline__ int GroupRank() {
+#if __CUDA_ARCH__ >= 900
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+#else
+  return 0;
+#endif
+}
+
+// All threads of the group; what they wrote to shared memory is visible to all of them after it.
+__device__ __forceinline__ void GroupSync() {
+#if __CUDA_ARCH__ >= 900
+  if (GroupSize() > 1) {
+    asm volatile(
+        "barrier.cluster.arrive.aligned;\n"
+        "barrier.cluster.wait.aligned;" ::
+            : "memory");
+    return;
+  }
+#endif
+  __syncthreads();
+}
+
+// The same variable in the shared memory of block `rank` of the group.
+template <typename T>
+__device__ __forceinline__ const T* OfRank(const T* shared, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint64_t address;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(address) : "l"(shared), "r"(rank));
+  return reinterpret_cast<const T*>(address);
+#else
+  return shared;
+#endif
+}
+
+struct TakeMax {
+  __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a > b ? a : b; }
+};
+struct TakeSum {
+  __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a + b; }
+};
+
+template <typename Op>
+__device__ __forceinline__ uint64_t WarpReduce(uint64_t v, Op op) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) v = op(v, __shfl_xor_sync(~0u, v, offset));
+  return v;
+}
+
+// Shared memory of GroupReduce. Two slots in turn: a block may start the next reduction while
+// another one still reads this one's.
+struct ReduceBoard {
+  uint64_t warps[kGroupWarps];
+  uint64_t slots[2];
+};
+
+// One value per thread into one for the whole group, which every thread gets, and (for sums) what
+// the blocks before this one add up to. `turn` counts the calls.
+template <typename Op>
+__device__ uint64_t GroupReduce(uint64_t v, Op op, ReduceBoard* board, int* turn,
+                                uint64_t* before = nullptr) {
+  v = WarpReduce(v, op);
+  if (threadIdx.x % 32 == 0) board->warps[threadIdx.x / 32] = v;
+  __syncthreads();
+  uint64_t* slot = &board->slots[(*turn)++ & 1];
+  if (threadIdx.x < 32) {
+    v = WarpReduce(threadIdx.x < kGroupWarps ? board->warps[threadIdx.x] : 0, op);
+    if (threadIdx.x == 0) *slot = v;
+  }
+  GroupSync();
+  const int size = GroupSize(), rank = GroupRank();
+  uint64_t all = 0;
+  for (int r = 0; r < size; ++r) {
+    if (r == rank && before != nullptr) *before = all;
+    all = op(all, *OfRank(slot, r));
+  }
+  return all;
+}
+
+}  // namespace fewbit::cuda
