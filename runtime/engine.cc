@@ -26,6 +26,7 @@ SchedulerLimits LimitsOf(const EngineOptions& options, const ExecutorInfo& info)
   limits.block_tokens = info.block_tokens;
   limits.num_blocks = info.num_blocks;
   limits.vocab_size = info.vocab_size;
+  limits.max_steps_in_flight = info.max_steps_in_flight;
   return limits;
 }
 
@@ -66,10 +67,24 @@ class Engine::Impl {
  private:
   void Loop();
   void TakeInbox(absl::Time now);
-  void RunStep(const StepPlan& plan);
+  void LaunchStep(const StepPlan& plan);
+  void CollectStep();
+  void CountDropped(StepReport* report);
   void FailEverything(const absl::Status& error, absl::Time now);
   void HandOnEvents();
   void Publish();
+
+  // A step that is launched and not collected.
+  struct Flight {
+    ForwardBatch batch;
+    StepReport report;
+    StepHandle handle{};
+    std::chrono::steady_clock::time_point launched;
+  };
+  Flight& FlightOf(int32_t age) {  // 0 is the oldest
+    return flights_[(oldest_flight_ + static_cast<size_t>(age)) % flights_.size()];
+  }
+  bool full() const { return scheduler_.steps_in_flight() == limits_.max_steps_in_flight; }
 
   const SchedulerLimits limits_;
   Inbox inbox_;
@@ -80,7 +95,9 @@ class Engine::Impl {
   EventSink* const sink_;
   Scheduler scheduler_;
   InboxContents taken_;
-  ForwardBatch batch_;
+  std::vector<Flight> flights_;  // ring of max_steps_in_flight
+  size_t oldest_flight_ = 0;
+  std::chrono::steady_clock::time_point last_end_;  // of the step collected last
   StepResult result_;
   std::vector<TokenEvent> events_;
   EngineStats stats_;  // the fields that the scheduler does not count
@@ -102,7 +119,8 @@ Engine::Impl::Impl(const EngineOptions& options, Executor* executor, EventSink* 
   FEWBIT_CHECK(valid.ok()) << valid.ToString();
   taken_.requests.reserve(limits_.max_waiting);
   taken_.cancelled.reserve(static_cast<size_t>(limits_.max_waiting) + limits_.max_running);
-  ReserveBatch(limits_, &batch_);
+  flights_.resize(limits_.max_steps_in_flight);
+  for (Flight& flight : flights_) ReserveBatch(limits_, &flight.batch);
   result_.tokens.reserve(limits_.step_token_budget);
   events_.reserve(scheduler_.max_events());
   stats_.last_progress_unix_ns = absl::ToUnixNanos(absl::Now());
@@ -143,7 +161,11 @@ void Engine::Impl::Loop() {
     const StepPlan* const plan = scheduler_.PlanStep(now, &events_);
     HandOnEvents();
     if (plan != nullptr) {
-      RunStep(*plan);
+      LaunchStep(*plan);
+      if (!full()) continue;
+    }
+    if (scheduler_.steps_in_flight() > 0) {
+      CollectStep();
       continue;
     }
     // Nothing runs, so nothing holds a block and the oldest waiting request would have been
@@ -168,19 +190,27 @@ void Engine::Impl::TakeInbox(absl::Time now) {
   if (now >= taken_.drain_deadline) scheduler_.FinishAll(FinishReason::kDrained, now, &events_);
 }
 
-void Engine::Impl::RunStep(const StepPlan& plan) {
-  BuildBatch(plan, limits_.block_tokens, &batch_);
-  StepReport report;
-  report.sequences = static_cast<int32_t>(plan.sequences.size());
-  report.tokens = plan.num_tokens;
-  report.prefill_tokens = plan.num_prefill_tokens;
-  report.sampled_rows = plan.num_rows;
+// REQUIRES: not full(). The plan is the one just made.
+void Engine::Impl::LaunchStep(const StepPlan& plan) {
+  Flight& flight = FlightOf(scheduler_.steps_in_flight() - 1);
+  BuildBatch(plan, limits_.block_tokens, &flight.batch);
+  flight.report = StepReport();
+  flight.report.sequences = static_cast<int32_t>(plan.sequences.size());
+  flight.report.tokens = plan.num_tokens;
+  flight.report.prefill_tokens = plan.num_prefill_tokens;
+  flight.report.sampled_rows = plan.num_rows;
+  flight.launched = std::chrono::steady_clock::now();
+  flight.handle = executor_->Launch(flight.batch);
+}
 
-  const auto start = std::chrono::steady_clock::now();
-  const StepHandle handle = executor_->Launch(batch_);
-  const absl::Status status = executor_->Collect(handle, &result_);
+void Engine::Impl::CollectStep() {
+  Flight& flight = FlightOf(0);
+  const absl::Status status = executor_->Collect(flight.handle, &result_);
   const auto end = std::chrono::steady_clock::now();
-  report.seconds = std::chrono::duration<double>(end - start).count();
+  const auto begin = std::max(flight.launched, last_end_);
+  last_end_ = end;
+  StepReport& report = flight.report;
+  report.seconds = std::chrono::duration<double>(end - begin).count();
 
   const absl::Time now = absl::Now();
   stats_.busy_seconds += report.seconds;
@@ -190,13 +220,29 @@ void Engine::Impl::RunStep(const StepPlan& plan) {
     return;
   }
   scheduler_.ApplyStep(result_.tokens, now, &events_);
+  oldest_flight_ = (oldest_flight_ + 1) % flights_.size();
+  CountDropped(&report);
   sink_->OnStep(report);
   HandOnEvents();
+}
+
+// After ApplyStep: what it added to the scheduler's counts is this step's.
+void Engine::Impl::CountDropped(StepReport* report) {
+  const SchedulerStats counted = scheduler_.stats();
+  report->dropped_prefill_tokens =
+      static_cast<int32_t>(counted.dropped_prefill_tokens - stats_.dropped_prefill_tokens);
+  report->dropped_decode_tokens =
+      static_cast<int32_t>(counted.dropped_decode_tokens - stats_.dropped_decode_tokens);
 }
 
 void Engine::Impl::FailEverything(const absl::Status& error, absl::Time now) {
   stats_.failed = true;
   inbox_.Close(absl::UnavailableError(absl::StrCat("the engine has failed: ", error.message())));
+  // The device may still read the batches of the other steps in flight.
+  for (int32_t age = 1; age < scheduler_.steps_in_flight(); ++age) {
+    const absl::Status ignored = executor_->Collect(FlightOf(age).handle, &result_);
+    (void)ignored;
+  }
   scheduler_.AbandonSteps(now, &events_);
   HandOnEvents();
 }
@@ -219,6 +265,8 @@ void Engine::Impl::Publish() {
   stats_.steps = counted.steps;
   stats_.prefill_tokens = counted.prefill_tokens;
   stats_.decode_tokens = counted.decode_tokens;
+  stats_.dropped_prefill_tokens = counted.dropped_prefill_tokens;
+  stats_.dropped_decode_tokens = counted.dropped_decode_tokens;
   stats_.step_tokens = counted.prefill_tokens + counted.decode_tokens;
   published_.Write(stats_);
 }

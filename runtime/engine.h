@@ -1,6 +1,8 @@
 // THE engine thread: takes the inbox, plans a step, launches it, collects it, applies it, hands the
-// events on. It is the only thread that touches a Request after Submit. It refuses text, protocol
-// and policy: the scheduler plans, the sink speaks.
+// events on. With an executor that takes several steps in flight it launches the next ones before
+// it collects, so that this work is done while the device runs. It is the only thread that touches
+// a Request after Submit. It refuses text, protocol and policy: the scheduler plans, the sink
+// speaks.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +19,16 @@ namespace fewbit {
 
 // One collected step, for histograms.
 struct StepReport {
-  int32_t sequences = 0;       // in the step
-  int32_t tokens = 0;          // run, prefill and decode
-  double seconds = 0.0;        // wall time from Launch to the end of Collect
+  int32_t sequences = 0;  // in the step
+  int32_t tokens = 0;     // run, prefill and decode
+  // Wall time from Launch, or from the end of the step before where that came later, to the end of
+  // Collect: no second counts in two steps.
+  double seconds = 0.0;
   int32_t prefill_tokens = 0;  // those of `tokens` that belong to prompts
-  int32_t sampled_rows = 0;    // rows of logits that became tokens or prompt scores
+  int32_t sampled_rows = 0;    // rows of logits that were wanted, as tokens or prompt scores
+  // Tokens of requests that ended while the step was in flight: run for nobody.
+  int32_t dropped_prefill_tokens = 0;
+  int32_t dropped_decode_tokens = 0;
 };
 
 // Where a step's events go. Called on the engine thread; must neither block, nor do string work,
@@ -51,6 +58,7 @@ absl::Status ValidateEngineOptions(const EngineOptions& options, const ExecutorI
 
 // A consistent copy of the engine's counters; reading it never waits for a step.
 struct EngineStats {
+  // Finished requests that a step in flight still names included; likewise blocks_used.
   int32_t requests_running = 0;
   int32_t requests_waiting = 0;
   int64_t waiting_tokens = 0;
@@ -60,7 +68,9 @@ struct EngineStats {
   uint64_t step_tokens = 0;  // tokens run, prefill and decode
   uint64_t prefill_tokens = 0;
   uint64_t decode_tokens = 0;
-  double busy_seconds = 0.0;  // wall time inside executor steps
+  uint64_t dropped_prefill_tokens = 0;  // of these, run for requests that had ended
+  uint64_t dropped_decode_tokens = 0;
+  double busy_seconds = 0.0;  // wall time during which a step was in flight
   // Readiness: when the last step was collected or the engine was last seen asleep with nothing to
   // do, whichever is later.
   int64_t last_progress_unix_ns = 0;

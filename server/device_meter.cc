@@ -24,8 +24,10 @@ void DeviceMeter::AddStep(const StepReport& report, double now) {
   }
   total_.prefill += report.seconds * share;
   total_.decode += report.seconds * (1.0 - share);
-  prefill_.Add(report.seconds * share, report.prefill_tokens);
-  decode_.Add(report.seconds * (1.0 - share), report.tokens - report.prefill_tokens);
+  // Seconds that went into dropped tokens are borne by the tokens that were not dropped.
+  const int32_t decode_tokens = report.tokens - report.prefill_tokens;
+  prefill_.Add(report.seconds * share, report.prefill_tokens - report.dropped_prefill_tokens);
+  decode_.Add(report.seconds * (1.0 - share), decode_tokens - report.dropped_decode_tokens);
 }
 
 void DeviceMeter::Pool::Add(double more_seconds, int64_t more_tokens) {

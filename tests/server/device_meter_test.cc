@@ -45,6 +45,27 @@ TEST(DeviceMeterTest, SharesFollowTheTokensAndSumUpToTheSteps) {
   EXPECT_DOUBLE_EQ(meter.TakeShare(5, 5), 0.0) << "nothing is left";
 }
 
+TEST(DeviceMeterTest, WhoIsServedBearsWhatWasDropped) {
+  DeviceMeter meter(0.0);
+  StepReport report = Step(1.0, 0, 2);
+  report.dropped_decode_tokens = 1;
+  meter.AddStep(report, 1.0);
+  EXPECT_DOUBLE_EQ(meter.TakeShare(0, 1), 1.0);
+  report = Step(1.0, 0, 1);
+  report.dropped_decode_tokens = 1;  // nothing else was in it
+  meter.AddStep(report, 2.0);
+  EXPECT_DOUBLE_EQ(meter.TakeShare(0, 1), 0.0);
+  meter.AddStep(Step(1.0, 0, 1), 3.0);
+  EXPECT_DOUBLE_EQ(meter.TakeShare(0, 1), 2.0);
+  report = Step(4.0, 8, 8);
+  report.dropped_prefill_tokens = 4;
+  meter.AddStep(report, 7.0);
+  EXPECT_DOUBLE_EQ(meter.TakeShare(4, 0), 4.0);
+  const PhaseSeconds seconds = meter.Phases(7.0);
+  EXPECT_DOUBLE_EQ(seconds.prefill, 4.0);
+  EXPECT_DOUBLE_EQ(seconds.decode, 3.0);
+}
+
 TEST(DeviceMeterTest, RecentUseForgetsWhatIsOlderThanTheWindow) {
   DeviceMeter meter(0.0);
   const auto run = [&](double from, double to) {  // one second of work and ten tokens per second
