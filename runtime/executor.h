@@ -11,7 +11,8 @@
 namespace fewbit {
 
 struct ExecutorInfo {
-  std::string device;  // "cpu: AVX-512, 2 threads"
+  std::string device;           // "cpu: AVX-512, 2 threads"
+  std::string pci_bus_id = {};  // of the GPU, as CUDA names it ("0000:18:00.0"); empty: none
   int32_t vocab_size = 0;
   int32_t max_context = 0;      // tokens, prompt and output together
   int32_t max_step_tokens = 0;  // T never exceeds this

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <exception>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -14,8 +15,67 @@
 #include "absl/time/time.h"
 #include "scheduler/check.h"
 #include "server/build_info.h"
+#include "server/metric_table.h"
 
 namespace fewbit {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+
+// Builds the families of one scrape from the rows of the table; every metric gets the label `model`
+// (an alias `model_name`).
+class MetricFamilies {
+ public:
+  explicit MetricFamilies(const std::string& model_name) : model_name_(model_name) {
+    out_.reserve(kNumMetrics);
+  }
+
+  // Starts a family; the metrics added next belong to it.
+  MetricFamilies& Family(Metric metric) {
+    row_ = &RowOf(metric);
+    MetricFamily family;
+    family.name = row_->name;
+    family.help = row_->help;
+    family.type = row_->type;
+    out_.push_back(std::move(family));
+    return *this;
+  }
+
+  MetricFamilies& Add(ClientMetric metric, std::vector<ClientMetric::Label> labels = {}) {
+    metric.label = std::move(labels);
+    metric.label.push_back({IsAlias(*row_) ? "model_name" : "model", model_name_});
+    out_.back().metric.push_back(std::move(metric));
+    return *this;
+  }
+
+  // A counter or gauge, by the family's type.
+  MetricFamilies& Add(double value, std::vector<ClientMetric::Label> labels = {}) {
+    ClientMetric metric;
+    if (row_->type == MetricType::Counter) {
+      metric.counter.value = value;
+    } else {
+      metric.gauge.value = value;
+    }
+    return Add(std::move(metric), std::move(labels));
+  }
+
+  // A family of one metric.
+  void One(Metric metric, double value) { Family(metric).Add(value); }
+  void One(Metric metric, const Histogram& histogram) { Family(metric).Add(histogram.Collect()); }
+  // Absent without a value.
+  void Optional(Metric metric, const std::optional<double>& value) {
+    if (value.has_value()) One(metric, *value);
+  }
+
+  std::vector<MetricFamily> Take() { return std::move(out_); }
+
+ private:
+  const std::string& model_name_;
+  const MetricRow* row_ = nullptr;
+  std::vector<MetricFamily> out_;
+};
+
 namespace {
 
 constexpr OutcomeLabels kOutcomeLabels[kNumOutcomes] = {
@@ -40,6 +100,9 @@ constexpr OutcomeLabels kOutcomeLabels[kNumOutcomes] = {
     {"INTERNAL", "internal"},
 };
 
+constexpr const char* kWasteLabels[kNumWastes] = {"client_left", "deadline", "slow_reader",
+                                                  "internal", "after_stop"};
+
 // Seconds. From half a millisecond: a small model's token takes less than the usual first bucket.
 constexpr double kLatencyBounds[] = {0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02,
                                      0.03,   0.05,  0.075, 0.1,   0.2,   0.3,    0.5,  0.75,
@@ -47,126 +110,57 @@ constexpr double kLatencyBounds[] = {0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075,
 constexpr double kTokenBounds[] = {1,   2,    4,    8,    16,   32,    64,    128,   256,
                                    512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072};
 
-using prometheus::ClientMetric;
-using prometheus::MetricFamily;
-using prometheus::MetricType;
-
-// What vLLM calls its metrics, for routers that know these.
-constexpr absl::string_view kAliasPrefix = "vllm:";
-
-// Builds the families of one scrape; every metric gets the label `model` (an alias `model_name`, as
-// vLLM has it).
-class Families {
- public:
-  explicit Families(const std::string& model_name) : model_name_(model_name) {}
-
-  // Starts a family; the metrics added next belong to it.
-  Families& Family(absl::string_view name, absl::string_view help, MetricType type) {
-    MetricFamily family;
-    family.name = std::string(name);
-    if (!IsAlias(name)) family.name = absl::StrCat("fewbit_", name);
-    family.help = std::string(help);
-    family.type = type;
-    out_.push_back(std::move(family));
-    return *this;
-  }
-
-  Families& Add(ClientMetric metric, std::vector<ClientMetric::Label> labels = {}) {
-    metric.label = std::move(labels);
-    metric.label.push_back({IsAlias(out_.back().name) ? "model_name" : "model", model_name_});
-    out_.back().metric.push_back(std::move(metric));
-    return *this;
-  }
-
-  // A counter or gauge, by the family's type.
-  Families& Add(double value, std::vector<ClientMetric::Label> labels = {}) {
-    ClientMetric metric;
-    if (out_.back().type == MetricType::Counter) {
-      metric.counter.value = value;
-    } else {
-      metric.gauge.value = value;
-    }
-    return Add(std::move(metric), std::move(labels));
-  }
-
-  void Gauge(absl::string_view name, absl::string_view help, double value) {
-    Family(name, help, MetricType::Gauge).Add(value);
-  }
-  void Counter(absl::string_view name, absl::string_view help, double value) {
-    Family(name, help, MetricType::Counter).Add(value);
-  }
-  void Distribution(absl::string_view name, absl::string_view help, const Histogram& histogram) {
-    Family(name, help, MetricType::Histogram).Add(histogram.Collect());
-  }
-
-  std::vector<MetricFamily> Take() { return std::move(out_); }
-
- private:
-  static bool IsAlias(absl::string_view name) { return absl::StartsWith(name, kAliasPrefix); }
-
-  const std::string& model_name_;
-  std::vector<MetricFamily> out_;
-};
-
-void AddRequests(const ServerStats& stats, const EngineStats& engine, Families* out) {
-  out->Family("requests_total", "Generate and GenerateStream calls that ended, by code and reason",
-              MetricType::Counter);
-  for (int i = 0; i < kNumOutcomes; ++i) {
-    const OutcomeLabels labels = LabelsOf(static_cast<Outcome>(i));
-    out->Add(static_cast<double>(stats.requests[i].load(std::memory_order_relaxed)),
-             {{"code", labels.code}, {"reason", labels.reason}});
-  }
-  out->Gauge("requests_running", "Requests in the running batch", engine.requests_running);
-  out->Gauge("requests_waiting", "Requests waiting for a place in the batch",
-             engine.requests_waiting);
-  out->Gauge("waiting_tokens", "Prompt tokens of waiting requests",
-             static_cast<double>(engine.waiting_tokens));
-  out->Gauge("open_streams", "Open Generate and GenerateStream calls",
-             static_cast<double>(stats.open_streams.load(std::memory_order_relaxed)));
-  out->Counter("abandoned_calls_total",
-               "Calls that ended for the client before it had all of it, whatever was generated",
-               static_cast<double>(stats.abandoned_calls.load(std::memory_order_relaxed)));
-  out->Distribution("queue_seconds", "From arrival to the first step", stats.queue_seconds);
-  out->Distribution("time_to_first_token_seconds", "From arrival to the first token",
-                    stats.time_to_first_token_seconds);
-  out->Distribution("inter_token_seconds", "Between two tokens of a request",
-                    stats.inter_token_seconds);
-  out->Distribution("time_per_output_token_seconds",
-                    "Mean over a request's tokens but the first; requests that ended well",
-                    stats.time_per_output_token_seconds);
-  out->Distribution("request_seconds", "From arrival to the last token; requests that ended well",
-                    stats.request_seconds);
-  out->Distribution("request_prompt_tokens", "Prompt length of requests that ran",
-                    stats.prompt_tokens);
-  out->Distribution("request_generated_tokens", "Generated tokens of requests that ran",
-                    stats.generated_tokens);
+double Load(const std::atomic<uint64_t>& count) {
+  return static_cast<double>(count.load(std::memory_order_relaxed));
 }
 
-void AddTokensAndSteps(const ServerStats& stats, const EngineStats& engine, Families* out) {
-  const struct {
-    const char* kind;
-    const char* outcome;
-    const std::atomic<uint64_t>& count;
-  } tokens[] = {
-      {"prompt", "delivered", stats.prompt_tokens_delivered},
-      {"prompt", "aborted", stats.prompt_tokens_aborted},
-      {"generated", "delivered", stats.generated_tokens_delivered},
-      {"generated", "aborted", stats.generated_tokens_aborted},
-  };
-  out->Family("tokens_total", "Tokens of requests that ended, by kind and what became of them",
-              MetricType::Counter);
-  for (const auto& row : tokens) {
-    out->Add(static_cast<double>(row.count.load(std::memory_order_relaxed)),
-             {{"kind", row.kind}, {"outcome", row.outcome}});
+void AddRequests(const ServerStats& stats, const EngineStats& engine, MetricFamilies* out) {
+  out->Family(Metric::kRequestsTotal);
+  for (int i = 0; i < kNumOutcomes; ++i) {
+    const OutcomeLabels labels = LabelsOf(static_cast<Outcome>(i));
+    out->Add(Load(stats.requests[i]), {{"code", labels.code}, {"reason", labels.reason}});
   }
-  out->Counter("steps_total", "Steps run", static_cast<double>(engine.steps));
-  out->Family("step_tokens_total", "Tokens run in steps, by phase", MetricType::Counter)
+  out->One(Metric::kRequestsRunning, engine.requests_running);
+  out->One(Metric::kRequestsWaiting, engine.requests_waiting);
+  out->One(Metric::kWaitingTokens, static_cast<double>(engine.waiting_tokens));
+  out->One(Metric::kOpenStreams,
+           static_cast<double>(stats.open_streams.load(std::memory_order_relaxed)));
+  out->One(Metric::kAbandonedCallsTotal, Load(stats.abandoned_calls));
+  out->One(Metric::kQueueSeconds, stats.queue_seconds);
+  out->One(Metric::kTimeToFirstTokenSeconds, stats.time_to_first_token_seconds);
+  out->One(Metric::kInterTokenSeconds, stats.inter_token_seconds);
+  out->One(Metric::kTimePerOutputTokenSeconds, stats.time_per_output_token_seconds);
+  out->One(Metric::kRequestSeconds, stats.request_seconds);
+  out->One(Metric::kRequestPromptTokens, stats.prompt_tokens);
+  out->One(Metric::kRequestGeneratedTokens, stats.generated_tokens);
+}
+
+void AddTokens(const ServerStats& stats, MetricFamilies* out) {
+  out->Family(Metric::kTokensTotal);
+  const auto add = [out](const char* kind, double delivered, double aborted) {
+    out->Add(delivered, {{"kind", kind}, {"outcome", "delivered"}});
+    out->Add(aborted, {{"kind", kind}, {"outcome", "aborted"}});
+  };
+  add("prompt", Load(stats.prompt_tokens_delivered), static_cast<double>(Sum(stats.wasted.prompt)));
+  add("generated", Load(stats.generated_tokens_delivered),
+      static_cast<double>(Sum(stats.wasted.generated)));
+  out->Family(Metric::kWastedTokensTotal);
+  for (int i = 0; i < kNumWastes; ++i) {
+    const char* const reason = kWasteLabels[i];
+    out->Add(Load(stats.wasted.prompt[i]), {{"kind", "prompt"}, {"reason", reason}});
+    out->Add(Load(stats.wasted.generated[i]), {{"kind", "generated"}, {"reason", reason}});
+  }
+}
+
+void AddSteps(const ServerStats& stats, const EngineStats& engine, MetricFamilies* out) {
+  out->One(Metric::kStepsTotal, static_cast<double>(engine.steps));
+  out->Family(Metric::kStepTokensTotal)
       .Add(static_cast<double>(engine.prefill_tokens), {{"phase", "prefill"}})
       .Add(static_cast<double>(engine.decode_tokens), {{"phase", "decode"}});
-  out->Counter("busy_seconds_total", "Time spent inside steps", engine.busy_seconds);
-  out->Distribution("step_batch_size", "Sequences in a step", stats.step_sequences);
-  out->Distribution("step_tokens", "Tokens in a step", stats.step_tokens);
-  out->Distribution("step_seconds", "Duration of a step", stats.step_seconds);
+  out->One(Metric::kBusySecondsTotal, engine.busy_seconds);
+  out->One(Metric::kStepBatchSize, stats.step_sequences);
+  out->One(Metric::kStepTokens, stats.step_tokens);
+  out->One(Metric::kStepSeconds, stats.step_seconds);
 }
 
 // Device time up to the end of the last step or, with none running, to the present.
@@ -175,40 +169,30 @@ double AccountedUntil(const EngineStats& engine) {
   return DeviceMeter::SteadySeconds() - std::max(0.0, absl::ToDoubleSeconds(lag));
 }
 
-void AddCost(ServerStats* stats, const EngineStats& engine, Families* out) {
+void AddCost(ServerStats* stats, const EngineStats& engine, MetricFamilies* out) {
   const PhaseSeconds seconds = stats->device.Phases(AccountedUntil(engine));
   const RecentUse recent = stats->device.Recent(DeviceMeter::SteadySeconds());
   const double price = stats->accounting.gpu_hour_usd / 3600.0;  // dollars per second
-  out->Family("gpu_seconds_total",
-              "Seconds of the replica's device (GPU, or CPUs) by what it did; they sum up to the "
-              "time since the start, a running step apart",
-              MetricType::Counter)
+  out->Family(Metric::kGpuSecondsTotal)
       .Add(seconds.prefill, {{"phase", "prefill"}})
       .Add(seconds.decode, {{"phase", "decode"}})
       .Add(seconds.idle, {{"phase", "idle"}});
-  out->Family("cost_usd_total",
-              "Dollars at --gpu_hour_usd; reserved: while the replica is up, used: while it works",
-              MetricType::Counter)
+  out->Family(Metric::kCostUsdTotal)
       .Add(seconds.prefill * price, {{"basis", "reserved"}, {"phase", "prefill"}})
       .Add(seconds.decode * price, {{"basis", "reserved"}, {"phase", "decode"}})
       .Add(seconds.idle * price, {{"basis", "reserved"}, {"phase", "idle"}})
       .Add(seconds.prefill * price, {{"basis", "used"}, {"phase", "prefill"}})
       .Add(seconds.decode * price, {{"basis", "used"}, {"phase", "decode"}});
-  out->Gauge("gpu_hour_usd", "Price of an hour of the device in dollars (a flag); 0: not stated",
-             stats->accounting.gpu_hour_usd);
-  out->Family("usd_per_million_generated_tokens",
-              "Over the last five minutes, by basis of the cost; absent while nothing is generated",
-              MetricType::Gauge);
+  out->One(Metric::kGpuHourUsd, stats->accounting.gpu_hour_usd);
+  out->Family(Metric::kUsdPerMillionGeneratedTokens);
   if (recent.generated_tokens == 0) return;
   const double per_million = price * 1e6 / static_cast<double>(recent.generated_tokens);
   out->Add(recent.seconds * per_million, {{"basis", "reserved"}})
       .Add(recent.busy_seconds * per_million, {{"basis", "used"}});
 }
 
-void AddSlo(const ServerStats& stats, Families* out) {
-  out->Family("slo_requests_total",
-              "Requests by whether they met --slo_ttft_ms and --slo_tpot_ms; empty without targets",
-              MetricType::Counter);
+void AddSlo(const ServerStats& stats, MetricFamilies* out) {
+  out->Family(Metric::kSloRequestsTotal);
   const struct {
     const char* slo;
     double target;
@@ -217,19 +201,14 @@ void AddSlo(const ServerStats& stats, Families* out) {
               {"tpot", stats.accounting.slo_tpot_ms, stats.slo_tpot}};
   for (const auto& row : rows) {
     if (row.target <= 0.0) continue;
-    out->Add(static_cast<double>(row.count.met.load(std::memory_order_relaxed)),
-             {{"slo", row.slo}, {"met", "true"}});
-    out->Add(static_cast<double>(row.count.missed.load(std::memory_order_relaxed)),
-             {{"slo", row.slo}, {"met", "false"}});
+    out->Add(Load(row.count.met), {{"slo", row.slo}, {"met", "true"}});
+    out->Add(Load(row.count.missed), {{"slo", row.slo}, {"met", "false"}});
   }
 }
 
-void AddTenants(const ServerStats& stats, Families* out) {
+void AddTenants(const ServerStats& stats, MetricFamilies* out) {
   const std::vector<TenantUsage> tenants = stats.tenants.Read();
-  out->Family("tenant_tokens_total",
-              "tokens_total by tenant; none: requests that name none, other: tenants behind the "
-              "first --max_tenants",
-              MetricType::Counter);
+  out->Family(Metric::kTenantTokensTotal);
   for (const TenantUsage& tenant : tenants) {
     const struct {
       const char* kind;
@@ -244,9 +223,7 @@ void AddTenants(const ServerStats& stats, Families* out) {
                {{"tenant", tenant.name}, {"kind", row.kind}, {"outcome", row.outcome}});
     }
   }
-  out->Family("tenant_cost_usd_total",
-              "Dollars at --gpu_hour_usd for the device time of a tenant's requests that ended",
-              MetricType::Counter);
+  out->Family(Metric::kTenantCostUsdTotal);
   for (const TenantUsage& tenant : tenants) {
     out->Add(tenant.device_seconds * stats.accounting.gpu_hour_usd / 3600.0,
              {{"tenant", tenant.name}});
@@ -258,13 +235,44 @@ double KvUsage(const EngineStats& engine) {
   return static_cast<double>(engine.blocks_used) / engine.blocks_total;
 }
 
+void AddKv(const EngineStats& engine, int32_t block_tokens, MetricFamilies* out) {
+  out->One(Metric::kKvBlocks, engine.blocks_total);
+  out->One(Metric::kKvBlocksUsed, engine.blocks_used);
+  out->One(Metric::kKvBlockTokens, block_tokens);
+  out->One(Metric::kKvUsageRatio, KvUsage(engine));
+}
+
+// What the GPU says of itself; nothing where there is none, or it says nothing.
+void AddDevice(const DeviceSample& sample, MetricFamilies* out) {
+  const DeviceReading& reading = sample.reading;
+  out->Family(Metric::kDeviceInfo)
+      .Add(1, {{"gpu", sample.identity.name},
+               {"pci", sample.identity.pci},
+               {"driver", sample.identity.driver}});
+  out->Optional(Metric::kDeviceMemoryBytes, reading.memory_bytes);
+  out->Optional(Metric::kDeviceMemoryUsedBytes, reading.memory_used_bytes);
+  out->Optional(Metric::kDeviceUtilizationRatio, reading.utilization);
+  out->Optional(Metric::kDeviceMemoryUtilizationRatio, reading.memory_utilization);
+  out->Optional(Metric::kDevicePowerWatts, reading.power_watts);
+  out->Optional(Metric::kDevicePowerLimitWatts, reading.power_limit_watts);
+  out->Optional(Metric::kDeviceTemperatureCelsius, reading.temperature_celsius);
+  out->Optional(Metric::kDeviceSmClockHertz, reading.sm_clock_hertz);
+  if (reading.throttled.has_value()) {
+    out->Family(Metric::kDeviceThrottled)
+        .Add(reading.throttled->power ? 1 : 0, {{"reason", "power"}})
+        .Add(reading.throttled->thermal ? 1 : 0, {{"reason", "thermal"}})
+        .Add(reading.throttled->hardware ? 1 : 0, {{"reason", "hardware"}});
+  }
+  out->Optional(Metric::kDeviceEccErrors, reading.ecc_errors);
+  out->Optional(Metric::kEnergyJoulesTotal, sample.energy_joules);
+}
+
 // The names under which the Kubernetes Gateway API inference extension looks for load.
-void AddAliases(const EngineStats& engine, int32_t block_tokens, Families* out) {
-  out->Gauge("vllm:num_requests_running", "fewbit_requests_running", engine.requests_running);
-  out->Gauge("vllm:num_requests_waiting", "fewbit_requests_waiting", engine.requests_waiting);
-  out->Gauge("vllm:kv_cache_usage_perc", "fewbit_kv_usage_ratio", KvUsage(engine));
-  out->Family("vllm:cache_config_info", "fewbit_kv_block_tokens and fewbit_kv_blocks; always 1",
-              MetricType::Gauge)
+void AddAliases(const EngineStats& engine, int32_t block_tokens, MetricFamilies* out) {
+  out->One(Metric::kVllmNumRequestsRunning, engine.requests_running);
+  out->One(Metric::kVllmNumRequestsWaiting, engine.requests_waiting);
+  out->One(Metric::kVllmKvCacheUsagePerc, KvUsage(engine));
+  out->Family(Metric::kVllmCacheConfigInfo)
       .Add(1, {{"block_size", absl::StrCat(block_tokens)},
                {"num_gpu_blocks", absl::StrCat(engine.blocks_total)}});
 }
@@ -303,6 +311,21 @@ ClientMetric Histogram::Collect() const {
   return metric;
 }
 
+void WastedTokens::Add(Waste reason, int64_t prompt_tokens, int64_t generated_tokens) {
+  const auto add = [reason](std::array<std::atomic<uint64_t>, kNumWastes>& counts, int64_t tokens) {
+    counts[static_cast<size_t>(reason)].fetch_add(static_cast<uint64_t>(tokens),
+                                                  std::memory_order_relaxed);
+  };
+  add(prompt, prompt_tokens);
+  add(generated, generated_tokens);
+}
+
+uint64_t Sum(const std::array<std::atomic<uint64_t>, kNumWastes>& counts) {
+  uint64_t sum = 0;
+  for (const std::atomic<uint64_t>& count : counts) sum += count.load(std::memory_order_relaxed);
+  return sum;
+}
+
 ServerStats::ServerStats(const AccountingOptions& options)
     : accounting(options),
       queue_seconds(kLatencyBounds),
@@ -319,11 +342,12 @@ ServerStats::ServerStats(const AccountingOptions& options)
       tenants(options.max_tenants) {}
 
 MetricsCollector::MetricsCollector(ServerStats* stats, const Engine* engine,
-                                   const ServedModel& model)
+                                   const DeviceSampler* device, const ServedModel& model)
     : stats_(stats),
       engine_(engine),
+      device_(device),
       model_name_(model.name),
-      device_(model.device.device),
+      device_name_(model.device.device),
       quantization_method_(model.quantization_method.empty() ? "none" : model.quantization_method),
       average_bits_(model.average_bits),
       embedding_bits_(model.embedding_bits),
@@ -331,37 +355,40 @@ MetricsCollector::MetricsCollector(ServerStats* stats, const Engine* engine,
       startup_phases_(model.startup_phases),
       start_unix_seconds_(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())) {}
 
-std::vector<MetricFamily> MetricsCollector::Collect() const {
-  const EngineStats engine = engine_->stats();
-  Families out(model_name_);
-  AddRequests(*stats_, engine, &out);
-  AddTokensAndSteps(*stats_, engine, &out);
-  AddCost(stats_, engine, &out);
-  AddSlo(*stats_, &out);
-  AddTenants(*stats_, &out);
-  out.Gauge("kv_blocks", "Blocks of the KV cache", engine.blocks_total);
-  out.Gauge("kv_blocks_used", "Blocks of the KV cache in use", engine.blocks_used);
-  out.Gauge("kv_block_tokens", "Tokens that a block holds", block_tokens_);
-  out.Gauge("kv_usage_ratio", "Share of the KV cache in use, 0 to 1", KvUsage(engine));
-  out.Gauge("engine_failed", "1 after an error that the engine could not survive",
-            engine.failed ? 1 : 0);
-  out.Gauge("start_time_seconds", "When the server started, seconds since 1970",
-            start_unix_seconds_);
-  out.Family("startup_seconds", "Time that the start took, by phase", MetricType::Gauge);
-  for (const StartupPhase& phase : startup_phases_) out.Add(phase.seconds, {{"phase", phase.name}});
+void MetricsCollector::AddAbout(MetricFamilies* out) const {
+  out->One(Metric::kStartTimeSeconds, start_unix_seconds_);
+  out->Family(Metric::kStartupSeconds);
+  for (const StartupPhase& phase : startup_phases_) {
+    out->Add(phase.seconds, {{"phase", phase.name}});
+  }
   const BuildInfo& build = ThisBuild();
-  out.Family("build_info", "What runs here; always 1", MetricType::Gauge)
+  out->Family(Metric::kBuildInfo)
       .Add(1, {{"version", build.version},
                {"commit", build.commit},
                {"compiler", build.compiler},
                {"cuda", build.cuda},
-               {"device", device_}});
-  out.Family("quantization_info", "How the weights are stored; always 1", MetricType::Gauge)
-      .Add(1, {{"method", quantization_method_}});
-  out.Family("weight_bits", "Average bits per weight, from the bytes in the file",
-             MetricType::Gauge)
+               {"device", device_name_}});
+  out->Family(Metric::kQuantizationInfo).Add(1, {{"method", quantization_method_}});
+  out->Family(Metric::kWeightBits)
       .Add(average_bits_, {{"part", "linears"}})
       .Add(embedding_bits_, {{"part", "embeddings"}});
+}
+
+std::vector<MetricFamily> MetricsCollector::Collect() const {
+  const EngineStats engine = engine_->stats();
+  MetricFamilies out(model_name_);
+  AddRequests(*stats_, engine, &out);
+  AddTokens(*stats_, &out);
+  AddSteps(*stats_, engine, &out);
+  AddCost(stats_, engine, &out);
+  AddSlo(*stats_, &out);
+  AddTenants(*stats_, &out);
+  AddKv(engine, block_tokens_, &out);
+  out.One(Metric::kEngineFailed, engine.failed ? 1 : 0);
+  AddAbout(&out);
+  if (device_ != nullptr) {
+    if (const std::optional<DeviceSample> sample = device_->Latest()) AddDevice(*sample, &out);
+  }
   AddAliases(engine, block_tokens_, &out);
   return out.Take();
 }

@@ -19,6 +19,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/engine.h"
 #include "server/device_meter.h"
+#include "server/device_sampler.h"
 #include "server/served_model.h"
 #include "server/tenants.h"
 
@@ -27,6 +28,8 @@ class Exposer;
 }
 
 namespace fewbit {
+
+class MetricFamilies;
 
 // How a Generate or GenerateStream call ended: each counts exactly once.
 enum class Outcome : uint8_t {
@@ -85,6 +88,18 @@ struct AccountingOptions {
   int32_t max_tenants = 32;   // with series of their own
 };
 
+// Why nobody got a token.
+enum class Waste : uint8_t { kClientLeft, kDeadline, kSlowReader, kInternal, kAfterStop };
+inline constexpr int kNumWastes = static_cast<int>(Waste::kAfterStop) + 1;
+
+// Tokens of requests that ran and ended without delivering them.
+struct WastedTokens {
+  std::array<std::atomic<uint64_t>, kNumWastes> prompt{}, generated{};
+
+  void Add(Waste reason, int64_t prompt_tokens, int64_t generated_tokens);
+};
+uint64_t Sum(const std::array<std::atomic<uint64_t>, kNumWastes>& counts);
+
 // Requests that met a target and that did not.
 struct SloCount {
   std::atomic<uint64_t> met{0}, missed{0};
@@ -99,10 +114,10 @@ struct ServerStats {
   const AccountingOptions accounting;
 
   std::array<std::atomic<uint64_t>, kNumOutcomes> requests{};
-  // Of requests that ran. Delivered: their response was OK and carried them. Aborted: the rest,
-  // text behind a stop string included.
-  std::atomic<uint64_t> prompt_tokens_delivered{0}, prompt_tokens_aborted{0};
-  std::atomic<uint64_t> generated_tokens_delivered{0}, generated_tokens_aborted{0};
+  // Of requests that ran. Delivered: their response was OK and carried them. Wasted, in the metrics
+  // also called aborted: the rest, text behind a stop string included.
+  std::atomic<uint64_t> prompt_tokens_delivered{0}, generated_tokens_delivered{0};
+  WastedTokens wasted;
   std::atomic<int64_t> open_streams{0};      // Generate and GenerateStream calls
   std::atomic<uint64_t> abandoned_calls{0};  // those whose client left, even behind the last token
   Histogram queue_seconds, time_to_first_token_seconds, inter_token_seconds, request_seconds;
@@ -118,17 +133,22 @@ struct ServerStats {
   }
 };
 
-// Thread-safe. `stats` and `engine` outlive it.
+// Thread-safe. `stats`, `engine` and `device` outlive it.
 class MetricsCollector : public prometheus::Collectable {
  public:
-  MetricsCollector(ServerStats* stats, const Engine* engine, const ServedModel& model);
+  // `device`: null without a GPU.
+  MetricsCollector(ServerStats* stats, const Engine* engine, const DeviceSampler* device,
+                   const ServedModel& model);
 
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
+  void AddAbout(MetricFamilies* out) const;
+
   ServerStats* const stats_;
   const Engine* const engine_;
-  const std::string model_name_, device_, quantization_method_;
+  const DeviceSampler* const device_;
+  const std::string model_name_, device_name_, quantization_method_;
   const double average_bits_, embedding_bits_;
   const int32_t block_tokens_;
   const std::vector<StartupPhase> startup_phases_;

@@ -41,6 +41,20 @@ v1::FinishReason FinishReasonOf(Outcome outcome) {
   }
 }
 
+// Of an end that delivers nothing.
+Waste WasteOf(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::kClientLeft:
+      return Waste::kClientLeft;
+    case Outcome::kDeadline:
+      return Waste::kDeadline;
+    case Outcome::kSlowReader:
+      return Waste::kSlowReader;
+    default:
+      return Waste::kInternal;
+  }
+}
+
 }  // namespace
 
 void AppendResponse(v1::GenerateResponse* from, v1::GenerateResponse* to) {
@@ -177,13 +191,12 @@ void ResponseBuilder::CountTokens(const TokenEvent& event, const Ending& ending)
   stats_->generated_tokens.Observe(timing.generated_tokens);
   const int32_t surplus = std::max(0, timing.generated_tokens - generated_);
   if (!ending.status.ok()) {
-    add(stats_->prompt_tokens_aborted, started_.prompt_tokens);
-    add(stats_->generated_tokens_aborted, generated_ + surplus);
+    stats_->wasted.Add(WasteOf(ending.outcome), started_.prompt_tokens, generated_ + surplus);
     return;
   }
   add(stats_->prompt_tokens_delivered, started_.prompt_tokens);
   add(stats_->generated_tokens_delivered, generated_);
-  add(stats_->generated_tokens_aborted, surplus);
+  stats_->wasted.Add(Waste::kAfterStop, 0, surplus);
   if (generated_ == 0) return;
   stats_->request_seconds.Observe(absl::ToDoubleSeconds(last_token_time_ - started_.arrival));
   if (generated_ > 1) {

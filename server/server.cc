@@ -127,9 +127,13 @@ absl::Status Server::Listen(const Config& config) {
       MakeServerCredentials(config);
   if (!credentials.ok()) return credentials.status();
   if (config.metrics_port >= 0) {
-    absl::StatusOr<std::unique_ptr<MetricsServer>> metrics =
-        MetricsServer::Start(config.host, config.metrics_port,
-                             std::make_shared<MetricsCollector>(&stats_, &engine_, model_));
+    if (!model_.device.pci_bus_id.empty()) {
+      device_ = std::make_unique<DeviceSampler>(
+          [pci_bus_id = model_.device.pci_bus_id] { return OpenNvml(pci_bus_id); });
+    }
+    absl::StatusOr<std::unique_ptr<MetricsServer>> metrics = MetricsServer::Start(
+        config.host, config.metrics_port,
+        std::make_shared<MetricsCollector>(&stats_, &engine_, device_.get(), model_));
     if (!metrics.ok()) return metrics.status();
     metrics_ = *std::move(metrics);
   }

@@ -17,6 +17,7 @@
 #include "server/admission.h"
 #include "server/api_keys.h"
 #include "server/config.h"
+#include "server/device_sampler.h"
 #include "server/emitter.h"
 #include "server/generation_service.h"
 #include "server/health_port.h"
@@ -66,6 +67,7 @@ class Server {
   Engine engine_;
   Admission admission_;
   GenerationService service_;
+  std::unique_ptr<DeviceSampler> device_;  // null without a GPU
   std::unique_ptr<MetricsServer> metrics_;
   std::unique_ptr<HealthPort> health_;
   std::unique_ptr<grpc::Server> grpc_;

@@ -19,6 +19,8 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "server/device_meter.h"
+#include "server/metric_table.h"
+#include "tests/server/fake_nvml.h"
 #include "tests/server/server_harness.h"
 
 namespace fewbit::testing {
@@ -285,6 +287,21 @@ TEST(AccountingTest, TokensAndCallsAreWhatClientsWereTold) {
   EXPECT_GE(tokens("fewbit_tokens_total", "generated", "aborted"), told.tokens_of_cut_off);
   EXPECT_EQ(metrics.Sum("fewbit_tokens_total", {"kind=\"generated\""}),
             metrics.Sum("fewbit_request_generated_tokens_sum"));
+  const auto wasted = [&](const char* kind, const char* reason) {
+    return metrics.Sum("fewbit_wasted_tokens_total", {absl::StrCat("kind=\"", kind, "\""),
+                                                      absl::StrCat("reason=\"", reason, "\"")});
+  };
+  for (const char* kind : {"prompt", "generated"}) {
+    double sum = 0.0;
+    for (const char* reason :
+         {"client_left", "deadline", "slow_reader", "internal", "after_stop"}) {
+      sum += wasted(kind, reason);
+    }
+    EXPECT_EQ(sum, tokens("fewbit_tokens_total", kind, "aborted")) << kind;
+  }
+  EXPECT_EQ(wasted("prompt", "client_left"), prompt * calls("CANCELLED"));
+  EXPECT_EQ(wasted("prompt", "deadline"), prompt * calls("DEADLINE_EXCEEDED"));
+  EXPECT_GT(wasted("generated", "client_left"), 0.0);
   for (const char* kind : {"prompt", "generated"}) {
     for (const char* outcome : {"delivered", "aborted"}) {
       EXPECT_EQ(tokens("fewbit_tenant_tokens_total", kind, outcome),
@@ -329,30 +346,67 @@ TEST(AccountingTest, TenantsTakeABoundedNumberOfSeries) {
   EXPECT_EQ(metrics.Sum("fewbit_tenant_tokens_total", {"tenant=\"none\"", prompts}), first);
 }
 
-// The table of server/README.md: | `name` | type | unit | labels | meaning |.
-TEST(AccountingTest, TheDocumentationListsEveryMetricAsItIs) {
-  Harness harness(Priced());
+// Everything that a server can show: targets, a price, a GPU, and a request that ran.
+Exposition Everything(const std::vector<std::string>& tenants) {
+  HarnessOptions options = Priced();
+  options.config.max_tenants = 1000;
+  options.pci_bus_id = kFakePciBusId;
+  Harness harness(options);
   Stream(harness.stub(), harness.Saying(" the sun was high"));
+  for (const std::string& tenant : tenants) {
+    grpc::ClientContext context;
+    context.AddMetadata("x-tenant-id", tenant);
+    Stream(harness.stub(), harness.Saying(" x"), &context);
+  }
   harness.ExpectIdle();
-  std::set<std::string> actual;
-  const Exposition metrics = Read(harness);
-  for (const auto& [name, family] : metrics.families()) {
-    std::set<std::string> labels = family.labels;
-    EXPECT_EQ(labels.erase("model") + labels.erase("model_name"), 1u) << name;
-    actual.insert(absl::StrCat("`", name, "` | ", family.type, " | ", absl::StrJoin(labels, ", "),
-                               " | ", family.help));
-  }
-  std::set<std::string> documented;
+  WaitFor([&] { return Read(harness).families().contains("fewbit_device_info"); }, "the GPU");
+  return Read(harness);
+}
+
+std::string Readme() {
   std::ifstream file(FEWBIT_SOURCE_DIR "/server/README.md");
-  for (std::string line; std::getline(file, line);) {
-    const std::vector<std::string> cell = absl::StrSplit(line, " | ");
-    if (cell.size() != 5 || !(line.starts_with("| `fewbit_") || line.starts_with("| `vllm:"))) {
-      continue;
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+TEST(AccountingTest, AScrapeIsWhatTheTableSays) {
+  const Exposition metrics = Everything({});
+  std::map<std::string, Exposition::Family> expected;
+  for (const MetricRow& row : MetricTable()) {
+    Exposition::Family& family = expected[row.name];
+    family.help = row.help;
+    const bool counter = row.type == prometheus::MetricType::Counter;
+    const bool gauge = row.type == prometheus::MetricType::Gauge;
+    family.type = counter ? "counter" : gauge ? "gauge" : "histogram";
+    family.labels = {IsAlias(row) ? "model_name" : "model"};
+    for (absl::string_view label : absl::StrSplit(row.labels, ", ", absl::SkipEmpty())) {
+      family.labels.emplace(label);
     }
-    documented.insert(absl::StrCat(cell[0].substr(2), " | ", cell[1], " | ", cell[3], " | ",
-                                   cell[4].substr(0, cell[4].rfind(" |"))));
   }
-  EXPECT_EQ(documented, actual);
+  for (const auto& [name, family] : metrics.families()) {
+    ASSERT_TRUE(expected.contains(name)) << name << " is not in the table";
+    EXPECT_EQ(family.help, expected[name].help) << name;
+    EXPECT_EQ(family.type, expected[name].type) << name;
+    EXPECT_EQ(family.labels, expected[name].labels) << name;
+    expected.erase(name);
+  }
+  for (const auto& [name, family] : expected) ADD_FAILURE() << name << " was not scraped";
+}
+
+TEST(AccountingTest, TheReferenceInTheReadmeIsTheTable) {
+  EXPECT_TRUE(absl::StrContains(Readme(), "\n\n" + MetricsReference() + "\n"))
+      << "put the output of metrics-reference in place of the table in server/README.md";
+}
+
+TEST(AccountingTest, ThereAreNoMoreSeriesThanTheReadmeSays) {
+  constexpr size_t kMost = 350;
+  constexpr size_t kFurtherPhases = 7;  // of the start; the harness has one
+  const size_t fixed = Everything({}).num_series();
+  EXPECT_LE(fixed + kFurtherPhases, kMost);
+  EXPECT_EQ(Everything({"a", "b", "c"}).num_series(), fixed + 3 * 5);
+  EXPECT_TRUE(absl::StrContains(Readme(),
+                                absl::StrCat("at most ", kMost, " series and 5 for every tenant")));
 }
 
 }  // namespace

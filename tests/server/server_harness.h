@@ -30,6 +30,7 @@ struct HarnessOptions {
   int32_t num_blocks = 4096;
   absl::Duration step_time = absl::ZeroDuration();
   SamplingParams default_sampling = {};  // as generation_config.json would give
+  std::string pci_bus_id = {};           // of the GPU that the executor says it has
 };
 
 // The demo model's tokenizer: 8192 entries, byte fallback, BOS 1, EOS 2.
