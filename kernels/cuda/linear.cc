@@ -5,6 +5,7 @@
 #include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/linear_small.h"
+#include "kernels/cuda/linear_stream.h"
 
 namespace fewbit::cuda {
 namespace {
@@ -41,11 +42,18 @@ cudaError_t ReadDeviceProps(int device, DeviceProps* props) {
   return cudaSuccess;
 }
 
-cudaError_t PrepareLinearKernels(const DeviceProps& props) { return PrepareSmallKernels(props); }
+cudaError_t PrepareLinearKernels(const DeviceProps& props) {
+  const cudaError_t error = PrepareSmallKernels(props);
+  return error != cudaSuccess ? error : PrepareStreamKernels(props);
+}
 
 std::string LaunchLinear(const Desc& desc, const Plan& plan, const DeviceGroup& group,
                          const LinearInput& in, const LinearOutput& out,
                          const LinearWorkspace& workspace, cudaStream_t stream) {
+  if (plan.path == Path::kStream) {
+    const cudaError_t error = LaunchStream(desc, plan.stream, group, in, out, stream);
+    return error == cudaSuccess ? "" : std::string("LaunchStream: ") + cudaGetErrorString(error);
+  }
   for (int p = 0; p < desc.count; ++p) {
     void* y = static_cast<uint8_t*>(out.y) +
               out.column[p] * static_cast<int64_t>(desc.y_type == DType::kF32 ? 4 : 2);

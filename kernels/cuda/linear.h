@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/device_tile.h"
 #include "kernels/cuda/staging.h"
+#include "kernels/cuda/stream_plan.h"
 #include "kernels/matrix.h"
 
 namespace fewbit::cuda {
@@ -80,6 +81,7 @@ inline constexpr int kMaxTiles = 256;           // of a row block
 inline constexpr int kMaxPositions2 = 1 << 16;  // of channels in 2-bit strips
 
 enum class Path : uint8_t {
+  kStream,      // sm_90, up to kMaxStreamTokens: persistent blocks
   kSmall,       // dequantize in registers, integer tensor cores
   kDequantize,  // once into fp16 scratch, then cuBLAS
 };
@@ -90,6 +92,8 @@ struct Tuning {
   int stages = 0;
   int blocks_per_multiprocessor = 0;
   int use_cp_async = 0;
+  int no_early_start = 0;  // without programmatic dependent launch
+  int synchronous = 0;     // nothing is under way while a block computes
 };
 
 // The geometry of the small-m kernel for one matrix.
@@ -107,7 +111,14 @@ struct SmallPlan {
 struct Plan {
   std::string error;  // empty, or why no kernel can run this
   Path path = Path::kSmall;
+  StreamPlan stream;
   SmallPlan small[kMostParts];  // kSmall: one launch per matrix
+
+  // Of the staged form of one part.
+  int group_tokens(const Desc& desc, int part) const {
+    return path == Path::kSmall ? small[part].group_tokens : desc.m;
+  }
+  int groups(int part) const { return path == Path::kSmall ? small[part].groups : 1; }
 
   // What the producer of the input has to leave.
   bool staged() const { return path != Path::kDequantize; }
@@ -136,5 +147,9 @@ struct SharedLayout {
   int terms = 0, outliers = 0, barriers = 0, total = 0;  // offsets and size
 };
 SharedLayout LayoutShared(const quant::PackedShape& shape, const SmallPlan& plan);
+
+// The geometry of the persistent kernel; false if it cannot run this (m, sm_80, no room).
+bool SelectStream(const Desc& desc, const DeviceProps& device, const Tuning& tuning,
+                  StreamPlan* plan);
 
 }  // namespace fewbit::cuda

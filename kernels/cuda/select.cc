@@ -141,8 +141,7 @@ size_t StagedGroupBytes(const quant::PackedShape& shape, int tokens) {
 size_t StagedBytes(const Desc& desc, const Plan& plan) {
   size_t bytes = 0;
   for (int p = 0; p < desc.count && plan.staged(); ++p) {
-    const SmallPlan& small = plan.small[p];
-    bytes += small.groups * StagedGroupBytes(desc.shapes[p], small.group_tokens);
+    bytes += plan.groups(p) * StagedGroupBytes(desc.shapes[p], plan.group_tokens(desc, p));
   }
   return bytes;
 }
@@ -160,9 +159,9 @@ LinearInput InputOf(const Desc& desc, const Plan& plan, const DeviceGroup& group
     to.shape = desc.shapes[p];
     to.strip_order = group.parts[p].strip_order;
     to.staged = at;
-    to.group_tokens = plan.small[p].group_tokens;
+    to.group_tokens = plan.group_tokens(desc, p);
     to.group_bytes = static_cast<uint32_t>(StagedGroupBytes(to.shape, to.group_tokens));
-    at += size_t{1} * plan.small[p].groups * to.group_bytes;
+    at += size_t{1} * plan.groups(p) * to.group_bytes;
   }
   return in;
 }
@@ -222,6 +221,10 @@ Plan Select(const Desc& desc, const DeviceProps& device, const Tuning& tuning) {
   Plan plan;
   plan.error = Check(desc, device);
   if (!plan.error.empty()) return plan;
+  if (SelectStream(desc, device, tuning, &plan.stream)) {
+    plan.path = Path::kStream;
+    return plan;
+  }
   if (desc.m > kMaxSmallTokens) {
     plan.path = Path::kDequantize;
     if (desc.x_type == DType::kF32)

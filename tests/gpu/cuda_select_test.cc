@@ -2,6 +2,7 @@
 // tables are laid out. Runs without a GPU.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <numeric>
 #include <utility>
@@ -25,9 +26,36 @@ Desc DescOf(int rows, int cols, double share4, int m, bool zero_points = false) 
   return d;
 }
 
+void ExpectStreamFits(const Desc& d, const StreamPlan& p, const DeviceProps& device) {
+  EXPECT_GE(4 * kStreamForms[p.form].token_tiles, d.m);
+  EXPECT_EQ(kStreamForms[p.form].consumers % p.stage_tiles, 0);
+  EXPECT_GE(p.stages, 1);
+  EXPECT_LE(p.stages, kMostStages);
+  EXPECT_GE(p.term_slots, 1);
+  EXPECT_LE(p.blocks, device.multiprocessors);
+  EXPECT_EQ(p.first_block[d.count], p.blocks);
+  for (int i = 0; i < d.count; ++i) {
+    const int blocks = p.first_block[i + 1] - p.first_block[i];
+    EXPECT_GE(blocks, 1);
+    EXPECT_LE(blocks, d.shapes[i].row_blocks());
+  }
+  const StreamLayout& l = p.layout;
+  EXPECT_LE(l.total, device.shared_per_block);
+  EXPECT_EQ(l.stage_bytes % 16, 0);
+  EXPECT_EQ(l.x % 16, 0);
+  EXPECT_EQ(l.barriers % 8, 0);
+  EXPECT_LT(l.terms, l.bounds);
+  EXPECT_LT(l.bounds, l.entries);
+  EXPECT_LE(l.entries + 4 * l.entry_capacity, l.barriers);
+}
+
 void ExpectFits(const Desc& d, const DeviceProps& device) {
   const Plan p = Select(d, device);
   ASSERT_EQ(p.error, "") << d.shapes[0].rows << " x " << d.shapes[0].cols << " m " << d.m;
+  if (p.path == Path::kStream) {
+    EXPECT_GE(device.major, 9);
+    return ExpectStreamFits(d, p.stream, device);
+  }
   ASSERT_EQ(p.path, Path::kSmall);
   const SmallPlan& small = p.small[0];
   const Instance& in = SmallInstances()[small.instance];
@@ -45,6 +73,26 @@ void ExpectFits(const Desc& d, const DeviceProps& device) {
   EXPECT_EQ(static_cast<size_t>(layout.total), small.shared_bytes);
   EXPECT_EQ(layout.barriers % 8, 0);
   EXPECT_EQ(layout.terms % 16, 0);
+}
+
+// Query, key and value of different heights: the busiest block has little more than the average.
+TEST(CudaSelect, BlocksOfAGroupAreSharedByBytes) {
+  Desc d = DescOf(8192, 8192, 0.25, 1);
+  d.count = 3;
+  d.shapes[1] = DescOf(1024, 8192, 0.5, 1).shapes[0];
+  d.shapes[2] = DescOf(1024, 8192, 0.1, 1).shapes[0];
+  const Plan p = Select(d, kH200);
+  ASSERT_EQ(p.error, "");
+  ASSERT_EQ(p.path, Path::kStream);
+  ExpectStreamFits(d, p.stream, kH200);
+  double all = 0, most = 0;
+  for (int i = 0; i < 3; ++i) {
+    const int blocks = p.stream.first_block[i + 1] - p.stream.first_block[i];
+    const double bytes = static_cast<double>(d.shapes[i].row_block_bytes());
+    all += d.shapes[i].row_blocks() * bytes;
+    most = std::max(most, (d.shapes[i].row_blocks() + blocks - 1) / blocks * bytes);
+  }
+  EXPECT_LT(most, 1.15 * all / kH200.multiprocessors);
 }
 
 TEST(CudaSelect, EveryShapeAndDeviceGetsAGeometryThatFits) {

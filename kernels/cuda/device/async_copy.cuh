@@ -31,6 +31,10 @@ __device__ __forceinline__ void BarrierExpect(uint64_t* barrier, uint32_t bytes)
       : "memory");
 }
 
+__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
+
 __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) {
   uint32_t done;
   do {
@@ -52,7 +56,28 @@ __device__ __forceinline__ void BulkCopy(void* shared, const void* global, uint3
       "l"(global), "r"(bytes), "r"(SharedAddress(barrier))
       : "memory");
 }
+
+// For data that no other block reads: the L2 cache may drop it first.
+__device__ __forceinline__ uint64_t ReadOncePolicy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void BulkCopyOnce(void* shared, const void* global, uint32_t bytes,
+                                             uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], "
+      "%2, [%3], %4;" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "l"(policy)
+      : "memory");
+}
 #endif
+
+// A barrier of some warps of the block; id 0 is that of __syncthreads().
+__device__ __forceinline__ void NamedBarrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 __device__ __forceinline__ void CopyAsync16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(SharedAddress(shared)), "l"(global)

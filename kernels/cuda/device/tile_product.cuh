@@ -234,4 +234,46 @@ __device__ __forceinline__ void FullTileProduct(const uint8_t* tile, int lane,
   for (int i = 0; i < 4; ++i) sums[0][i] += (kBits == 2 ? 1 : 4) * other[0][i];
 }
 
+// sums = the whole tile of one row block, `chunks` of 4 or fewer. All code words of a full tile,
+// nearly every one, are asked for before the first product.
+template <int kTiles, int kBits, bool kZeroPoints>
+__device__ __forceinline__ void WholeTileProduct(const uint8_t* tile, int chunks, int lane,
+                                                 const uint8_t* quad,
+                                                 const ActivationView<kTiles>& view,
+                                                 int (&sums)[kTiles][4]) {
+  constexpr int kRecord = RecordBytes(kBits, kZeroPoints);
+  int other[kTiles][4] = {};
+  ForEachSum<1, kTiles>([&](int, int j, int i) { sums[j][i] = 0; });
+  const auto product = [&](const ChunkWords<kBits, kZeroPoints>& w) {
+    uint4 x[kTiles];
+    view.Load(quad, x);
+    quad += view.quad_bytes;
+    if constexpr (kBits == 2) {
+      Quad2Product<0, kTiles, kZeroPoints>(w, x, other, sums);
+      view.Load(quad, x);
+      quad += view.quad_bytes;
+      Quad2Product<1, kTiles, kZeroPoints>(w, x, other, sums);
+    } else {
+      PlaneProduct<0, kTiles, kZeroPoints>(w, x, other);
+      PlaneProduct<1, kTiles, kZeroPoints>(w, x, sums);
+    }
+  };
+  if (chunks == quant::kTileChunks) {
+    ChunkWords<kBits, kZeroPoints> w[quant::kTileChunks];
+#pragma unroll
+    for (int c = 0; c < quant::kTileChunks; ++c) w[c].Load(tile + c * kRecord, lane);
+#pragma unroll
+    for (int c = 0; c < quant::kTileChunks; ++c) product(w[c]);
+  } else {
+#pragma unroll 1
+    for (int c = 0; c < chunks; ++c) {
+      ChunkWords<kBits, kZeroPoints> w;
+      w.Load(tile + c * kRecord, lane);
+      product(w);
+    }
+  }
+  ForEachSum<1, kTiles>(
+      [&](int, int j, int i) { sums[j][i] += (kBits == 2 ? 1 : 4) * other[j][i]; });
+}
+
 }  // namespace fewbit::cuda

@@ -26,12 +26,15 @@ struct Variant {
   const char* name;
   Kind kind;
   bool outliers;
-  int stages;  // 0: the plan's
+  bool ring, early;  // weights come ahead of their use; also before the kernel before has ended
 };
 constexpr Variant kVariants[] = {
-    {"synchronous", Kind::kLinear, true, 1},  {"asynchronous", Kind::kLinear, true, 2},
-    {"default", Kind::kLinear, true, 0},      {"default+staging", Kind::kLinearAndStaging, true, 0},
-    {"no_outliers", Kind::kLinear, false, 0}, {"cublas_fp16", Kind::kCublas, false, 0},
+    {"synchronous", Kind::kLinear, true, false, false},
+    {"asynchronous", Kind::kLinear, true, true, false},
+    {"default", Kind::kLinear, true, true, true},
+    {"default+staging", Kind::kLinearAndStaging, true, true, true},
+    {"no_outliers", Kind::kLinear, false, true, true},
+    {"cublas_fp16", Kind::kCublas, false, true, true},
 };
 
 const ModelShape* FindShape(const std::string& name) {
@@ -96,7 +99,7 @@ class Linears {
       const cuda::Plan plan = PlanOf(v, m, l);
       if (!plan.error.empty()) return -1;
       if (plan.path == cuda::Path::kDequantize &&
-          (cublas_ == nullptr || v.stages > 0 || v.kind == Kind::kLinearAndStaging)) {
+          (cublas_ == nullptr || !v.early || v.kind == Kind::kLinearAndStaging)) {
         return -1;
       }
     }
@@ -133,7 +136,8 @@ class Linears {
   std::string_view layer_name(size_t l) const { return layers_[l].name; }
   cuda::Plan PlanOf(const Variant& v, int m, size_t l) const {
     cuda::Tuning tuning = options_.tuning;
-    if (v.stages > 0) tuning.stages = v.stages;
+    if (!v.ring) tuning.synchronous = 1;
+    if (!v.early) tuning.no_early_start = 1;
     return cuda::Select(DescOf(m, l), props_, tuning);
   }
 
@@ -209,9 +213,16 @@ void PrintLayers(Linears* linears, const Variant& v, int m) {
     const double micros = linears->Micros(v, m, l, l + 1);
     std::printf("    %-8s %7.2f us", std::string(linears->layer_name(l)).c_str(), micros);
     if (v.kind != Kind::kCublas) {
-      const cuda::SmallPlan p = linears->PlanOf(v, m, l).small[0];
-      std::printf("  warps %d stages %d blocks %d own %d group %d shared %zu", p.warps, p.stages,
-                  p.blocks, p.own, p.group_tokens, p.shared_bytes);
+      const cuda::Plan plan = linears->PlanOf(v, m, l);
+      const cuda::SmallPlan& p = plan.small[0];
+      const cuda::StreamPlan& s = plan.stream;
+      if (plan.path == cuda::Path::kStream) {
+        std::printf("  form %d blocks %d stages %d of %d tiles, %d term slots, shared %d", s.form,
+                    s.blocks, s.stages, s.stage_tiles, s.term_slots, s.layout.total);
+      } else if (plan.path == cuda::Path::kSmall) {
+        std::printf("  warps %d stages %d blocks %d own %d group %d shared %zu", p.warps, p.stages,
+                    p.blocks, p.own, p.group_tokens, p.shared_bytes);
+      }
     }
     std::printf("\n");
   }

@@ -1,0 +1,95 @@
+// Geometry of the persistent small-batch kernel.
+#include <algorithm>
+#include <utility>
+
+#include "kernels/cuda/linear.h"
+
+namespace fewbit::cuda {
+namespace {
+
+constexpr int kReserved = 1024;       // bytes of shared memory that the system takes per block
+constexpr int kMostResidentRows = 4;  // row blocks with terms at the same time, as a rule
+
+int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+int AlignUp(int bytes, int to) { return CeilDiv(bytes, to) * to; }
+
+// Blocks for each matrix so that the busiest block has as few bytes to read as possible.
+void ShareBlocks(const Desc& d, int most_blocks, StreamPlan* plan) {
+  int blocks[kMostParts] = {};
+  const auto cost = [&](int p) {
+    return CeilDiv(d.shapes[p].row_blocks(), blocks[p]) * d.shapes[p].row_block_bytes();
+  };
+  int total = d.count;
+  for (int p = 0; p < d.count; ++p) blocks[p] = 1;
+  while (total < most_blocks) {
+    int busiest = 0;
+    for (int p = 1; p < d.count; ++p) {
+      if (cost(p) > cost(busiest)) busiest = p;
+    }
+    if (blocks[busiest] == d.shapes[busiest].row_blocks()) break;
+    ++blocks[busiest];
+    ++total;
+  }
+  for (int p = 0; p < d.count; ++p) plan->first_block[p + 1] = plan->first_block[p] + blocks[p];
+  plan->blocks = total;
+}
+
+// The layout of a block for plan->stages and plan->term_slots, with room for every part.
+StreamLayout Layout(const Desc& d, const StreamPlan& plan) {
+  const StreamForm& form = kStreamForms[plan.form];
+  StreamLayout out;
+  out.stage_bytes = plan.stage_tiles * static_cast<int>(quant::TileBytes(2, quant::kTileChunks,
+                                                                         d.shapes[0].zero_points));
+  int x = 0, terms = 0, rows = 0;
+  for (int p = 0; p < d.count; ++p) {
+    const quant::PackedShape& s = d.shapes[p];
+    const int blocks = plan.first_block[p + 1] - plan.first_block[p];
+    x = std::max(x, static_cast<int>(StagedGroupBytes(s, d.m)));
+    terms = std::max(terms, plan.term_slots * NumTiles(s) * TermFloats(form.token_tiles) * 4);
+    rows = std::max(rows, CeilDiv(s.row_blocks(), blocks) * quant::kBlockRows);
+  }
+  // Room for outliers at 0.4 % of all weights.
+  out.entry_capacity = rows * std::max(4, d.shapes[0].cols / 256);
+  out.x = plan.stages * out.stage_bytes;
+  out.terms = AlignUp(out.x + x, 16);
+  out.bounds = out.terms + terms;
+  out.entries = out.bounds + 4 * (rows * kSegments + 1);
+  out.barriers = AlignUp(out.entries + 4 * out.entry_capacity, 8);
+  out.total = AlignUp(out.barriers + 8 * (2 * plan.stages + 2 * plan.term_slots + 1), 128);
+  return out;
+}
+
+}  // namespace
+
+bool SelectStream(const Desc& desc, const DeviceProps& device, const Tuning& tuning,
+                  StreamPlan* plan) {
+  if (device.major < 9 || desc.m > kMaxStreamTokens || tuning.use_cp_async) return false;
+  *plan = {};
+  while (desc.m > 4 * kStreamForms[plan->form].token_tiles) ++plan->form;
+  const StreamForm& form = kStreamForms[plan->form];
+  ShareBlocks(desc, device.multiprocessors, plan);
+  plan->early = !tuning.no_early_start && !tuning.synchronous;
+  plan->stage_tiles = tuning.synchronous ? form.consumers : form.stage_tiles;
+  int most_own = 1;
+  for (int p = 0; p < desc.count; ++p) {
+    most_own = std::max(most_own, CeilDiv(desc.shapes[p].row_blocks(),
+                                          plan->first_block[p + 1] - plan->first_block[p]));
+  }
+  const int wanted = tuning.synchronous ? 1 : tuning.stages > 0 ? tuning.stages : kMostStages;
+  // Half of a multiprocessor, so that the next layer's blocks find room; if that leaves no ring
+  // worth its name, all of it.
+  const int half = device.shared_per_multiprocessor / 2 - kReserved;
+  for (const auto& [budget, least] :
+       {std::pair{half, std::min(wanted, 4)}, std::pair{device.shared_per_block, 1}}) {
+    for (plan->term_slots = std::min(most_own, kMostResidentRows); plan->term_slots >= 1;
+         --plan->term_slots) {
+      for (plan->stages = std::min(wanted, kMostStages); plan->stages >= least; --plan->stages) {
+        plan->layout = Layout(desc, *plan);
+        if (plan->layout.total <= budget) return true;
+      }
+    }
+  }
+  return false;
+}
+
+}  // namespace fewbit::cuda
