@@ -33,6 +33,8 @@ ABSL_FLAG(std::string, tls_name, "",
 ABSL_FLAG(std::string, tls_cert, "", "PEM file with a certificate to show to the server");
 ABSL_FLAG(std::string, tls_key, "", "PEM file with the key of --tls_cert");
 ABSL_FLAG(std::string, api_key_file, "", "file with the API key to send");
+ABSL_FLAG(std::string, tenant, "",
+          "whom the server's metrics count the requests for, where no API key says it");
 
 ABSL_FLAG(Strings, prompt_ids, {}, "prompt as token ids: 1,415,83");
 ABSL_FLAG(std::string, model, "", "name of the model; the server refuses any other than its own");
@@ -85,6 +87,10 @@ ABSL_FLAG(bool, tokenize, false, "print the tokens of the prompt");
 ABSL_FLAG(Strings, detokenize, {}, "print the text of these token ids");
 ABSL_FLAG(std::string, abort, "", "end the running request of this name");
 
+ABSL_FLAG(bool, health, false,
+          "only ask whether the server is ready, for probes: exit status 0 if it is, or becomes so "
+          "within --wait_ready seconds, by default 1");
+
 ABSL_FLAG(int32_t, concurrency, 0, "send load: this many streams at a time");
 ABSL_FLAG(int32_t, requests, fewbit::client::LoadOptions().requests, "requests to measure");
 ABSL_FLAG(int32_t, warmup, fewbit::client::LoadOptions().warmup, "requests before, not measured");
@@ -103,7 +109,7 @@ std::vector<FlagGroup> Groups() {
   return {
       {"Server",
        {"address", "timeout", "wait_ready", "tls_ca", "tls_name", "tls_cert", "tls_key",
-        "api_key_file"}},
+        "api_key_file", "tenant"}},
       {"Prompt", {"prompt_ids", "model", "request_id", "truncate_prompt_tokens"}},
       {"Sampling",
        {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
@@ -113,7 +119,7 @@ std::vector<FlagGroup> Groups() {
         "include_stop_string", "time_limit_ms"}},
       {"Answer",
        {"echo", "logprobs", "top_logprobs", "prompt_logprobs", "stream", "json", "quiet"}},
-      {"Instead of generating", {"info", "tokenize", "detokenize", "abort"}},
+      {"Instead of generating", {"info", "tokenize", "detokenize", "abort", "health"}},
       {"Load", {"concurrency", "requests", "warmup", "rate", "prompt_tokens", "connections"}},
   };
 }
@@ -217,6 +223,13 @@ absl::Status FillSecurity(ClientOptions* options) {
           absl::StrCat("--api_key_file=", files[3].path, " is not one key on one line"));
     }
   }
+  options->tenant = absl::GetFlag(FLAGS_tenant);
+  for (const char c : options->tenant) {
+    if (!absl::ascii_isgraph(static_cast<unsigned char>(c))) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--tenant=", options->tenant, " has more than letters, digits and signs"));
+    }
+  }
   options->tls.server_name = absl::GetFlag(FLAGS_tls_name);
   const bool complete = options->tls.certificate.empty() == options->tls.key.empty();
   const bool plain = options->tls.ca.empty();
@@ -260,12 +273,15 @@ absl::Status FillMode(ClientOptions* options) {
     asked.emplace_back(Mode::kDetokenize, "--detokenize");
   }
   if (!options->abort_id.empty()) asked.emplace_back(Mode::kAbort, "--abort");
+  if (absl::GetFlag(FLAGS_health)) asked.emplace_back(Mode::kHealth, "--health");
   if (options->load.concurrency > 0) asked.emplace_back(Mode::kLoad, "--concurrency");
   if (asked.size() > 1) {
     return absl::InvalidArgumentError(
         absl::StrCat(asked[0].second, " and ", asked[1].second, " exclude each other"));
   }
   if (!asked.empty()) options->mode = asked[0].first;
+  const bool probe = options->mode == Mode::kHealth;
+  if (probe && options->wait_ready_seconds == 0) options->wait_ready_seconds = 1;
   return absl::OkStatus();
 }
 

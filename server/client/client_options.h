@@ -28,14 +28,15 @@ struct TlsOptions {
 };
 
 struct ClientOptions {
-  enum class Mode { kGenerate, kLoad, kInfo, kTokenize, kDetokenize, kAbort };
+  enum class Mode { kGenerate, kLoad, kInfo, kTokenize, kDetokenize, kAbort, kHealth };
 
   Mode mode = Mode::kGenerate;
   std::string address = "localhost:8033";
   TlsOptions tls;
   std::string api_key;              // sent with every call of the service; empty: none
+  std::string tenant;               // sent as x-tenant-id; empty: not sent
   double timeout_seconds = 0.0;     // deadline of a call; 0: none
-  double wait_ready_seconds = 0.0;  // before the call; 0: do not wait
+  double wait_ready_seconds = 0.0;  // before the call; 0: do not wait. kHealth: never 0
 
   v1::GenerateRequest request;  // also carries the text of kTokenize and the ids of kDetokenize
   std::string abort_id;         // kAbort

@@ -83,6 +83,7 @@ void PrepareCall(const ClientOptions& options, grpc::ClientContext* context) {
   if (!options.api_key.empty()) {
     context->AddMetadata("authorization", absl::StrCat("Bearer ", options.api_key));
   }
+  if (!options.tenant.empty()) context->AddMetadata("x-tenant-id", options.tenant);
 }
 
 void SetTimeout(double seconds, grpc::ClientContext* context) {

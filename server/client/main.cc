@@ -1,4 +1,4 @@
-// fewbit-client: flags -> options -> one of four things to do.
+// fewbit-client: flags -> options -> one of five things to do.
 #include <unistd.h>
 
 #include <iostream>
@@ -35,6 +35,7 @@ int Main(int argc, char** argv) {
       return 1;
     }
   }
+  if (options->mode == ClientOptions::Mode::kHealth) return 0;
   if (options->mode == ClientOptions::Mode::kLoad) return RunLoad(*options, std::cout, std::cerr);
   const auto stub = v1::GenerationService::NewStub(Connect(*options));
   if (options->mode == ClientOptions::Mode::kGenerate) {

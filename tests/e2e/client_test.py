@@ -50,6 +50,13 @@ class ClientTest(ServerTest):
     def test_waiting_for_a_server_that_is_ready(self):
         self.assertEqual(self.client('--wait_ready=30', '--info').returncode, 0)
 
+    def test_health_as_a_probe_asks_for_it(self):
+        self.assertEqual(self.client('--health').returncode, 0)
+        nobody = run([CLIENT, '--address=127.0.0.1:1', '--health'])
+        self.assertEqual(nobody.returncode, 1)
+        self.assertIn('after 1 seconds', nobody.stderr)
+        self.assertIn('exclude each other', self.client('--health', '--info').stderr)
+
     def test_ctrl_c_cancels_the_request(self):
         process = subprocess.Popen([CLIENT, f'--address={self.server.address}', '--max_new_tokens=1500', PROMPTS[3]],
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
