@@ -78,6 +78,7 @@ StepLayout::StepLayout(const LaunchSizes& launch) : launch(launch) {
   slots = place(s);
   row_tokens = place(r);
   row_slots = place(r);
+  row_params = place(kRowParamBytes * launch.rows);
   block_table = at;
 }
 
@@ -123,6 +124,7 @@ void StepLayout::Fill(const ForwardBatch& batch, uint8_t* host) const {
   FillArray(host + slots, batch.slots, launch.sequences, 0);
   FillArray(host + block_table, batch.block_table,
             static_cast<size_t>(launch.sequences) * batch.block_table_stride, 0);
+  std::memset(host + row_params, 0, kRowParamBytes * launch.rows);
   auto* owner = reinterpret_cast<int32_t*>(host + sequence_of);
   for (int32_t s = 0; s < sequences; ++s) {
     std::fill(owner + batch.q_start[s], owner + batch.q_start[s + 1], s);

@@ -12,6 +12,9 @@
 
 namespace fewbit {
 
+// Of the sampler's parameters of a row (kernels/cuda/sample.h), which this file does not fill.
+inline constexpr size_t kRowParamBytes = 64;
+
 // Sequences that a captured decode step has room for: 1, 2, 4, 8, 16, 24, 32, 48, 64, then steps
 // that waste at most a third, up to max_sequences, which is always the last one.
 std::vector<int32_t> DecodeBuckets(int32_t max_sequences);
@@ -36,7 +39,7 @@ struct StepLayout {
 
   LaunchSizes launch;
   size_t sizes = 0, token_ids = 0, positions = 0, sequence_of = 0, q_start = 0, kv_len = 0,
-         slots = 0, row_tokens = 0, row_slots = 0, block_table = 0;
+         slots = 0, row_tokens = 0, row_slots = 0, row_params = 0, block_table = 0;
 
   // Of a step whose block table has `stride` blocks per sequence. A multiple of 16.
   size_t bytes(int32_t stride) const;
@@ -44,7 +47,8 @@ struct StepLayout {
   // The arrays at `base` in device memory.
   cuda::StepView View(uint8_t* base, int32_t* last_ids) const;
 
-  // Writes the whole step, padding included, to `host` [bytes(batch.block_table_stride)].
+  // Writes the whole step, padding included and row_params zero, to `host`
+  // [bytes(batch.block_table_stride)].
   void Fill(const ForwardBatch& batch, uint8_t* host) const;
 };
 

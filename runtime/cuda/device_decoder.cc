@@ -1,0 +1,271 @@
+#include "runtime/cuda/device_decoder.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/attention_launch.h"
+#include "kernels/cuda/ops.h"
+
+namespace fewbit {
+namespace {
+
+constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
+
+absl::Status FromCuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
+}
+
+cuda::AttentionDesc AttentionOf(const ModelSpec& spec, kv::KvType kv_type) {
+  cuda::AttentionDesc desc;
+  desc.num_heads = spec.num_heads;
+  desc.num_kv_heads = spec.num_kv_heads;
+  desc.head_dim = spec.head_dim;
+  desc.kv_type = kv_type;
+  desc.qkv_type = DType::kF32;
+  desc.window = spec.sliding_window;
+  desc.rotary_dim = spec.rope.rotary_dim;
+  desc.interleaved = spec.rope.interleaved;
+  desc.rms_eps = spec.rms_eps;
+  return desc;
+}
+
+// Token counts at which the memory of a launch is largest within its path: all small ones, then
+// every so many.
+std::vector<int> SampleCounts(int most) {
+  constexpr int kSmall = 64, kStep = 128;
+  std::vector<int> counts;
+  for (int m = 1; m < most; m += m < kSmall ? 1 : m == kSmall ? 1 : kStep) counts.push_back(m);
+  counts.push_back(most);
+  return counts;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
+    const DeviceModel* model, const DeviceDecoderLimits& limits, const cuda::DeviceProps& props) {
+  std::unique_ptr<DeviceDecoder> decoder(new DeviceDecoder(model, limits, props));
+  const ModelSpec& spec = model->spec;
+  const int widest = std::max(spec.hidden_size, spec.ffn_size);
+  if (widest > cuda::kMaxRowElements || spec.hidden_size % 16 != 0 || spec.ffn_size % 16 != 0) {
+    return absl::UnimplementedError(absl::StrCat(
+        "hidden_size ", spec.hidden_size, ", ffn_size ", spec.ffn_size,
+        ": on the GPU both must be multiples of 16 and at most ", cuda::kMaxRowElements));
+  }
+  decoder->attention_ =
+      cuda::SelectAttention(AttentionOf(spec, limits.kv_type),
+                            {limits.max_tokens, limits.max_sequences, limits.max_context}, props);
+  if (!decoder->attention_.error.empty()) {
+    return absl::UnimplementedError(absl::StrCat("attention: ", decoder->attention_.error));
+  }
+  if (absl::Status status = decoder->MakeGroups(); !status.ok()) return status;
+  if (absl::Status status = decoder->MeasureGroups(); !status.ok()) return status;
+  return decoder;
+}
+
+absl::Status DeviceDecoder::MakeGroups() {
+  const cuda::DeviceProps& props = memory_.props;
+  const auto make = [&](const std::string& name, std::initializer_list<const PlacedMatrix*> parts,
+                        LinearGroup* to) {
+    auto group = LinearGroup::Create(name, parts, props);
+    if (group.ok()) *to = *std::move(group);
+    return group.status();
+  };
+  for (size_t l = 0; l < model_->layers.size(); ++l) {
+    const DeviceLayer& w = model_->layers[l];
+    const std::string prefix = absl::StrCat("layer ", l, ", ");
+    Layer& layer = layers_.emplace_back();
+    absl::Status status =
+        make(absl::StrCat(prefix, "q, k and v"),
+             {&w[LinearRole::kQ], &w[LinearRole::kK], &w[LinearRole::kV]}, &layer.qkv);
+    if (!status.ok()) return status;
+    status = make(absl::StrCat(prefix, "o"), {&w[LinearRole::kO]}, &layer.o);
+    if (!status.ok()) return status;
+    status = make(absl::StrCat(prefix, "gate and up"), {&w[LinearRole::kGate], &w[LinearRole::kUp]},
+                  &layer.gate_up);
+    if (!status.ok()) return status;
+    status = make(absl::StrCat(prefix, "down"), {&w[LinearRole::kDown]}, &layer.down);
+    if (!status.ok()) return status;
+  }
+  return make("LM head", {&model_->head}, &head_);
+}
+
+absl::Status DeviceDecoder::MeasureGroups() {
+  const cuda::DeviceProps& props = memory_.props;
+  for (const int m : SampleCounts(limits_.max_tokens)) {
+    for (const Layer& layer : layers_) {
+      for (const LinearGroup* group : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+        needs_.Add(group->Needs(m, props));
+      }
+    }
+    if (m <= logit_rows_) needs_.Add(head_.Needs(m, props));
+  }
+  std::string error;
+  cublas_ = cuda::Cublas::Open(&error);
+  if (cublas_ == nullptr && needs_.cublas) {
+    return absl::UnavailableError(absl::StrCat("steps of up to ", limits_.max_tokens,
+                                               " tokens need cuBLAS on this GPU (max_step_tokens ",
+                                               cuda::kMaxSmallTokens, " would not): ", error));
+  }
+  return absl::OkStatus();
+}
+
+void DeviceDecoder::Place(Carver* carver) {
+  const ModelSpec& spec = model_->spec;
+  const size_t t = limits_.max_tokens;
+  memory_.staged = carver->Take<uint8_t>(needs_.staged);
+  memory_.plain = carver->Take<uint8_t>(needs_.plain);
+  memory_.workspace.scratch = carver->Take<uint8_t>(needs_.scratch);
+  if (cublas_ != nullptr) cublas_workspace_ = carver->Take<uint8_t>(kCublasWorkspaceBytes);
+  attention_workspace_ = carver->Take<uint8_t>(attention_.workspace_bytes);
+  hidden_ = carver->Take<float>(t * spec.hidden_size);
+  wanted_ = carver->Take<float>(t * spec.hidden_size);
+  const size_t widest =
+      std::max({spec.q_size() + 2 * spec.kv_size(), 2 * spec.ffn_size, spec.hidden_size});
+  y_ = carver->Take<float>(t * widest);
+  const size_t logits = static_cast<size_t>(logit_rows_) * spec.vocab_size;
+  logits_ = carver->Take<float>(logits);
+  adjusted_ = carver->Take<float>(logits);
+}
+
+absl::Status DeviceDecoder::Start(uint8_t* kv, int32_t num_blocks) {
+  kv_ = kv;
+  num_blocks_ = num_blocks;
+  memory_.workspace.cublas = cublas_.get();
+  if (cublas_ != nullptr && !cublas_->SetWorkspace(cublas_workspace_, kCublasWorkspaceBytes)) {
+    return absl::InternalError("cuBLAS does not take its workspace");
+  }
+  absl::Status status = FromCuda(cuda::PrepareLinearKernels(memory_.props), "PrepareLinearKernels");
+  if (status.ok()) status = FromCuda(cuda::PrepareOps(), "PrepareOps");
+  if (status.ok()) status = FromCuda(cuda::PrepareAttention(attention_), "PrepareAttention");
+  if (status.ok()) {
+    status = FromCuda(cudaMemset(attention_workspace_, 0, attention_.workspace_bytes),
+                      "clearing the attention's workspace");
+  }
+  return status;
+}
+
+size_t DeviceDecoder::layer_bytes(int32_t num_blocks) const {
+  return attention_.cache.block_bytes() * num_blocks;
+}
+
+void DeviceDecoder::Run(const DeviceStep& step, StepPlace* place, cudaStream_t stream) {
+  place->layer = -1;
+  place->Check(cuda::LaunchAttentionStep(attention_, step.view, model_->frequencies,
+                                         attention_workspace_, stream),
+               "LaunchAttentionStep");
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    RunLayer(static_cast<int>(l), step, place, stream);
+  }
+  place->layer = -1;
+  for (int32_t begin = 0; begin < step.view.rows; begin += logit_rows_) {
+    RunHead(step, begin, std::min(begin + logit_rows_, step.view.rows), place, stream);
+  }
+}
+
+void DeviceDecoder::RunLayer(int index, const DeviceStep& step, StepPlace* place,
+                             cudaStream_t stream) {
+  const Layer& layer = layers_[index];
+  const DeviceLayer& w = model_->layers[index];
+  const int tokens = step.view.tokens;
+  place->layer = index;
+
+  const GroupCall qkv = layer.qkv.Prepare(tokens, memory_);
+  cuda::NormArgs norm;
+  norm.tokens = tokens;
+  norm.cols = model_->spec.hidden_size;
+  norm.hidden = norm.hidden_out = hidden_;
+  norm.delta = y_;
+  norm.delta_stride = norm.cols;
+  norm.weight = w.input_norm;
+  norm.eps = model_->spec.rms_eps;
+  if (index == 0) {
+    place->Check(
+        cuda::LaunchEmbedNorm(model_->embedding.dense(), step.view, norm, qkv.input, stream),
+        "LaunchEmbedNorm");
+  } else {
+    place->Check(cuda::LaunchAddNorm(norm, qkv.input, stream), "LaunchAddNorm (attention)");
+  }
+  place->Check(layer.qkv.Launch(qkv, memory_, y_, stream), "linear q, k, v");
+
+  const GroupCall o = layer.o.Prepare(tokens, memory_);
+  Attend(index, o, step, place, stream);
+  // After the last attention only the wanted rows go on.
+  const bool last = index + 1 == static_cast<int>(layers_.size());
+  const int rows = last ? step.view.rows : tokens;
+  if (rows == 0) return;
+  place->Check(layer.o.Launch(o, memory_, y_, stream), "linear o");
+
+  const GroupCall gate_up = layer.gate_up.Prepare(rows, memory_);
+  norm.tokens = rows;
+  norm.rows = last ? step.view.row_tokens : nullptr;
+  norm.hidden_out = last ? wanted_ : hidden_;
+  norm.weight = w.post_attention_norm;
+  place->Check(cuda::LaunchAddNorm(norm, gate_up.input, stream), "LaunchAddNorm (mlp)");
+  place->Check(layer.gate_up.Launch(gate_up, memory_, y_, stream), "linear gate, up");
+
+  const GroupCall down = layer.down.Prepare(rows, memory_);
+  cuda::SiluArgs silu;
+  silu.tokens = rows;
+  silu.cols = model_->spec.ffn_size;
+  silu.gate = y_;
+  silu.up = y_ + silu.cols;
+  silu.stride = layer.gate_up.rows();
+  place->Check(cuda::LaunchSiluMul(silu, down.input, stream), "LaunchSiluMul");
+  place->Check(layer.down.Launch(down, memory_, y_, stream), "linear down");
+}
+
+void DeviceDecoder::Attend(int index, const GroupCall& out, const DeviceStep& step,
+                           StepPlace* place, cudaStream_t stream) {
+  const ModelSpec& spec = model_->spec;
+  const DeviceLayer& w = model_->layers[index];
+  cuda::AttentionLayer layer;
+  layer.q = y_;
+  layer.k = y_ + spec.q_size();
+  layer.v = y_ + spec.q_size() + spec.kv_size();
+  layer.q_stride = layer.k_stride = layer.v_stride = layers_[index].qkv.rows();
+  layer.q_bias = w.q_bias;
+  layer.k_bias = w.k_bias;
+  layer.v_bias = w.v_bias;
+  layer.q_norm = w.q_norm;
+  layer.k_norm = w.k_norm;
+  layer.cache = kv_ + index * layer_bytes(num_blocks_);
+  place->Check(
+      cuda::LaunchAttention(attention_, step.view, layer, attention_workspace_, out.input, stream),
+      "LaunchAttention");
+}
+
+void DeviceDecoder::RunHead(const DeviceStep& step, int32_t begin, int32_t end, StepPlace* place,
+                            cudaStream_t stream) {
+  const ModelSpec& spec = model_->spec;
+  const size_t e = spec.hidden_size;
+  const GroupCall head = head_.Prepare(end - begin, memory_);
+  cuda::NormArgs norm;
+  norm.tokens = end - begin;
+  norm.cols = spec.hidden_size;
+  norm.hidden = wanted_ + begin * e;
+  norm.delta = y_ + begin * e;
+  norm.delta_stride = norm.cols;
+  norm.weight = model_->final_norm;
+  norm.eps = spec.rms_eps;
+  place->Check(cuda::LaunchAddNorm(norm, head.input, stream), "LaunchAddNorm (head)");
+  place->Check(head_.Launch(head, memory_, logits_, stream), "LM head");
+
+  cuda::SampleCall call;
+  call.rows = end - begin;
+  call.vocab = spec.vocab_size;
+  call.logits = logits_;
+  call.logits_stride = head_.rows();
+  call.params = step.params + begin;
+  call.lists = step.lists;
+  call.row_slots = step.view.row_slots + begin;
+  call.last_ids = step.view.last_ids;
+  call.counts = step.counts;
+  call.adjusted = adjusted_;
+  call.results = step.results + begin;
+  place->Check(cuda::LaunchSample(call, memory_.props, stream), "LaunchSample");
+}
+
+}  // namespace fewbit

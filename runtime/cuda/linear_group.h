@@ -1,0 +1,78 @@
+// Linear layers that share their input (q, k and v; gate and up; one alone), packed or dense, as
+// one call for any number of tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "kernels/cuda/dense.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_launch.h"
+#include "kernels/cuda/staging.h"
+#include "runtime/cuda/device_model.h"
+
+namespace fewbit {
+
+// Device memory that groups use one after the other, and what it takes to launch.
+struct LinearMemory {
+  cuda::DeviceProps props;
+  uint8_t* staged = nullptr;  // packed matrices' activations
+  uint8_t* plain = nullptr;   // 16- or 32-bit activations
+  cuda::LinearWorkspace workspace;
+};
+
+// Bytes of LinearMemory's parts.
+struct LinearNeeds {
+  size_t staged = 0;
+  size_t plain = 0;
+  size_t scratch = 0;
+  bool cublas = false;  // needed: without it some batch cannot run
+
+  void Add(const LinearNeeds& other);
+};
+
+// One call of a group: what the kernel before it must leave, and how it is launched.
+struct GroupCall {
+  cuda::Desc desc;
+  cuda::Plan plan;
+  cuda::LinearInput input;
+  int m = 0;
+};
+
+// Thread rule: immutable.
+class LinearGroup {
+ public:
+  LinearGroup() = default;
+
+  // UNIMPLEMENTED, naming `name`, if packed and dense matrices are mixed or no kernel takes them.
+  static absl::StatusOr<LinearGroup> Create(const std::string& name,
+                                            std::initializer_list<const PlacedMatrix*> parts,
+                                            const cuda::DeviceProps& props);
+
+  int32_t rows() const { return rows_; }
+  int32_t cols() const { return cols_; }
+
+  // For `m` tokens. `cublas`: it can be had.
+  LinearNeeds Needs(int m, const cuda::DeviceProps& props) const;
+
+  GroupCall Prepare(int m, const LinearMemory& memory) const;
+
+  // y [m, rows()] floats, the parts side by side; call.input was filled by earlier work of the
+  // stream. Empty, or what failed.
+  std::string Launch(const GroupCall& call, const LinearMemory& memory, float* y,
+                     cudaStream_t stream) const;
+
+ private:
+  cuda::Desc DescOf(int m) const;
+  DType PlainType(int m) const;
+
+  bool packed_ = true;
+  cuda::DeviceGroup group_;
+  int count_ = 0;
+  cuda::DeviceDense dense_[cuda::kMostParts];
+  int32_t columns_[cuda::kMostParts] = {};
+  int32_t rows_ = 0;
+  int32_t cols_ = 0;
+};
+
+}  // namespace fewbit
