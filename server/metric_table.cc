@@ -50,6 +50,11 @@ constexpr MetricRow kTable[] = {
      "engine"},
     {Metric::kStepTokensTotal, "fewbit_step_tokens_total", MetricType::Counter, "tokens", "phase",
      "Tokens run in steps, by phase", "engine"},
+    {Metric::kDroppedStepTokensTotal, "fewbit_dropped_step_tokens_total", MetricType::Counter,
+     "tokens", "phase",
+     "Of step_tokens_total, tokens run ahead for requests that had ended when the step was "
+     "collected",
+     "engine"},
     {Metric::kBusySecondsTotal, "fewbit_busy_seconds_total", MetricType::Counter, "seconds", "",
      "Time spent inside steps", "engine"},
     {Metric::kStepBatchSize, "fewbit_step_batch_size", MetricType::Histogram, "sequences", "",

@@ -29,6 +29,7 @@ enum class Metric : uint8_t {
   kWastedTokensTotal,
   kStepsTotal,
   kStepTokensTotal,
+  kDroppedStepTokensTotal,
   kBusySecondsTotal,
   kStepBatchSize,
   kStepTokens,

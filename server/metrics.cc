@@ -157,6 +157,9 @@ void AddSteps(const ServerStats& stats, const EngineStats& engine, MetricFamilie
   out->Family(Metric::kStepTokensTotal)
       .Add(static_cast<double>(engine.prefill_tokens), {{"phase", "prefill"}})
       .Add(static_cast<double>(engine.decode_tokens), {{"phase", "decode"}});
+  out->Family(Metric::kDroppedStepTokensTotal)
+      .Add(static_cast<double>(engine.dropped_prefill_tokens), {{"phase", "prefill"}})
+      .Add(static_cast<double>(engine.dropped_decode_tokens), {{"phase", "decode"}});
   out->One(Metric::kBusySecondsTotal, engine.busy_seconds);
   out->One(Metric::kStepBatchSize, stats.step_sequences);
   out->One(Metric::kStepTokens, stats.step_tokens);

@@ -52,6 +52,7 @@ Harness::Harness(HarnessOptions options) {
   fake.info.max_sequences = options.config.max_running;
   fake.info.num_blocks = options.num_blocks;
   fake.info.pci_bus_id = options.pci_bus_id;
+  fake.info.max_steps_in_flight = options.steps_in_flight;
   fake.script = [this](const SampleRow& row) { return Say(row); };
   fake.step_time = options.step_time;
   fake.gate_closed = options.gate_closed;

@@ -29,6 +29,7 @@ struct HarnessOptions {
   int32_t max_context = 4096;
   int32_t num_blocks = 4096;
   absl::Duration step_time = absl::ZeroDuration();
+  int32_t steps_in_flight = 1;
   SamplingParams default_sampling = {};  // as generation_config.json would give
   std::string pci_bus_id = {};           // of the GPU that the executor says it has
 };
