@@ -130,7 +130,7 @@ std::string LinearGroup::Launch(const GroupCall& call, const LinearMemory& memor
   for (int i = 0; i < count_; ++i) {
     dense.w = dense_[i];
     dense.y = y + columns_[i];
-    std::string error = cuda::RunDense(dense, memory.props, memory.workspace.cublas, stream);
+    std::string error = cuda::RunDense(dense, memory.workspace.cublas, stream);
     if (!error.empty()) return error;
   }
   return "";
