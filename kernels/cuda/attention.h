@@ -51,15 +51,15 @@ inline constexpr int kMostGroupHeads = 8;  // query heads of a kv head that one 
 inline constexpr int kSplitTokens = 128;   // of the shortest run of keys
 inline constexpr int kMostSplits = 32;     // up to kMostSplits * kMaxSplitTokens keys
 inline constexpr int kMaxSplitTokens = 2048;
+inline constexpr int kSplitUnit = 64;  // lengths of runs are multiples of it
 inline constexpr int kQueryTile = 64;  // rows of a prefill block
 
-// Keys of one run, when `keys` are seen in all: a multiple of 64. And how many runs there are.
+// Keys of one run, when `keys` are seen in all. And how many runs there are.
 constexpr int SplitTokens(int keys) {
   const int even = (keys + kMostSplits - 1) / kMostSplits;
-  const int rounded = (even + 63) / 64 * 64;
-  return rounded < kSplitTokens      ? kSplitTokens
-         : rounded > kMaxSplitTokens ? kMaxSplitTokens
-                                     : rounded;
+  const int rounded = (even + kSplitUnit - 1) / kSplitUnit * kSplitUnit;
+  const int most = rounded < kMaxSplitTokens ? rounded : kMaxSplitTokens;
+  return most > kSplitTokens ? most : kSplitTokens;
 }
 constexpr int SplitCount(int keys) { return (keys + SplitTokens(keys) - 1) / SplitTokens(keys); }
 // Most runs of any sequence within `max_context`.

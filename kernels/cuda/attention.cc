@@ -1,0 +1,160 @@
+#include "kernels/cuda/attention.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/attention_args.h"
+
+namespace fewbit::cuda {
+namespace {
+
+constexpr size_t kAlignment = 256;
+
+std::string Number(const char* field, int64_t value, const char* must) {
+  return std::string(field) + " is " + std::to_string(value) + ": it must be " + must;
+}
+
+std::string Check(const AttentionDesc& d, const AttentionLimits& l, const DeviceProps& device) {
+  if (device.major < 8) {
+    return "attention needs compute capability 8.0, this GPU has " + std::to_string(device.major) +
+           "." + std::to_string(device.minor);
+  }
+  if (d.head_dim <= 0 || d.head_dim % 8 != 0 || d.head_dim > kv::kMaxDeviceDim) {
+    return Number("head_dim", d.head_dim, "a multiple of 8, at most 256");
+  }
+  if (d.num_kv_heads <= 0) return Number("num_kv_heads", d.num_kv_heads, "positive");
+  if (d.num_heads <= 0 || d.num_heads % d.num_kv_heads != 0) {
+    return Number("num_heads", d.num_heads, "a multiple of num_kv_heads");
+  }
+  if (d.rotary_dim < 0 || d.rotary_dim % 2 != 0 || d.rotary_dim > d.head_dim) {
+    return Number("rotary_dim", d.rotary_dim, "even, at most head_dim");
+  }
+  if (d.window < 0) return Number("window", d.window, "0 or positive");
+  if (d.kv_type == kv::KvType::kF32) return "kv_type is f32: it must be f16, bf16 or i8";
+  if (d.qkv_type == DType::kBF16) return "qkv_type is bf16: it must be f32 or f16";
+  if (l.max_tokens <= 0) return Number("max_tokens", l.max_tokens, "positive");
+  if (l.max_sequences <= 0) return Number("max_sequences", l.max_sequences, "positive");
+  if (l.max_context <= 0) return Number("max_context", l.max_context, "positive");
+  return "";
+}
+
+constexpr size_t RoundUp(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Blocks of the decode kernel that a multiprocessor can hold, and their ring: as many blocks as the
+// registers allow while each has two KV blocks per warp in flight.
+void ChooseRing(const DeviceProps& device, AttentionPlan* p) {
+  constexpr int kReserved = 1024;  // bytes that the system keeps per block
+  if (!p->bulk) {
+    p->stages = kAsyncStages;
+    p->decode_shared = DecodeShared(*p, p->stages).total;
+    return;
+  }
+  const int most = p->padded_dim > 128 ? 2 : kDecodeResidency;
+  for (int blocks = most; blocks >= 1; --blocks) {
+    for (int stages = kMostDecodeStages; stages >= 2; --stages) {
+      const size_t bytes = DecodeShared(*p, stages).total;
+      if (bytes > static_cast<size_t>(device.shared_per_block)) continue;
+      if (blocks * (bytes + kReserved) > static_cast<size_t>(device.shared_per_multiprocessor)) {
+        continue;
+      }
+      p->stages = stages;
+      p->decode_shared = bytes;
+      return;
+    }
+  }
+  p->stages = 2;
+  p->decode_shared = DecodeShared(*p, 2).total;
+}
+
+void PlaceWorkspace(AttentionPlan* p) {
+  const AttentionDesc& d = p->desc;
+  const AttentionLimits& l = p->limits;
+  size_t at = 0;
+  const auto place = [&](size_t bytes) {
+    const size_t here = at;
+    at = RoundUp(at + bytes, kAlignment);
+    return here;
+  };
+  const size_t rows = static_cast<size_t>(l.max_sequences) * d.num_heads * p->max_splits;
+  const size_t tokens = l.max_tokens;
+  p->counts = place(sizeof(WorkCounts));
+  p->decode_items = place(sizeof(DecodeItem) * l.max_sequences * p->max_splits);
+  p->prefill_items = place(sizeof(PrefillItem) * MostPrefillTiles(l.max_tokens, l.max_sequences));
+  p->turns = place(sizeof(float) * tokens * d.rotary_dim);
+  p->queries = place(2 * tokens * d.num_heads * p->padded_dim);
+  p->attended = place(sizeof(float) * tokens * d.num_heads * d.head_dim);
+  p->partial_sums = place(2 * sizeof(float) * rows);
+  p->partials = place(sizeof(float) * rows * p->padded_dim);
+  p->workspace_bytes = at;
+}
+
+}  // namespace
+
+int MaxSplits(int max_context) {
+  // One more key never makes fewer runs than half: look at every step of the run's length.
+  int most = 0;
+  for (int run = kSplitTokens; run <= kMaxSplitTokens; run += kSplitUnit) {
+    // The longest context with runs of this length.
+    const int64_t longest = run == kMaxSplitTokens ? max_context : int64_t{run} * kMostSplits;
+    most = std::max(most, SplitCount(static_cast<int>(std::min<int64_t>(longest, max_context))));
+  }
+  return most;
+}
+
+DecodeSharedLayout DecodeShared(const AttentionPlan& p, int stages) {
+  DecodeSharedLayout s;
+  s.slot_bytes = static_cast<int>(RoundUp(p.cache.head_bytes(), 128));
+  int at = kDecodeWarps * stages * s.slot_bytes;
+  const auto place = [&at](int bytes) {
+    const int here = at;
+    at += static_cast<int>(RoundUp(bytes, 16));
+    return here;
+  };
+  s.queries = place(kMostGroupHeads * (p.padded_dim + kQueryPad) * 2);
+  s.rows = place(kDecodeWarps * p.padded_dim * 4);
+  s.fresh = place(2 * p.cache.token_bytes() + 16);
+  s.sums = place(kDecodeWarps * kMostGroupHeads * 8);
+  s.outputs = place(kDecodeWarps * p.part_heads * p.padded_dim * 4);
+  s.barriers = place(kDecodeWarps * stages * 8);
+  s.total = at;
+  return s;
+}
+
+size_t PrefillSharedBytes(const AttentionPlan& p) {
+  const int blocks = kKeyTile / kv::kBlockTokens;
+  size_t bytes = 2 * blocks * static_cast<size_t>(p.cache.head_bytes());
+  if (p.cache.type == kv::KvType::kI8) bytes += 2 * 2 * size_t{kKeyTile} * p.padded_dim;
+  return bytes + 16;
+}
+
+AttentionPlan SelectAttention(const AttentionDesc& desc, const AttentionLimits& limits,
+                              const DeviceProps& device) {
+  AttentionPlan p;
+  p.desc = desc;
+  p.limits = limits;
+  p.error = Check(desc, limits, device);
+  if (!p.error.empty()) return p;
+  p.cache = {desc.kv_type, desc.num_kv_heads, desc.head_dim};
+  p.padded_dim = p.cache.padded_dim();
+  p.group = desc.num_heads / desc.num_kv_heads;
+  p.head_parts = (p.group + kMostGroupHeads - 1) / kMostGroupHeads;
+  p.part_heads = (p.group + p.head_parts - 1) / p.head_parts;
+  p.max_splits = MaxSplits(limits.max_context);
+  p.bulk = device.major >= 9;
+  ChooseRing(device, &p);
+  p.prefill_shared = PrefillSharedBytes(p);
+  const size_t shared = std::max(p.decode_shared, p.prefill_shared);
+  if (shared > static_cast<size_t>(device.shared_per_block)) {
+    p.error = Number("head_dim", desc.head_dim, "smaller with this kv_type: a block would need ") +
+              std::to_string(shared) + " bytes of shared memory, this GPU gives " +
+              std::to_string(device.shared_per_block);
+    return p;
+  }
+  const int resident = static_cast<int>(std::max<size_t>(
+      1, std::min<size_t>(kDecodeResidency,
+                          device.shared_per_multiprocessor / (p.decode_shared + 1024))));
+  p.decode_blocks = device.multiprocessors * resident;
+  PlaceWorkspace(&p);
+  return p;
+}
+
+}  // namespace fewbit::cuda

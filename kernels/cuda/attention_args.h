@@ -1,0 +1,67 @@
+// What the host part and the kernels of attention share: work items, shared-memory layouts and the
+// kernels' parameters. Plain C++.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/attention.h"
+
+namespace fewbit::cuda {
+
+inline constexpr int kDecodeWarps = 4;
+inline constexpr int kDecodeResidency =
+    4;  // blocks per multiprocessor that registers leave room for
+inline constexpr int kMostDecodeStages = 4;
+inline constexpr int kQueryPad = 8;  // elements behind a row of queries, against bank conflicts
+inline constexpr int kKeyTile = 64;  // keys that a prefill block takes at once
+inline constexpr int kMaxRegisterQueryDim = 128;  // of a prefill block's queries in registers
+
+// A decoded token and one run of its keys.
+struct alignas(16) DecodeItem {
+  int32_t sequence = 0;
+  int32_t token = 0;      // row of the step
+  int32_t key_begin = 0;  // a multiple of 16
+  int32_t key_end = 0;
+  int32_t split = 0;
+  int32_t kv_len = 0;
+  int32_t unused[2] = {};
+};
+
+// Up to kQueryTile rows of one sequence.
+struct alignas(16) PrefillItem {
+  int32_t sequence = 0;
+  int32_t token = 0;  // the first row
+  int32_t rows = 0;
+  int32_t position = 0;  // of the first row
+};
+
+struct WorkCounts {
+  int32_t decode_items = 0;
+  int32_t prefill_items = 0;
+};
+
+// Tiles of any step within these numbers: each sequence has at most one that is not full.
+constexpr int MostPrefillTiles(int tokens, int sequences) {
+  return tokens / kQueryTile + std::min(sequences, tokens / 2 + 1);
+}
+
+// Shared memory of a decode block: first the rings [warp][stage][slot_bytes], then at these offsets
+struct DecodeSharedLayout {
+  int slot_bytes = 0;  // one head of a KV block, rounded up to 128
+  int queries = 0;     // [8][padded D + kQueryPad] 16-bit
+  int rows = 0;        // [warps][padded D] float
+  int fresh = 0;       // the new key, the new value as cached, their scales
+  int sums = 0;        // [warps][8] {maximum, sum}
+  int outputs = 0;     // [warps][heads of a part][padded D] float
+  int barriers = 0;    // [warps][stages]
+  int total = 0;
+};
+DecodeSharedLayout DecodeShared(const AttentionPlan& plan, int stages);
+
+// Two stages of kKeyTile keys and values as cached, for i8 a widened one, then two
+// barriers.
+size_t PrefillSharedBytes(const AttentionPlan& plan);
+
+}  // namespace fewbit::cuda

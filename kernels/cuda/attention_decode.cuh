@@ -1,0 +1,527 @@
+// Decoding: one query token per sequence against its cached keys and values, in runs of keys.
+//
+//   partial[run] = sum over the run's keys of 2^(s - m) v, with m the run's maximum and s = q . k
+//
+// A block of 4 warps takes one (token, kv head, run) after another. Every warp has each fourth KV
+// block of the run and a ring of its own in shared memory, which runs ahead over the ends of items:
+// keys and values of earlier steps are asked for before the kernel before this one has finished.
+// Keys are the rows of the tensor-core products and the query heads of the group their columns
+// (S^T = K Q^T, O^T = V^T P^T), so up to 8 query heads cost what one does. The token's own key and
+// value are made here, put into the copied block and into the cache.
+//
+// Included by one file per cache type. Bytes: every key and value of the run once; per run and head
+// padded D + 2 floats out.
+#pragma once
+
+#include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/device/fragment.cuh"
+#include "kernels/cuda/device/head_row.cuh"
+#include "kernels/cuda/device/tile_ring.cuh"
+#include "kernels/cuda/launch.h"
+
+namespace fewbit::cuda {
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+using KvRing = TileRing<Copy::kAsync>;
+#else
+using KvRing = TileRing<Copy::kBulk>;
+#endif
+
+inline constexpr float kNoMaximum = -1e30f;  // finite: a run in which nothing is seen weighs 0
+
+template <kv::KvType kType>
+struct MathOf {
+  using Type = HalfMath;
+};
+template <>
+struct MathOf<kv::KvType::kBF16> {
+  using Type = BfloatMath;
+};
+
+// A head of a KV block as it lies in shared memory.
+template <kv::KvType kType, int kDim>
+struct BlockView {
+  static constexpr bool kBytes = kType == kv::KvType::kI8;
+  static constexpr int kPieces = kDim * kv::KvTypeBytes(kType) / 16;
+  static constexpr int kRow = 16 * kPieces;
+  static constexpr int kHalf = kv::kBlockTokens * kRow;
+  static constexpr int kSteps = kDim / 16;
+
+  // Where a lane's addresses for matrix loads start: its token's row, and what is XORed with the
+  // number of an even piece.
+  struct Lane {
+    int row, low;
+    __device__ int At(int even_piece) const { return row + ((even_piece ^ low) << 4); }
+  };
+  static __device__ Lane LaneOf(int token, int odd) {
+    return {token * kRow, odd ^ kv::DeviceBlockShape::piece_slot(kPieces, token, 0)};
+  }
+  // Matrices (tokens 0-7, 8-15) of a piece, then of the next piece.
+  static __device__ Lane TokensFirst() {
+    const int lane = threadIdx.x % 32;
+    return LaneOf(lane % 16, kPieces > 1 ? lane / 16 : 0);
+  }
+  // Matrices (piece, next piece) of tokens 0-7, then of tokens 8-15.
+  static __device__ Lane PiecesFirst() {
+    const int lane = threadIdx.x % 32;
+    return LaneOf(lane % 8 + 8 * (lane / 16), lane / 8 % 2);
+  }
+};
+
+// Query fragments of a warp: column g is query head g.
+template <int kSteps>
+using QueryFragments = uint32_t[kSteps][2];
+
+// Scores of 16 keys: s[0], s[1] key g, query heads 2t, 2t + 1; s[2], s[3] key g + 8.
+template <kv::KvType kType, int kDim>
+__device__ __forceinline__ void ScoreKeys(const uint8_t* slot, const QueryFragments<kDim / 16>& q,
+                                          float (&s)[4]) {
+  using View = BlockView<kType, kDim>;
+  using Math = typename MathOf<kType>::Type;
+  const typename View::Lane lane = View::TokensFirst();
+  const uint32_t keys = SharedAddress(slot);
+  float sums[2][4] = {};
+  if constexpr (!View::kBytes) {
+#pragma unroll
+    for (int k = 0; k < View::kSteps; ++k) {
+      uint32_t a[4];
+      LoadMatrices4(a, keys + lane.At(2 * k));
+      Math::Mma(sums[k % 2], a, q[k][0], q[k][1]);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < View::kSteps; k += 2) {
+      uint32_t r[4];
+      const bool both = k + 1 < View::kSteps;
+      if (both) {
+        LoadMatrices4(r, keys + lane.At(k));
+      } else {
+        LoadMatrices2(r, keys + lane.At(k));
+      }
+#pragma unroll
+      for (int i = 0; i < (both ? 2 : 1); ++i) {
+        // A lane's 4 neighbouring bytes of a token stand for k = 2t, 2t + 1, 2t + 8, 2t + 9.
+        const uint32_t a[4] = {WidenBytes<0, 1>(r[2 * i]), WidenBytes<0, 1>(r[2 * i + 1]),
+                               WidenBytes<2, 3>(r[2 * i]), WidenBytes<2, 3>(r[2 * i + 1])};
+        Math::Mma(sums[i], a, q[k + i][0], q[k + i][1]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) s[i] = sums[0][i] + sums[1][i];
+  if constexpr (View::kBytes) {
+    const __half* scales = reinterpret_cast<const __half*>(slot + 2 * View::kHalf);
+    const int g = threadIdx.x % 32 / 4;
+    const float low = __half2float(scales[g]), high = __half2float(scales[g + 8]);
+    s[0] *= low, s[1] *= low, s[2] *= high, s[3] *= high;
+  }
+}
+
+// out += values^T weights: weights b0 keys 2t, 2t + 1, b1 keys 2t + 8, 2t + 9 of query head g.
+// out[m]: columns query heads 2t, 2t + 1; its two rows are the dimensions of OutputDim.
+template <kv::KvType kType, int kDim>
+__device__ __forceinline__ void AddValues(const uint8_t* slot, uint32_t b0, uint32_t b1,
+                                          float (&out)[kDim / 16][4]) {
+  using View = BlockView<kType, kDim>;
+  using Math = typename MathOf<kType>::Type;
+  const uint32_t values = SharedAddress(slot) + View::kHalf;
+  if constexpr (!View::kBytes) {
+    const typename View::Lane lane = View::PiecesFirst();
+#pragma unroll
+    for (int m = 0; m < View::kSteps; ++m) {
+      uint32_t a[4];
+      LoadMatrices4Transposed(a, values + lane.At(2 * m));
+      Math::Mma(out[m], a, b0, b1);
+    }
+  } else {
+    const typename View::Lane lane = View::TokensFirst();
+    const uint32_t* scales = reinterpret_cast<const uint32_t*>(slot + 2 * View::kHalf + 32);
+    const int t = threadIdx.x % 4;
+    const uint32_t low = scales[t], high = scales[t + 4];
+#pragma unroll
+    for (int m = 0; m < View::kSteps; m += 2) {
+      uint32_t r[4];
+      const bool both = m + 1 < View::kSteps;
+      if (both) {
+        LoadMatrices4Transposed(r, values + lane.At(m));
+      } else {
+        LoadMatrices2Transposed(r, values + lane.At(m));
+      }
+#pragma unroll
+      for (int i = 0; i < (both ? 2 : 1); ++i) {
+        // Bytes: dimensions 2g, 2g + 1 of key 2t, then of key 2t + 1.
+        const uint32_t a[4] = {MultiplyHalves(WidenBytes<0, 2>(r[2 * i]), low),
+                               MultiplyHalves(WidenBytes<1, 3>(r[2 * i]), low),
+                               MultiplyHalves(WidenBytes<0, 2>(r[2 * i + 1]), high),
+                               MultiplyHalves(WidenBytes<1, 3>(r[2 * i + 1]), high)};
+        Math::Mma(out[m + i], a, b0, b1);
+      }
+    }
+  }
+}
+
+// The dimension of row g (second: row g + 8) of out[m].
+template <kv::KvType kType>
+__device__ __forceinline__ int OutputDim(int m, bool second) {
+  const int g = threadIdx.x % 32 / 4;
+  return kType == kv::KvType::kI8 ? 16 * m + 2 * g + second : 16 * m + g + 8 * second;
+}
+
+// The KV blocks of one warp, item after item, asked for in the order in which they are consumed.
+class KvStream {
+ public:
+  __device__ KvStream(const DecodeArgs& a, KvRing* ring, int items)
+      : a_(a), ring_(ring), items_(items), next_(blockIdx.x) {
+    LookAhead();
+    for (int i = 0; i < a.stages; ++i) Issue();
+  }
+
+  // Asks for one more block; to be called once for every block consumed.
+  __device__ __forceinline__ void Issue() {
+    while (block_ == count_) {
+      if (next_ >= items_) {
+        ring_->IssueNothing();
+        return;
+      }
+      block_ = 0, count_ = next_count_, ids_ = next_ids_, from_ = next_from_;
+      next_ += gridDim.x;
+      LookAhead();
+    }
+    const int id = __shfl_sync(0xFFFFFFFFu, ids_, block_);
+    ring_->template Issue<1>(from_ + static_cast<size_t>(id) * a_.block_bytes, a_.head_bytes, 1, 0,
+                             0);
+    ++block_;
+  }
+
+ private:
+  // Loads what the next item needs long before it is its turn. A lane has the number of one block.
+  __device__ __forceinline__ void LookAhead() {
+    if (next_ >= items_) return;
+    const int per_run = a_.num_kv_heads * a_.head_parts;
+    const int run = next_ / per_run, head = (next_ - run * per_run) / a_.head_parts;
+    const int4 item = *reinterpret_cast<const int4*>(a_.items + run);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int first = item.z / kv::kBlockTokens + warp;
+    const int end = (item.w + kv::kBlockTokens - 1) / kv::kBlockTokens;
+    next_count_ = max(0, (end - first + kDecodeWarps - 1) / kDecodeWarps);
+    if (lane < next_count_) {
+      next_ids_ = a_.block_table[static_cast<size_t>(item.x) * a_.sizes->block_table_stride +
+                                 first + kDecodeWarps * lane];
+    }
+    next_from_ = a_.layer.cache + head * a_.head_bytes;
+  }
+
+  const DecodeArgs& a_;
+  KvRing* const ring_;
+  const int items_;
+  int next_;
+  int block_ = 0, count_ = 0, ids_ = 0;
+  const uint8_t* from_ = nullptr;
+  int next_count_ = 0, next_ids_ = 0;
+  const uint8_t* next_from_ = nullptr;
+};
+
+// What a block works on.
+struct DecodeWork {
+  DecodeItem item;
+  int kv_head, part;
+  int first_head, heads;  // query heads
+  bool newest;            // the run ends with the token itself
+
+  static __device__ DecodeWork Load(const DecodeArgs& a, int index) {
+    const int per_run = a.num_kv_heads * a.head_parts;
+    const int run = index / per_run, rest = index - run * per_run;
+    DecodeWork w;
+    w.item = a.items[run];
+    w.kv_head = rest / a.head_parts;
+    w.part = rest - w.kv_head * a.head_parts;
+    w.first_head = w.kv_head * a.group + w.part * a.part_heads;
+    w.heads = min(a.part_heads, a.group - w.part * a.part_heads);
+    w.newest = w.item.key_end == w.item.kv_len;
+    return w;
+  }
+};
+
+// The queries of the part, and the newest key and value, into shared memory; a warp per row.
+template <kv::KvType kType, int kDim>
+__device__ __forceinline__ void PrepareRows(const DecodeArgs& a, const DecodeWork& w,
+                                            uint8_t* shared) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a.head.dim;
+  float* row = reinterpret_cast<float*>(shared + a.shared.rows) + warp * kDim;
+  const AttentionLayer& l = a.layer;
+  const int64_t token = w.item.token;
+  const int width = a.qkv_type == DType::kF32 ? 4 : 2;
+  const auto at = [&](const void* x, int64_t stride, int head) {
+    return static_cast<const uint8_t*>(x) + (token * stride + head * d) * width;
+  };
+  const auto part = [d](const float* x, int head) { return x == nullptr ? x : x + head * d; };
+  const float2* turns = a.turns + token * (a.head.rotary_dim / 2);
+  uint8_t* fresh = shared + a.shared.fresh;
+  for (int r = warp; r < w.heads + (w.newest ? 2 : 0); r += kDecodeWarps) {
+    if (r < w.heads) {
+      const int head = w.first_head + r;
+      const HeadSource from = {at(l.q, l.q_stride, head), a.qkv_type, part(l.q_bias, head),
+                               l.q_norm, turns};
+      PrepareHead<kDim>(a.head, from, row);
+      uint32_t* to =
+          reinterpret_cast<uint32_t*>(shared + a.shared.queries) + r * (kDim + kQueryPad) / 2;
+      for (int i = lane; i < kDim / 2; i += 32) {
+        to[i] = PackPair<kType>(row[2 * i] * a.scale, row[2 * i + 1] * a.scale);
+      }
+      continue;
+    }
+    const bool key = r == w.heads;
+    const HeadSource from = {key ? at(l.k, l.k_stride, w.kv_head) : at(l.v, l.v_stride, w.kv_head),
+                             a.qkv_type, part(key ? l.k_bias : l.v_bias, w.kv_head),
+                             key ? l.k_norm : nullptr, key ? turns : nullptr};
+    PrepareHead<kDim>(a.head, from, row);
+    constexpr int kBytes = kDim * kv::KvTypeBytes(kType);
+    const __half scale = EncodeRow<kType, kDim>(row, fresh + (key ? 0 : kBytes));
+    if (lane == 0) reinterpret_cast<__half*>(fresh + 2 * kBytes)[key ? 0 : 1] = scale;
+  }
+}
+
+// Puts the newest key and value where they belong in the copied block and in the cache, and zeros
+// over what the block holds of no sequence, which may be anything.
+template <kv::KvType kType, int kDim>
+__device__ __forceinline__ void CompleteNewestBlock(const DecodeArgs& a, const DecodeWork& w,
+                                                    const uint8_t* fresh, uint8_t* slot) {
+  using View = BlockView<kType, kDim>;
+  const int lane = threadIdx.x % 32, position = w.item.kv_len - 1;
+  const int token = position % kv::kBlockTokens;
+  PlaceRow<kType, kDim>(fresh, slot, token);
+  PlaceRow<kType, kDim>(fresh + View::kRow, slot + View::kHalf, token);
+  const uint16_t* scales = reinterpret_cast<const uint16_t*>(fresh + 2 * View::kRow);
+  uint16_t* slot_scales = reinterpret_cast<uint16_t*>(slot + 2 * View::kHalf);
+  if constexpr (View::kBytes) {
+    if (lane < 2) slot_scales[16 * lane + token] = scales[lane];
+    if (lane > token && lane < 16) slot_scales[lane] = slot_scales[16 + lane] = 0;
+  } else {
+    uint8_t* rest = slot + View::kHalf + (token + 1) * View::kRow;
+    const int bytes = (kv::kBlockTokens - 1 - token) * View::kRow;
+    for (int i = 16 * lane; i < bytes; i += 16 * 32) {
+      *reinterpret_cast<uint4*>(rest + i) = make_uint4(0, 0, 0, 0);
+    }
+  }
+  FenceBeforeBulkCopies();
+  if (w.part == 0) {
+    const int id =
+        a.block_table[static_cast<size_t>(w.item.sequence) * a.sizes->block_table_stride +
+                      position / kv::kBlockTokens];
+    uint8_t* cached =
+        a.layer.cache + static_cast<size_t>(id) * a.block_bytes + w.kv_head * a.head_bytes;
+    PlaceRow<kType, kDim>(fresh, cached, token);
+    PlaceRow<kType, kDim>(fresh + View::kRow, cached + View::kHalf, token);
+    if (View::kBytes && lane < 2) {
+      reinterpret_cast<uint16_t*>(cached + 2 * View::kHalf)[16 * lane + token] = scales[lane];
+    }
+  }
+  __syncwarp();
+}
+
+template <kv::KvType kType, int kDim>
+__device__ __forceinline__ void LoadQueries(const uint8_t* shared, const DecodeArgs& a,
+                                            QueryFragments<kDim / 16>& q) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const uint8_t* row = shared + a.shared.queries + 2 * g * (kDim + kQueryPad);
+#pragma unroll
+  for (int k = 0; k < kDim / 16; ++k) {
+    if constexpr (kType == kv::KvType::kI8) {
+      const uint2 pair = *reinterpret_cast<const uint2*>(row + 2 * (16 * k + 4 * t));
+      q[k][0] = pair.x, q[k][1] = pair.y;
+    } else {
+      q[k][0] = *reinterpret_cast<const uint32_t*>(row + 2 * (16 * k + 2 * t));
+      q[k][1] = *reinterpret_cast<const uint32_t*>(row + 2 * (16 * k + 8 + 2 * t));
+    }
+  }
+}
+
+// Online softmax (Milakov and Gimelshein 2018) of the warp's part of a run, for columns (query
+// heads) 2t and 2t + 1; sums are of this lane's keys alone.
+template <int kSteps>
+struct RunningSoftmax {
+  float top[2] = {kNoMaximum, kNoMaximum};
+  float sum[2] = {0, 0};
+  float out[kSteps][4] = {};
+
+  // Scores become weights.
+  __device__ __forceinline__ void Weigh(float (&s)[4]) {
+    float most[2] = {fmaxf(s[0], s[2]), fmaxf(s[1], s[3])};
+#pragma unroll
+    for (int mask = 4; mask < 32; mask *= 2) {
+      most[0] = fmaxf(most[0], __shfl_xor_sync(0xFFFFFFFFu, most[0], mask));
+      most[1] = fmaxf(most[1], __shfl_xor_sync(0xFFFFFFFFu, most[1], mask));
+    }
+    most[0] = fmaxf(most[0], top[0]);
+    most[1] = fmaxf(most[1], top[1]);
+    if (__any_sync(0xFFFFFFFFu, most[0] != top[0] || most[1] != top[1])) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float factor = Exp2(top[c] - most[c]);
+        top[c] = most[c];
+        sum[c] *= factor;
+#pragma unroll
+        for (int m = 0; m < kSteps; ++m) {
+          out[m][c] *= factor;
+          out[m][c + 2] *= factor;
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[i] = Exp2(s[i] - top[i % 2]);
+    sum[0] += s[0] + s[2];
+    sum[1] += s[1] + s[3];
+  }
+};
+
+// Leaves the warp's maxima, sums and outputs for MergeWarps.
+template <kv::KvType kType, int kDim>
+__device__ __forceinline__ void StoreWarp(const DecodeArgs& a, RunningSoftmax<kDim / 16>& softmax,
+                                          int heads, uint8_t* shared) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  float2* sums = reinterpret_cast<float2*>(shared + a.shared.sums) + warp * kMostGroupHeads;
+  float* out = reinterpret_cast<float*>(shared + a.shared.outputs) + warp * a.part_heads * kDim;
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    float sum = softmax.sum[c];
+#pragma unroll
+    for (int mask = 4; mask < 32; mask *= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, mask);
+    const int head = 2 * (lane % 4) + c;
+    if (head >= heads) continue;
+    if (lane < 4) sums[head] = make_float2(softmax.top[c], sum);
+#pragma unroll
+    for (int m = 0; m < kDim / 16; ++m) {
+      out[head * kDim + OutputDim<kType>(m, false)] = softmax.out[m][c];
+      out[head * kDim + OutputDim<kType>(m, true)] = softmax.out[m][c + 2];
+    }
+  }
+}
+
+// The run's result from those of the warps, added in their order.
+template <int kDim>
+__device__ __forceinline__ void MergeWarps(const DecodeArgs& a, const DecodeWork& w,
+                                           const uint8_t* shared) {
+  const float2* sums = reinterpret_cast<const float2*>(shared + a.shared.sums);
+  const float* out = reinterpret_cast<const float*>(shared + a.shared.outputs);
+  for (int i = threadIdx.x; i < w.heads * kDim; i += 32 * kDecodeWarps) {
+    const int head = i / kDim, d = i - head * kDim;
+    float top = kNoMaximum;
+#pragma unroll
+    for (int warp = 0; warp < kDecodeWarps; ++warp) {
+      top = fmaxf(top, sums[warp * kMostGroupHeads + head].x);
+    }
+    float value = 0, sum = 0;
+#pragma unroll
+    for (int warp = 0; warp < kDecodeWarps; ++warp) {
+      const float2 s = sums[warp * kMostGroupHeads + head];
+      const float factor = Exp2(s.x - top);
+      value = __fmaf_rn(out[(warp * a.part_heads + head) * kDim + d], factor, value);
+      sum = __fmaf_rn(s.y, factor, sum);
+    }
+    const size_t row =
+        (static_cast<size_t>(w.item.sequence) * a.num_heads + w.first_head + head) * a.max_splits +
+        w.item.split;
+    a.partials[row * kDim + d] = value;
+    if (d == 0) a.partial_sums[row] = make_float2(top, sum);
+  }
+}
+
+template <kv::KvType kType, int kDim>
+__global__ __launch_bounds__(
+    32 * kDecodeWarps,
+    kDim > 128 ? 2 : kDecodeResidency) void DecodeKernel(const __grid_constant__ DecodeArgs a) {
+  using Math = typename MathOf<kType>::Type;
+  extern __shared__ __align__(128) uint8_t shared[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  LetNextKernelStart();
+  const int items = a.counts->decode_items * a.num_kv_heads * a.head_parts;
+  if (static_cast<int>(blockIdx.x) >= items) {
+    // One block is enough to keep this kernel from ending before those it depends on.
+    if (blockIdx.x == 0) WaitForPreviousKernels();
+    return;
+  }
+  KvRing ring(shared + warp * a.stages * a.shared.slot_bytes,
+              reinterpret_cast<uint64_t*>(shared + a.shared.barriers) + warp * a.stages, a.stages,
+              a.shared.slot_bytes);
+  KvStream stream(a, &ring, items);
+  // Columns without a query head stay zero.
+  uint32_t* queries = reinterpret_cast<uint32_t*>(shared + a.shared.queries);
+  for (int i = threadIdx.x; i < kMostGroupHeads * (kDim + kQueryPad) / 2; i += blockDim.x) {
+    queries[i] = 0;
+  }
+  __syncthreads();
+  WaitForPreviousKernels();
+  for (int index = blockIdx.x; index < items; index += gridDim.x) {
+    const DecodeWork w = DecodeWork::Load(a, index);
+    PrepareRows<kType, kDim>(a, w, shared);
+    __syncthreads();
+    QueryFragments<kDim / 16> q;
+    LoadQueries<kType, kDim>(shared, a, q);
+    RunningSoftmax<kDim / 16> softmax;
+    const int first_seen = a.window == 0 ? 0 : max(0, w.item.kv_len - a.window);
+    for (int key = w.item.key_begin + kv::kBlockTokens * warp; key < w.item.key_end;
+         key += kv::kBlockTokens * kDecodeWarps) {
+      uint8_t* slot = const_cast<uint8_t*>(ring.Wait());
+      const bool last = key + kv::kBlockTokens >= w.item.kv_len;
+      if (last) CompleteNewestBlock<kType, kDim>(a, w, shared + a.shared.fresh, slot);
+      float s[4];
+      ScoreKeys<kType, kDim>(slot, q, s);
+      if (last || key < first_seen) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int at = key + lane / 4 + 8 * (i / 2);
+          if (at >= w.item.kv_len || at < first_seen) s[i] = __int_as_float(0xFF800000);
+        }
+      }
+      softmax.Weigh(s);
+      const uint32_t b0 = TransposeMatrix(Math::Pack(s[0], s[1]));
+      const uint32_t b1 = TransposeMatrix(Math::Pack(s[2], s[3]));
+      AddValues<kType, kDim>(slot, b0, b1, softmax.out);
+      stream.Issue();
+    }
+    StoreWarp<kType, kDim>(a, softmax, w.heads, shared);
+    __syncthreads();
+    MergeWarps<kDim>(a, w, shared);
+  }
+}
+
+// Calls visit with the kernel for `dim`, which is one of kv::kDeviceDims.
+template <kv::KvType kType, typename Visit>
+cudaError_t VisitDecodeKernel(int dim, const Visit& visit) {
+  switch (dim) {
+    case 16:
+      return visit(DecodeKernel<kType, 16>);
+    case 32:
+      return visit(DecodeKernel<kType, 32>);
+    case 64:
+      return visit(DecodeKernel<kType, 64>);
+    case 80:
+      return visit(DecodeKernel<kType, 80>);
+    case 96:
+      return visit(DecodeKernel<kType, 96>);
+    case 128:
+      return visit(DecodeKernel<kType, 128>);
+    case 256:
+      return visit(DecodeKernel<kType, 256>);
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <kv::KvType kType>
+cudaError_t PrepareDecodeOf(int dim, size_t shared_bytes) {
+  return VisitDecodeKernel<kType>(dim, [&](auto kernel) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(shared_bytes));
+  });
+}
+
+template <kv::KvType kType>
+cudaError_t LaunchDecodeOf(int dim, const DecodeArgs& args, int blocks, size_t shared_bytes,
+                           cudaStream_t stream) {
+  return VisitDecodeKernel<kType>(dim, [&](auto kernel) {
+    return LaunchDependent(kernel, dim3(blocks), dim3(32 * kDecodeWarps), shared_bytes, stream,
+                           args);
+  });
+}
+
+}  // namespace fewbit::cuda

@@ -1,0 +1,85 @@
+// Parameters of the attention kernels, and the entries of the files that hold their instances: one
+// per cache type, so that they compile beside one another.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/attention_args.h"
+#include "kernels/cuda/attention_launch.h"
+
+namespace fewbit::cuda {
+
+// What all heads of a model have in common.
+struct HeadShape {
+  int dim = 0;  // D
+  int rotary_dim = 0;
+  bool interleaved = false;
+  float rms_eps = 0;
+};
+
+struct DecodeArgs {
+  AttentionLayer layer;
+  const StepSizes* sizes = nullptr;
+  const int32_t* block_table = nullptr;
+  const WorkCounts* counts = nullptr;
+  const DecodeItem* items = nullptr;
+  const float2* turns = nullptr;   // [T, rotary_dim / 2] cosine, sine
+  float* partials = nullptr;       // [S, H, max_splits, padded D]
+  float2* partial_sums = nullptr;  // [S, H, max_splits] maximum, sum
+  size_t block_bytes = 0;
+  int head_bytes = 0;
+  HeadShape head;
+  DType qkv_type = DType::kF32;
+  int num_heads = 0, num_kv_heads = 0, group = 0, head_parts = 0, part_heads = 0;
+  int max_splits = 0, window = 0, stages = 0;
+  float scale = 0;  // of q: log2(e) / sqrt(D)
+  DecodeSharedLayout shared;
+};
+
+// Makes q, and the keys and values of the cache, of all tokens that are prefilled.
+struct WriteArgs {
+  AttentionLayer layer;
+  const StepSizes* sizes = nullptr;
+  const int32_t *positions = nullptr, *sequence_of = nullptr, *q_start = nullptr,
+                *block_table = nullptr;
+  const float2* turns = nullptr;
+  uint16_t* queries = nullptr;  // [T, H, padded D]
+  size_t block_bytes = 0;
+  int head_bytes = 0;
+  HeadShape head;
+  DType qkv_type = DType::kF32;
+  int num_heads = 0, num_kv_heads = 0;
+  float scale = 0;
+};
+
+struct PrefillArgs {
+  const uint8_t* cache = nullptr;
+  const StepSizes* sizes = nullptr;
+  const int32_t* block_table = nullptr;
+  const WorkCounts* counts = nullptr;
+  const PrefillItem* items = nullptr;
+  const uint16_t* queries = nullptr;
+  float* attended = nullptr;  // [T, H * D]
+  size_t block_bytes = 0;
+  int head_bytes = 0;
+  int head_dim = 0, num_heads = 0, group = 0, window = 0;
+};
+
+template <kv::KvType kType>
+cudaError_t PrepareDecodeOf(int dim, size_t shared_bytes);
+template <kv::KvType kType>
+cudaError_t LaunchDecodeOf(int dim, const DecodeArgs& args, int blocks, size_t shared_bytes,
+                           cudaStream_t stream);
+
+template <kv::KvType kType>
+cudaError_t PreparePrefillOf(int dim, size_t shared_bytes);
+// Two launches: WriteArgs for `tokens` rows, then at most `tiles` tiles.
+template <kv::KvType kType>
+cudaError_t LaunchPrefillOf(int dim, const WriteArgs& write, int tokens, const PrefillArgs& args,
+                            int tiles, size_t shared_bytes, cudaStream_t stream);
+
+cudaError_t PrepareCombine(const AttentionPlan& plan);
+cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, const uint8_t* base,
+                          const LinearInput& out, cudaStream_t stream);
+
+}  // namespace fewbit::cuda

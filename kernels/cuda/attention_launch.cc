@@ -1,0 +1,141 @@
+#include "kernels/cuda/attention_launch.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/attention_kernels.h"
+
+namespace fewbit::cuda {
+namespace {
+
+HeadShape HeadShapeOf(const AttentionDesc& d) {
+  return {d.head_dim, d.rotary_dim, d.interleaved, d.rms_eps};
+}
+
+float QueryScale(const AttentionDesc& d) {
+  constexpr double kLog2E = 1.44269504088896340736;
+  return static_cast<float>(kLog2E / std::sqrt(static_cast<double>(d.head_dim)));
+}
+
+DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
+                        const AttentionLayer& layer, uint8_t* base) {
+  const AttentionDesc& d = plan.desc;
+  DecodeArgs a;
+  a.layer = layer;
+  a.sizes = step.sizes;
+  a.block_table = step.block_table;
+  a.counts = reinterpret_cast<const WorkCounts*>(base + plan.counts);
+  a.items = reinterpret_cast<const DecodeItem*>(base + plan.decode_items);
+  a.turns = reinterpret_cast<const float2*>(base + plan.turns);
+  a.partials = reinterpret_cast<float*>(base + plan.partials);
+  a.partial_sums = reinterpret_cast<float2*>(base + plan.partial_sums);
+  a.block_bytes = plan.cache.block_bytes();
+  a.head_bytes = plan.cache.head_bytes();
+  a.head = HeadShapeOf(d);
+  a.qkv_type = d.qkv_type;
+  a.num_heads = d.num_heads;
+  a.num_kv_heads = d.num_kv_heads;
+  a.group = plan.group;
+  a.head_parts = plan.head_parts;
+  a.part_heads = plan.part_heads;
+  a.max_splits = plan.max_splits;
+  a.window = d.window;
+  a.stages = plan.stages;
+  a.scale = QueryScale(d);
+  a.shared = DecodeShared(plan, plan.stages);
+  return a;
+}
+
+template <kv::KvType kType>
+cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const AttentionLayer& layer,
+                     uint8_t* base, cudaStream_t stream) {
+  const DecodeArgs decode = DecodeArgsOf(plan, step, layer, base);
+  const int64_t most_items =
+      int64_t{1} * step.sequences * plan.max_splits * plan.desc.num_kv_heads * plan.head_parts;
+  const int blocks = static_cast<int>(std::min<int64_t>(plan.decode_blocks, most_items));
+  const cudaError_t error =
+      LaunchDecodeOf<kType>(plan.padded_dim, decode, blocks, plan.decode_shared, stream);
+  if (error != cudaSuccess || step.max_query <= 1) return error;
+  WriteArgs write;
+  write.layer = layer;
+  write.sizes = step.sizes;
+  write.positions = step.positions;
+  write.sequence_of = step.sequence_of;
+  write.q_start = step.q_start;
+  write.block_table = step.block_table;
+  write.turns = decode.turns;
+  write.queries = reinterpret_cast<uint16_t*>(base + plan.queries);
+  write.block_bytes = decode.block_bytes;
+  write.head_bytes = decode.head_bytes;
+  write.head = decode.head;
+  write.qkv_type = decode.qkv_type;
+  write.num_heads = decode.num_heads;
+  write.num_kv_heads = decode.num_kv_heads;
+  write.scale = decode.scale;
+  PrefillArgs prefill;
+  prefill.cache = layer.cache;
+  prefill.sizes = step.sizes;
+  prefill.block_table = step.block_table;
+  prefill.counts = decode.counts;
+  prefill.items = reinterpret_cast<const PrefillItem*>(base + plan.prefill_items);
+  prefill.queries = write.queries;
+  prefill.attended = reinterpret_cast<float*>(base + plan.attended);
+  prefill.block_bytes = decode.block_bytes;
+  prefill.head_bytes = decode.head_bytes;
+  prefill.head_dim = plan.desc.head_dim;
+  prefill.num_heads = decode.num_heads;
+  prefill.group = plan.group;
+  prefill.window = plan.desc.window;
+  return LaunchPrefillOf<kType>(plan.padded_dim, write, step.tokens, prefill,
+                                MostPrefillTiles(step.tokens, step.sequences), plan.prefill_shared,
+                                stream);
+}
+
+template <kv::KvType kType>
+cudaError_t PrepareOf(const AttentionPlan& plan) {
+  const cudaError_t error = PrepareDecodeOf<kType>(plan.padded_dim, plan.decode_shared);
+  if (error != cudaSuccess) return error;
+  return PreparePrefillOf<kType>(plan.padded_dim, plan.prefill_shared);
+}
+
+}  // namespace
+
+cudaError_t PrepareAttention(const AttentionPlan& plan) {
+  const cudaError_t error = PrepareCombine(plan);
+  if (error != cudaSuccess) return error;
+  switch (plan.cache.type) {
+    case kv::KvType::kF16:
+      return PrepareOf<kv::KvType::kF16>(plan);
+    case kv::KvType::kBF16:
+      return PrepareOf<kv::KvType::kBF16>(plan);
+    case kv::KvType::kI8:
+      return PrepareOf<kv::KvType::kI8>(plan);
+    case kv::KvType::kF32:
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t LaunchAttention(const AttentionPlan& plan, const StepView& step,
+                            const AttentionLayer& layer, void* workspace, const LinearInput& out,
+                            cudaStream_t stream) {
+  uint8_t* base = static_cast<uint8_t*>(workspace);
+  cudaError_t error = cudaErrorInvalidValue;
+  switch (plan.cache.type) {
+    case kv::KvType::kF16:
+      error = LaunchOf<kv::KvType::kF16>(plan, step, layer, base, stream);
+      break;
+    case kv::KvType::kBF16:
+      error = LaunchOf<kv::KvType::kBF16>(plan, step, layer, base, stream);
+      break;
+    case kv::KvType::kI8:
+      error = LaunchOf<kv::KvType::kI8>(plan, step, layer, base, stream);
+      break;
+    case kv::KvType::kF32:
+      break;
+  }
+  if (error != cudaSuccess) return error;
+  return LaunchCombine(plan, step, base, out, stream);
+}
+
+}  // namespace fewbit::cuda

@@ -1,0 +1,449 @@
+// Prefill: many query tokens of one sequence. The first kernel leaves the queries as fragments want
+// them and writes keys and values to the cache; the second takes tiles of 64 query rows of one head
+// and walks the keys in tiles of 64 by absolute index with an online softmax (Dao et al. 2022;
+// Milakov and Gimelshein 2018). A key tile in which a row sees nothing leaves the row's sums as
+// they are, bit for bit, so that a row's result does not depend on the tile it is in.
+//
+// Included by one file per cache type. A block has 4 warps of 16 query rows each; two stages of key
+// tiles by bulk copies (sm_90) or cp.async (sm_80). i8 tiles are widened once for all warps.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/device/fragment.cuh"
+#include "kernels/cuda/device/head_row.cuh"
+#include "kernels/cuda/launch.h"
+
+namespace fewbit::cuda {
+
+inline constexpr int kPrefillWarps = 4;
+inline constexpr int kTileBlocks = kKeyTile / kv::kBlockTokens;
+inline constexpr float kNothingSeen = -1e30f;
+
+// A block per token, a warp per head. Tokens of decoded sequences and padding are left alone.
+template <kv::KvType kType, int kDim>
+__global__ __launch_bounds__(32 *
+                             kPrefillWarps) void WriteKernel(const __grid_constant__ WriteArgs a) {
+  __shared__ __align__(16) float rows[kPrefillWarps][kDim];
+  __shared__ __align__(16) uint8_t encoded[kPrefillWarps][kDim * 2];
+  LetNextKernelStart();
+  WaitForPreviousKernels();
+  const int64_t token = blockIdx.x;
+  const int sequence = a.sequence_of[token];
+  if (sequence < 0 || a.q_start[sequence + 1] - a.q_start[sequence] < 2) return;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a.head.dim;
+  const int position = a.positions[token], place = position % kv::kBlockTokens;
+  const int id = a.block_table[static_cast<size_t>(sequence) * a.sizes->block_table_stride +
+                               position / kv::kBlockTokens];
+  uint8_t* block = a.layer.cache + static_cast<size_t>(id) * a.block_bytes;
+  const AttentionLayer& l = a.layer;
+  const int width = a.qkv_type == DType::kF32 ? 4 : 2;
+  const auto at = [&](const void* x, int64_t stride, int head) {
+    return static_cast<const uint8_t*>(x) + (token * stride + head * d) * width;
+  };
+  const auto part = [d](const float* x, int head) { return x == nullptr ? x : x + head * d; };
+  const float2* turns = a.turns + token * (a.head.rotary_dim / 2);
+  float* row = rows[warp];
+  for (int r = warp; r < a.num_heads + 2 * a.num_kv_heads; r += kPrefillWarps) {
+    if (r < a.num_heads) {
+      PrepareHead<kDim>(
+          a.head, {at(l.q, l.q_stride, r), a.qkv_type, part(l.q_bias, r), l.q_norm, turns}, row);
+      uint32_t* to = reinterpret_cast<uint32_t*>(a.queries + (token * a.num_heads + r) * kDim);
+      for (int i = lane; i < kDim / 2; i += 32) {
+        to[i] = PackPair<kType>(row[2 * i] * a.scale, row[2 * i + 1] * a.scale);
+      }
+      continue;
+    }
+    const bool key = r < a.num_heads + a.num_kv_heads;
+    const int head = r - a.num_heads - (key ? 0 : a.num_kv_heads);
+    const HeadSource from = {key ? at(l.k, l.k_stride, head) : at(l.v, l.v_stride, head),
+                             a.qkv_type, part(key ? l.k_bias : l.v_bias, head),
+                             key ? l.k_norm : nullptr, key ? turns : nullptr};
+    PrepareHead<kDim>(a.head, from, row);
+    const __half scale = EncodeRow<kType, kDim>(row, encoded[warp]);
+    __syncwarp();
+    constexpr int kHalf = kv::kBlockTokens * kDim * kv::KvTypeBytes(kType);
+    uint8_t* cached = block + head * a.head_bytes;
+    PlaceRow<kType, kDim>(encoded[warp], cached + (key ? 0 : kHalf), place);
+    if (kType == kv::KvType::kI8 && lane == 0) {
+      reinterpret_cast<__half*>(cached + 2 * kHalf)[(key ? 0 : 16) + place] = scale;
+    }
+  }
+}
+
+// Key tiles of one (sequence, kv head), two of them in shared memory.
+class KeyTiles {
+ public:
+  // `seen_end`: keys from there on are seen by nobody and blocks of them alone are not copied.
+  __device__ KeyTiles(const PrefillArgs& a, const PrefillItem& item, int kv_head, int seen_end,
+                      uint8_t* stages, uint64_t* barriers)
+      : table_(a.block_table + static_cast<size_t>(item.sequence) * a.sizes->block_table_stride),
+        from_(a.cache + static_cast<size_t>(kv_head) * a.head_bytes),
+        block_bytes_(a.block_bytes),
+        head_bytes_(a.head_bytes),
+        seen_blocks_((seen_end + kv::kBlockTokens - 1) / kv::kBlockTokens),
+        stages_(stages),
+        barriers_(barriers) {
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x == 0) {
+      BarrierInit(barriers, 1);
+      BarrierInit(barriers + 1, 1);
+      BarrierInitFence();
+    }
+    __syncthreads();
+#endif
+  }
+
+  __device__ __forceinline__ uint8_t* stage(int tile) const {
+    return stages_ + (tile & 1) * kTileBlocks * head_bytes_;
+  }
+
+  // By the whole block, which is done with tile - 2.
+  __device__ __forceinline__ void Issue(int tile) {
+    const int first = tile * kTileBlocks, count = min(kTileBlocks, seen_blocks_ - first);
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x >= 32) return;
+    if (threadIdx.x == 0) BarrierExpect(barriers_ + (tile & 1), count * head_bytes_);
+    __syncwarp();
+    if (static_cast<int>(threadIdx.x) < count) {
+      const int id = table_[first + threadIdx.x];
+      BulkCopy(stage(tile) + threadIdx.x * head_bytes_,
+               from_ + static_cast<size_t>(id) * block_bytes_, head_bytes_, barriers_ + (tile & 1));
+    }
+#else
+    for (int b = 0; b < count; ++b) {
+      const uint8_t* from = from_ + static_cast<size_t>(table_[first + b]) * block_bytes_;
+      uint8_t* to = stage(tile) + b * head_bytes_;
+      for (int i = 16 * threadIdx.x; i < head_bytes_; i += 16 * blockDim.x) {
+        CopyAsync16(to + i, from + i);
+      }
+    }
+    CopyAsyncCommit();
+#endif
+  }
+  __device__ __forceinline__ void IssueNothing() {
+#if __CUDA_ARCH__ < 900
+    CopyAsyncCommit();
+#endif
+  }
+
+  // By the whole block; tiles in order, the next one having been asked for.
+  __device__ __forceinline__ void Wait(int tile) {
+#if __CUDA_ARCH__ >= 900
+    BarrierWait(barriers_ + (tile & 1), parity_ >> (tile & 1) & 1);
+    parity_ ^= 1u << (tile & 1);
+#else
+    CopyAsyncWait<1>();
+    __syncthreads();
+#endif
+  }
+
+ private:
+  const int32_t* const table_;
+  const uint8_t* const from_;
+  const size_t block_bytes_;
+  const int head_bytes_, seen_blocks_;
+  uint8_t* const stages_;
+  uint64_t* const barriers_;
+  uint32_t parity_ = 0;
+};
+
+// How a tile's keys and values lie in shared memory in 16-bit elements: as in an f16 cache.
+template <int kDim>
+struct TileView {
+  static constexpr int kPieces = kDim / 8;
+  static constexpr int kRow = 16 * kPieces;
+  static constexpr int kHalf = kv::kBlockTokens * kRow;
+  static constexpr int kBlock = 2 * kHalf;
+  struct Lane {
+    int row, low;
+    __device__ int At(int even_piece) const { return row + ((even_piece ^ low) << 4); }
+  };
+  static __device__ Lane LaneOf(int token, int odd) {
+    return {token * kRow, odd ^ kv::DeviceBlockShape::piece_slot(kPieces, token, 0)};
+  }
+};
+
+// An i8 tile as f16 numbers, zeros from key `count` on.
+template <int kDim>
+__device__ __forceinline__ void WidenTile(const uint8_t* raw, int head_bytes, int count,
+                                          uint8_t* wide) {
+  using View = TileView<kDim>;
+  constexpr int kRawPieces = kDim / 16;
+  for (int i = threadIdx.x; i < 2 * kKeyTile * kRawPieces; i += blockDim.x) {
+    const int piece = i % kRawPieces, row = i / kRawPieces;
+    const int half = row / kKeyTile, key = row % kKeyTile;
+    const int block = key / kv::kBlockTokens, token = key % kv::kBlockTokens;
+    uint4 out[2] = {};
+    if (key < count) {
+      const uint8_t* from = raw + block * head_bytes;
+      const int slot = kv::DeviceBlockShape::piece_slot(kRawPieces, token, piece);
+      const uint4 bytes = *reinterpret_cast<const uint4*>(
+          from + (half * kv::kBlockTokens + token) * 16 * kRawPieces + 16 * slot);
+      const uint32_t one = reinterpret_cast<const uint16_t*>(
+          from + 2 * kv::kBlockTokens * 16 * kRawPieces)[half * kv::kBlockTokens + token];
+      const uint32_t scale = one | one << 16;
+      const auto low = [&](uint32_t b) { return MultiplyHalves(WidenBytes<0, 1>(b), scale); };
+      const auto high = [&](uint32_t b) { return MultiplyHalves(WidenBytes<2, 3>(b), scale); };
+      out[0] = make_uint4(low(bytes.x), high(bytes.x), low(bytes.y), high(bytes.y));
+      out[1] = make_uint4(low(bytes.z), high(bytes.z), low(bytes.w), high(bytes.w));
+    }
+    uint8_t* to = wide + block * View::kBlock + half * View::kHalf + token * View::kRow;
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+      const int slot = kv::DeviceBlockShape::piece_slot(View::kPieces, token, 2 * piece + p);
+      *reinterpret_cast<uint4*>(to + 16 * slot) = out[p];
+    }
+  }
+}
+
+// Values of the tile's keys from `count` on become zero: they may be anything.
+template <int kDim>
+__device__ __forceinline__ void ZeroValues(uint8_t* tile, int count) {
+  using View = TileView<kDim>;
+  for (int i = threadIdx.x; i < (kKeyTile - count) * View::kPieces; i += blockDim.x) {
+    const int key = count + i / View::kPieces;
+    uint8_t* row = tile + key / kv::kBlockTokens * View::kBlock + View::kHalf +
+                   key % kv::kBlockTokens * View::kRow;
+    *reinterpret_cast<uint4*>(row + 16 * (i % View::kPieces)) = make_uint4(0, 0, 0, 0);
+  }
+  FenceBeforeBulkCopies();
+}
+
+// The queries of a warp's 16 rows: rows g, g + 8 of the fragments. Rows beyond the item are zero.
+template <int kDim>
+__device__ __forceinline__ void LoadQueryStep(const uint16_t* const (&rows)[2], int k,
+                                              uint32_t (&a)[4]) {
+  const int t = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint16_t* row = rows[i % 2];
+    const int at = 16 * k + 8 * (i / 2) + 2 * t;
+    a[i] = row == nullptr ? 0 : *reinterpret_cast<const uint32_t*>(row + at);
+  }
+}
+
+// A warp's 16 query rows against all keys; [2] are rows g and g + 8.
+template <kv::KvType kType, int kDim>
+struct PrefillWarp {
+  using View = TileView<kDim>;
+  using Math = std::conditional_t<kType == kv::KvType::kBF16, BfloatMath, HalfMath>;
+  static constexpr int kSteps = kDim / 16;
+  static constexpr bool kKeep = kDim <= kMaxRegisterQueryDim;
+
+  const uint16_t* rows[2] = {};
+  uint32_t q[kKeep ? kSteps : 1][4];  // large heads load them again for every tile
+  float top[2] = {kNothingSeen, kNothingSeen};
+  float sum[2] = {0, 0};
+  float out[2 * kSteps][4] = {};
+
+  __device__ __forceinline__ void KeepQueries() {
+    if constexpr (kKeep) {
+#pragma unroll
+      for (int k = 0; k < kSteps; ++k) LoadQueryStep<kDim>(rows, k, q[k]);
+    }
+  }
+
+  // s[n]: rows g (0, 1) and g + 8 (2, 3), keys 8n + 2t and the next.
+  __device__ __forceinline__ void Score(const uint8_t* tile, float (&s)[8][4]) {
+    const int lane = threadIdx.x % 32;
+    const auto place = View::LaneOf(lane % 8 + 8 * (lane / 16), lane / 8 % 2);
+    const uint32_t keys = SharedAddress(tile);
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      if constexpr (!kKeep) LoadQueryStep<kDim>(rows, k, q[0]);
+      const uint32_t(&a)[4] = q[kKeep ? k : 0];
+#pragma unroll
+      for (int b = 0; b < kTileBlocks; ++b) {
+        uint32_t r[4];
+        LoadMatrices4(r, keys + b * View::kBlock + place.At(2 * k));
+        Math::Mma(s[2 * b], a, r[0], r[1]);
+        Math::Mma(s[2 * b + 1], a, r[2], r[3]);
+      }
+    }
+  }
+
+  // Keys that a row does not see. `first`: the tile's first key; positions of rows g and g + 8.
+  __device__ __forceinline__ void Mask(int first, const int (&position)[2], int window,
+                                       float (&s)[8][4]) const {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int key = first + 8 * n + 2 * static_cast<int>(threadIdx.x % 4) + i % 2;
+        const int here = position[i / 2];
+        if (key > here || (window > 0 && key <= here - window)) {
+          s[n][i] = __int_as_float(0xFF800000);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void Weigh(float (&s)[8][4]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float most = top[r];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+      most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, 2));
+      const float factor = Exp2(top[r] - most);
+      top[r] = most;
+      float added = 0;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        s[n][2 * r] = Exp2(s[n][2 * r] - most);
+        s[n][2 * r + 1] = Exp2(s[n][2 * r + 1] - most);
+        added += s[n][2 * r] + s[n][2 * r + 1];
+      }
+      sum[r] = __fmaf_rn(sum[r], factor, added);
+#pragma unroll
+      for (int n = 0; n < 2 * kSteps; ++n) {
+        out[n][2 * r] *= factor;
+        out[n][2 * r + 1] *= factor;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void AddValues(const uint8_t* tile, const float (&s)[8][4]) {
+    const int lane = threadIdx.x % 32;
+    const auto place = View::LaneOf(lane % 16, lane / 16);
+    const uint32_t values = SharedAddress(tile) + View::kHalf;
+#pragma unroll
+    for (int b = 0; b < kTileBlocks; ++b) {
+      const uint32_t a[4] = {Math::Pack(s[2 * b][0], s[2 * b][1]),
+                             Math::Pack(s[2 * b][2], s[2 * b][3]),
+                             Math::Pack(s[2 * b + 1][0], s[2 * b + 1][1]),
+                             Math::Pack(s[2 * b + 1][2], s[2 * b + 1][3])};
+#pragma unroll
+      for (int m = 0; m < kSteps; ++m) {
+        uint32_t r[4];
+        LoadMatrices4Transposed(r, values + b * View::kBlock + place.At(2 * m));
+        Math::Mma(out[2 * m], a, r[0], r[1]);
+        Math::Mma(out[2 * m + 1], a, r[2], r[3]);
+      }
+    }
+  }
+
+  // to [2]: where rows g and g + 8 go, null beyond the item.
+  __device__ __forceinline__ void Store(float* const (&to)[2], int head_dim) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float all = sum[r];
+      all += __shfl_xor_sync(0xFFFFFFFFu, all, 1);
+      all += __shfl_xor_sync(0xFFFFFFFFu, all, 2);
+      const float scale = __fdiv_rn(1.0f, all);
+#pragma unroll
+      for (int n = 0; n < 2 * kSteps; ++n) {
+        const int d = 8 * n + 2 * (threadIdx.x % 4);
+        if (to[r] == nullptr || d >= head_dim) continue;
+        *reinterpret_cast<float2*>(to[r] + d) =
+            make_float2(out[n][2 * r] * scale, out[n][2 * r + 1] * scale);
+      }
+    }
+  }
+};
+
+// Grid: heads, tiles. Later tiles of a prompt see more keys and start first.
+template <kv::KvType kType, int kDim>
+__global__ __launch_bounds__(32 * kPrefillWarps, kDim > 128 ? 1 : 2) void PrefillKernel(
+    const __grid_constant__ PrefillArgs a) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  constexpr bool kBytes = kType == kv::KvType::kI8;
+  LetNextKernelStart();
+  WaitForPreviousKernels();
+  const int index = a.counts->prefill_items - 1 - static_cast<int>(blockIdx.y);
+  if (index < 0) return;
+  const PrefillItem item = a.items[index];
+  const int head = blockIdx.x, warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
+  const int seen_end = item.position + item.rows;
+  const int first_seen = a.window == 0 ? 0 : max(0, item.position - a.window + 1);
+  uint8_t* wide = shared + 2 * kTileBlocks * a.head_bytes;
+  uint8_t* after = wide + (kBytes ? kTileBlocks * TileView<kDim>::kBlock : 0);
+  KeyTiles tiles(a, item, head / a.group, seen_end, shared, reinterpret_cast<uint64_t*>(after));
+  const int begin = first_seen / kKeyTile, end = (seen_end + kKeyTile - 1) / kKeyTile;
+  tiles.Issue(begin);
+  PrefillWarp<kType, kDim> rows;
+  int position[2];
+  float* to[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = 16 * warp + g + 8 * r;
+    const size_t at = static_cast<size_t>(item.token + row) * a.num_heads + head;
+    position[r] = item.position + row;
+    rows.rows[r] = row < item.rows ? a.queries + at * kDim : nullptr;
+    to[r] = row < item.rows ? a.attended + at * a.head_dim : nullptr;
+  }
+  rows.KeepQueries();
+  for (int tile = begin; tile < end; ++tile) {
+    if (tile + 1 < end) {
+      tiles.Issue(tile + 1);
+    } else {
+      tiles.IssueNothing();
+    }
+    tiles.Wait(tile);
+    uint8_t* keys = tiles.stage(tile);
+    const int first = tile * kKeyTile, count = min(kKeyTile, seen_end - first);
+    if constexpr (kBytes) {
+      WidenTile<kDim>(keys, a.head_bytes, count, wide);
+      keys = wide;
+      __syncthreads();
+    } else if (count < kKeyTile) {
+      ZeroValues<kDim>(keys, count);
+      __syncthreads();
+    }
+    float s[8][4] = {};
+    rows.Score(keys, s);
+    const bool edge =
+        first + kKeyTile - 1 > item.position || (a.window > 0 && first <= seen_end - 1 - a.window);
+    if (edge) rows.Mask(first, position, a.window, s);
+    rows.Weigh(s);
+    rows.AddValues(keys, s);
+    __syncthreads();
+  }
+  rows.Store(to, a.head_dim);
+}
+
+// Calls visit with the two kernels for `dim`, which is one of kv::kDeviceDims.
+template <kv::KvType kType, typename Visit>
+cudaError_t VisitPrefillKernels(int dim, const Visit& visit) {
+  switch (dim) {
+    case 16:
+      return visit(WriteKernel<kType, 16>, PrefillKernel<kType, 16>);
+    case 32:
+      return visit(WriteKernel<kType, 32>, PrefillKernel<kType, 32>);
+    case 64:
+      return visit(WriteKernel<kType, 64>, PrefillKernel<kType, 64>);
+    case 80:
+      return visit(WriteKernel<kType, 80>, PrefillKernel<kType, 80>);
+    case 96:
+      return visit(WriteKernel<kType, 96>, PrefillKernel<kType, 96>);
+    case 128:
+      return visit(WriteKernel<kType, 128>, PrefillKernel<kType, 128>);
+    case 256:
+      return visit(WriteKernel<kType, 256>, PrefillKernel<kType, 256>);
+  }
+  return cudaErrorInvalidValue;
+}
+
+template <kv::KvType kType>
+cudaError_t PreparePrefillOf(int dim, size_t shared_bytes) {
+  return VisitPrefillKernels<kType>(dim, [&](auto, auto kernel) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                static_cast<int>(shared_bytes));
+  });
+}
+
+template <kv::KvType kType>
+cudaError_t LaunchPrefillOf(int dim, const WriteArgs& write, int tokens, const PrefillArgs& args,
+                            int tiles, size_t shared_bytes, cudaStream_t stream) {
+  return VisitPrefillKernels<kType>(dim, [&](auto first, auto second) {
+    const dim3 block(32 * kPrefillWarps);
+    const cudaError_t error = LaunchDependent(first, dim3(tokens), block, 0, stream, write);
+    if (error != cudaSuccess) return error;
+    return LaunchDependent(second, dim3(args.num_heads, tiles), block, shared_bytes, stream, args);
+  });
+}
+
+}  // namespace fewbit::cuda

@@ -1,0 +1,11 @@
+// Prefill with a cache of type f16.
+#include "kernels/cuda/attention_prefill.cuh"
+
+namespace fewbit::cuda {
+
+template cudaError_t PreparePrefillOf<kv::KvType::kF16>(int, size_t);
+template cudaError_t LaunchPrefillOf<kv::KvType::kF16>(int, const WriteArgs&, int,
+                                                       const PrefillArgs&, int, size_t,
+                                                       cudaStream_t);
+
+}  // namespace fewbit::cuda
