@@ -1,13 +1,13 @@
 #include "tests/bench/cuda/linears.h"
 
 #include <cstdio>
-#include <ctime>
 #include <memory>
 
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/linear_launch.h"
 #include "tests/bench/cuda/bandwidth.h"
+#include "tests/bench/cuda/machine.h"
 #include "tests/bench/cuda/timing.h"
 
 namespace fewbit::bench {
@@ -42,19 +42,6 @@ const ModelShape* FindShape(const std::string& name) {
     if (s.name == name) return &s;
   }
   return nullptr;
-}
-
-std::string Today() {
-  const std::time_t now = std::time(nullptr);
-  char text[16];
-  std::strftime(text, sizeof(text), "%Y-%m-%d", std::gmtime(&now));
-  return text;
-}
-
-std::string GpuName() {
-  cudaDeviceProp prop;
-  CheckCuda(cudaGetDeviceProperties(&prop, 0), "device properties");
-  return prop.name;
 }
 
 class Linears {

@@ -1,0 +1,236 @@
+#include "tests/bench/cuda/decode.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <utility>
+
+#include "runtime/cuda/device_executor.h"
+#include "runtime/engine.h"
+#include "scheduler/mutex.h"
+#include "tests/bench/cuda/machine.h"
+#include "tests/bench/cuda/random_model.h"
+
+namespace fewbit::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// A collected step: when, what it was, and the device's time so far.
+struct StepMark {
+  Clock::time_point time;
+  StepReport report;
+  double device_seconds = 0.0;
+};
+
+// Thread-safe: mu_; steps_ belongs to the engine thread until all requests have finished.
+class Watch : public EventSink {
+ public:
+  explicit Watch(const CudaExecutor* executor) : executor_(executor) { steps_.reserve(1 << 14); }
+
+  void OnEvents(std::span<const TokenEvent> events) override {
+    MutexLock lock(&mu_);
+    for (const TokenEvent& event : events) {
+      if (event.kind != TokenEvent::Kind::kFinished) continue;
+      ++finished_;
+      failed_ = failed_ || event.finish_reason != FinishReason::kLength;
+    }
+    changed_.NotifyAll();
+  }
+  void OnStep(const StepReport& report) override {
+    steps_.push_back({Clock::now(), report, executor_->device_seconds()});
+  }
+
+  // False if a request ended otherwise than by its length.
+  bool Wait(int requests) {
+    MutexLock lock(&mu_);
+    while (finished_ < requests) changed_.Wait(&mu_);
+    return !failed_;
+  }
+  const std::vector<StepMark>& steps() const { return steps_; }
+
+ private:
+  const CudaExecutor* const executor_;
+  std::vector<StepMark> steps_;
+  Mutex mu_;
+  CondVar changed_;
+  int finished_ FEWBIT_GUARDED_BY(mu_) = 0;
+  bool failed_ FEWBIT_GUARDED_BY(mu_) = false;
+};
+
+struct Rate {
+  double tokens_per_second = 0.0;
+  double busy = 0.0;  // device time over wall time
+};
+
+// Over the steps for which `counts` holds, without the first of them.
+template <typename Counts>
+Rate RateOf(const std::vector<StepMark>& steps, const Counts& counts) {
+  const auto first = std::find_if(steps.begin(), steps.end(), counts);
+  if (first == steps.end()) return {};
+  auto last = first;
+  double tokens = 0.0;
+  while (last + 1 != steps.end() && counts(last[1])) tokens += (++last)->report.tokens;
+  const double seconds = std::chrono::duration<double>(last->time - first->time).count();
+  if (seconds <= 0.0) return {};
+  return {tokens / seconds, (last->device_seconds - first->device_seconds) / seconds};
+}
+
+std::unique_ptr<Request> RandomRequest(int index, int prompt, int new_tokens, int vocab) {
+  std::mt19937 rng(static_cast<uint32_t>(index) + 1);
+  auto request = std::make_unique<Request>();
+  request->id = RequestId(static_cast<uint64_t>(index) + 1);
+  for (int i = 0; i < prompt; ++i) {
+    request->prompt.push_back(TokenId(static_cast<int32_t>(rng() % vocab)));
+  }
+  request->max_new_tokens = new_tokens;
+  request->sampling.temperature = 1.0f;
+  request->sampling.seed = rng();
+  return request;
+}
+
+// Runs `requests` requests at once; empty if one failed.
+std::vector<StepMark> RunRequests(CudaExecutor* executor, int requests, int prompt,
+                                  int new_tokens) {
+  Watch watch(executor);
+  const ExecutorInfo& info = executor->info();
+  EngineOptions options;
+  options.max_running = std::min(info.max_sequences, requests);
+  options.max_waiting = requests;
+  options.max_waiting_tokens = int64_t{1} << 40;
+  options.step_token_budget = info.max_step_tokens;
+  Engine engine(options, executor, &watch);
+  for (int i = 0; i < requests; ++i) {
+    const absl::Status status =
+        engine.Submit(RandomRequest(i, prompt, new_tokens, info.vocab_size));
+    if (!status.ok()) {
+      std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+      return {};
+    }
+  }
+  const bool all = watch.Wait(requests);
+  engine.Drain(absl::InfiniteFuture());
+  return all ? watch.steps() : std::vector<StepMark>();
+}
+
+class Bench {
+ public:
+  Bench(const DecodeOptions& options, const ModelSpec& spec)
+      : options_(options), spec_(spec), gpu_(GpuName()), date_(Today()) {}
+
+  int Run() {
+    if (options_.csv) {
+      std::printf("gpu,date,commit,shape,batch,context,kv,tokens_per_s,gpu_busy_pct\n");
+    }
+    for (const std::string& kv : options_.kv) {
+      if (!Start(kv)) return 1;
+      for (const int batch : options_.batches) {
+        if (!Decode(kv, batch)) return 1;
+      }
+      if (options_.prefill > 0 && !Prefill(kv)) return 1;
+      executor_.reset();
+    }
+    return 0;
+  }
+
+ private:
+  bool Start(const std::string& kv) {
+    CudaOptions options;
+    options.kv_type = kv == "i8"     ? kv::KvType::kI8
+                      : kv == "bf16" ? kv::KvType::kBF16
+                                     : kv::KvType::kF16;
+    options.max_sequences = *std::max_element(options_.batches.begin(), options_.batches.end());
+    options.max_step_tokens = std::max({options_.prefill, options.max_sequences, 2048});
+    options.max_context = std::min(
+        spec_.max_context, std::max(options_.context + options_.steps + 64, options_.prefill + 16));
+    options.graphs = options_.graphs;
+    options.memory_utilization = 0.95;
+    auto model = MakeRandomModel(spec_, options_.mix, options_.lm_head_bits);
+    if (!model.ok()) return Fail(model.status());
+    auto executor = CudaExecutor::Create(*std::move(model), options);
+    if (!executor.ok()) return Fail(executor.status());
+    executor_ = *std::move(executor);
+    const DeviceMemoryUse& use = executor_->memory();
+    std::fprintf(options_.csv ? stderr : stdout,
+                 "%s, %s KV: weights %.3f GiB, buffers %.3f GiB, KV %.1f KiB per token\n",
+                 spec_.family.c_str(), kv.c_str(), Gib(use.weights), Gib(use.buffers),
+                 static_cast<double>(use.kv) / executor_->info().num_blocks /
+                     executor_->info().block_tokens / 1024.0);
+    return true;
+  }
+
+  bool Decode(const std::string& kv, int batch) {
+    constexpr int kWarmUp = 8;  // steps after the prompts, the captured graph's first among them
+    // While the last prompts run, the first sequences decode already.
+    const int budget = executor_->info().max_step_tokens;
+    const int early = (batch * options_.context + budget - 1) / budget;
+    const int new_tokens = options_.steps + kWarmUp + early + 4;
+    const int prompt = std::max(1, options_.context - options_.steps / 2 - kWarmUp - early);
+    const std::vector<StepMark> steps = RunRequests(executor_.get(), batch, prompt, new_tokens);
+    int seen = 0;
+    const Rate rate = RateOf(steps, [&](const StepMark& step) {
+      const bool decoding = step.report.prefill_tokens == 0 && step.report.tokens == batch;
+      return decoding && ++seen > kWarmUp && seen <= kWarmUp + options_.steps + 1;
+    });
+    if (rate.tokens_per_second <= 0.0) {
+      std::fprintf(stderr, "batch %d: a request failed, or no step was measured\n", batch);
+      return false;
+    }
+    std::printf(options_.csv ? "%s,%s,%s,%s,%d,%d,%s,%.1f,%.1f\n"
+                             : "%.0s%.0s%.0s%s: batch %d, context %d, %s KV: %.1f tokens/s, GPU "
+                               "busy %.1f %%\n",
+                gpu_.c_str(), date_.c_str(), FEWBIT_COMMIT, spec_.family.c_str(), batch,
+                options_.context, kv.c_str(), rate.tokens_per_second, 100.0 * rate.busy);
+    std::fflush(stdout);
+    return true;
+  }
+
+  // Prompts one after the other, each in one step. In the CSV file a row of batch 0.
+  bool Prefill(const std::string& kv) {
+    constexpr int kPrompts = 6;
+    const std::vector<StepMark> steps = RunRequests(executor_.get(), kPrompts, options_.prefill, 1);
+    const Rate rate = RateOf(steps, [](const StepMark& step) { return step.report.tokens > 0; });
+    if (rate.tokens_per_second <= 0.0) {
+      std::fprintf(stderr, "prefill: a request failed\n");
+      return false;
+    }
+    std::printf(options_.csv ? "%s,%s,%s,%s,0,%d,%s,%.1f,%.1f\n"
+                             : "%.0s%.0s%.0s%s: prefill of %d tokens, %s KV: %.1f tokens/s, GPU "
+                               "busy %.1f %%\n",
+                gpu_.c_str(), date_.c_str(), FEWBIT_COMMIT, spec_.family.c_str(), options_.prefill,
+                kv.c_str(), rate.tokens_per_second, 100.0 * rate.busy);
+    std::fflush(stdout);
+    return true;
+  }
+
+  static bool Fail(const absl::Status& status) {
+    std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+    return false;
+  }
+  static double Gib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 30); }
+
+  const DecodeOptions options_;
+  const ModelSpec spec_;
+  const std::string gpu_, date_;
+  std::unique_ptr<CudaExecutor> executor_;
+};
+
+}  // namespace
+
+int RunDecode(const DecodeOptions& options) {
+  const auto spec = FindModel(options.shape);
+  if (!spec) {
+    std::fprintf(stderr, "unknown --shape %s; known: %s\n", options.shape.c_str(),
+                 KnownModels().c_str());
+    return 2;
+  }
+  if (const absl::Status status = CheckCudaDevice(0); !status.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+    return 2;
+  }
+  return Bench(options, *spec).Run();
+}
+
+}  // namespace fewbit::bench

@@ -1,0 +1,190 @@
+// Whole models on the GPU: every golden checkpoint against the reference implementation's logits,
+// the bundled packed model against the CPU runtime, and its perplexity.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+
+#include "gtest/gtest.h"
+#include "tests/gpu/gpu_model.h"
+#include "tests/runtime/step_driver.h"
+
+namespace fewbit::testing {
+namespace {
+
+class GoldenGpuTest : public ::testing::TestWithParam<const char*> {};
+
+// Up to where two logits of the reference come within `margin` of each other, the tokens are its
+// own.
+void ExpectGreedy(const Golden& golden, const std::vector<SampledToken>& sampled, float margin) {
+  ASSERT_EQ(sampled.size(), golden.greedy.size());
+  for (size_t i = 0; i < sampled.size() && golden.top2_margins[i] > margin; ++i) {
+    EXPECT_EQ(ToInt(sampled[i].token), golden.greedy[i]) << "token " << i;
+  }
+}
+
+TEST_P(GoldenGpuTest, LogitsAndGreedyTokens) {
+  const Golden golden = LoadGolden(GetParam());
+  ASSERT_NE(golden.model, nullptr);
+  const int vocab = golden.model->spec.vocab_size;
+  const Request request = ScoredRequest(golden.prompt, static_cast<int>(golden.greedy.size()));
+  struct Case {
+    kv::KvType kv_type;
+    bool graphs;
+    double tolerance;
+  };
+  for (const Case& c : {Case{kv::KvType::kF16, true, 2e-3}, Case{kv::KvType::kF16, false, 2e-3},
+                        Case{kv::KvType::kBF16, true, 1e-2}, Case{kv::KvType::kI8, true, 2e-2}}) {
+    CudaOptions options = SmallCudaOptions();
+    options.kv_type = c.kv_type;
+    options.graphs = c.graphs;
+    const auto executor = MakeCuda(*golden.model, options);
+    ASSERT_NE(executor, nullptr);
+    for (const int chunk : {64, 7, 1}) {
+      const RequestRun run = RunRequest(executor.get(), request, chunk);
+      const Difference d = Compare(run.logits, golden.logits, vocab);
+      std::printf("%s, %s KV, %s, chunks of %d: relative error %.2e, largest %.2e\n", GetParam(),
+                  kv::KvTypeName(c.kv_type), c.graphs ? "graphs" : "eager", chunk, d.relative,
+                  static_cast<double>(d.largest));
+      EXPECT_LE(d.relative, c.tolerance) << kv::KvTypeName(c.kv_type) << " chunk " << chunk;
+      ExpectGreedy(golden, run.sampled, static_cast<float>(20 * c.tolerance));
+    }
+  }
+}
+
+// A prompt in one step: more tokens than the batch-invariant kernels of dense matrices take.
+TEST_P(GoldenGpuTest, WholePromptInOneStep) {
+  const Golden golden = LoadGolden(GetParam());
+  ASSERT_NE(golden.model, nullptr);
+  const auto executor = MakeCuda(*golden.model, SmallCudaOptions());
+  ASSERT_NE(executor, nullptr);
+  Request request = ScoredRequest(golden.prompt, static_cast<int>(golden.greedy.size()));
+  const RequestRun chunks = RunRequest(executor.get(), request, 64);
+  StepDriver driver(executor.get());
+  driver.Add(request);
+  while (!driver.Done()) ASSERT_TRUE(driver.Step(512).ok());
+  ExpectGreedy(golden, driver.sequence(0).sampled, 0.05f);
+  ASSERT_EQ(driver.sequence(0).scored.size(), chunks.scored.size());
+  for (size_t i = 0; i < chunks.scored.size(); ++i) {
+    EXPECT_NEAR(driver.sequence(0).scored[i].logprob, chunks.scored[i].logprob, 0.05f) << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenGpuTest,
+                         ::testing::Values("llama2", "llama3", "mistral-swa", "qwen2", "qwen3",
+                                           "glm", "chatglm2"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::erase(name, '-');
+                           return name;
+                         });
+
+// Ids that look like text to the model: its own continuation, drawn on the CPU.
+std::vector<TokenId> SampledText(const Model& model, int tokens) {
+  const auto cpu = MakeCpu(model, tokens + 16);
+  StepDriver driver(cpu.get());
+  Request request;
+  request.prompt = {ToInt(model.spec.bos) >= 0 ? model.spec.bos : TokenId(1)};
+  request.max_new_tokens = tokens;
+  request.sampling.temperature = 1.0f;
+  request.sampling.seed = 7;
+  driver.Add(request);
+  while (!driver.Done()) EXPECT_TRUE(driver.Step(64).ok());
+  return driver.sequence(0).tokens;
+}
+
+// FEWBIT_TEXT_IDS names a file of token ids, else the model's own text.
+std::vector<TokenId> TextIds(const Model& model, int at_most) {
+  const char* path = std::getenv("FEWBIT_TEXT_IDS");
+  if (path == nullptr) return SampledText(model, std::min(at_most, 480));
+  std::ifstream in(path);
+  std::vector<TokenId> ids;
+  int32_t id = 0;
+  while (static_cast<int>(ids.size()) < at_most && in >> id) ids.push_back(TokenId(id));
+  EXPECT_FALSE(ids.empty()) << path << " holds no token id";
+  return ids;
+}
+
+// Mean negative log-likelihood over windows of `context` tokens, each begun with BOS.
+double MeanNll(Executor* executor, const Model& model, const std::vector<TokenId>& ids, int context,
+               int64_t* scored) {
+  double sum = 0.0;
+  *scored = 0;
+  for (size_t begin = 0; begin + context - 1 <= ids.size(); begin += context - 1) {
+    std::vector<TokenId> window = {model.spec.bos};
+    window.insert(window.end(), ids.begin() + begin, ids.begin() + begin + context - 1);
+    StepDriver driver(executor);
+    driver.Add(ScoredRequest(window, 1));
+    while (!driver.Done()) EXPECT_TRUE(driver.Step(128).ok());
+    for (const SampledToken& token : driver.sequence(0).scored) sum -= token.logprob;
+    *scored += static_cast<int64_t>(driver.sequence(0).scored.size());
+  }
+  return sum / static_cast<double>(*scored);
+}
+
+TEST(BundledModelGpu, LogitsAreTheCpus) {
+  const auto model = LoadTestModel(ModelDirectory());
+  ASSERT_NE(model, nullptr);
+  const std::vector<TokenId> ids = TextIds(*model, 320);
+  const Request request = ScoredRequest(ids, 1);
+  const auto cpu = MakeCpu(*model, 512);
+  StepDriver reference(cpu.get());
+  reference.Add(request);
+  while (!reference.Done()) ASSERT_TRUE(reference.Step(64).ok());
+  const auto& expected = reference.sequence(0).scored;
+
+  struct Case {
+    kv::KvType kv_type;
+    int lm_head_bits;
+    double tolerance;  // of the mean difference of log-likelihoods
+  };
+  for (const Case& c : {Case{kv::KvType::kF16, 0, 2e-3}, Case{kv::KvType::kI8, 0, 1e-2},
+                        Case{kv::KvType::kF16, 8, 2e-2}, Case{kv::KvType::kF16, 4, 0.3}}) {
+    CudaOptions options = SmallCudaOptions();
+    options.kv_type = c.kv_type;
+    options.lm_head_bits = c.lm_head_bits;
+    const auto executor = MakeCuda(*model, options);
+    ASSERT_NE(executor, nullptr);
+    for (const int chunk : {512, 64, 5}) {
+      StepDriver driver(executor.get());
+      driver.Add(request);
+      while (!driver.Done()) ASSERT_TRUE(driver.Step(chunk).ok());
+      const auto& got = driver.sequence(0).scored;
+      ASSERT_EQ(got.size(), expected.size());
+      double sum = 0.0, largest = 0.0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        const double e = std::fabs(got[i].logprob - expected[i].logprob);
+        sum += e;
+        largest = std::max(largest, e);
+      }
+      const double mean = sum / static_cast<double>(got.size());
+      std::printf("%s KV, head %d bits, chunks of %d: logprobs differ by %.2e, at most %.2e\n",
+                  kv::KvTypeName(c.kv_type), c.lm_head_bits, chunk, mean, largest);
+      EXPECT_LE(mean, c.tolerance) << "chunk " << chunk << " head " << c.lm_head_bits;
+    }
+  }
+}
+
+TEST(BundledModelGpu, PerplexityIsTheCpus) {
+  const auto model = LoadTestModel(ModelDirectory());
+  ASSERT_NE(model, nullptr);
+  const int context = 256;
+  const char* windows = std::getenv("FEWBIT_TEXT_WINDOWS");
+  const int most = (windows == nullptr ? 16 : std::atoi(windows)) * (context - 1);
+  const std::vector<TokenId> ids = TextIds(*model, most);
+  const auto cpu = MakeCpu(*model, 512);
+  int64_t tokens = 0, tokens_on_gpu = 0;
+  const double expected = std::exp(MeanNll(cpu.get(), *model, ids, context, &tokens));
+  ASSERT_GT(tokens, 0);
+  CudaOptions options = SmallCudaOptions();
+  const auto executor = MakeCuda(*model, options);
+  ASSERT_NE(executor, nullptr);
+  const double got = std::exp(MeanNll(executor.get(), *model, ids, context, &tokens_on_gpu));
+  std::printf("perplexity of %lld tokens: %.5f on the GPU, %.5f on the CPU\n",
+              static_cast<long long>(tokens), got, expected);
+  EXPECT_EQ(tokens_on_gpu, tokens);
+  EXPECT_NEAR(got / expected, 1.0, 1e-3);
+}
+
+}  // namespace
+}  // namespace fewbit::testing
