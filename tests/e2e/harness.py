@@ -45,8 +45,9 @@ def run(command, **options):
 class Server:
     """A running fewbit-server. The log is read as it comes, so that the server never waits for us."""
 
-    def __init__(self, *flags, model=MODEL):
-        self.process = subprocess.Popen(server_command(*flags, model=model), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    def __init__(self, *flags, model=MODEL, command=None, stdin=subprocess.DEVNULL):
+        """`command`: another program than fewbit-server that says its ports like it."""
+        self.process = subprocess.Popen(command or server_command(*flags, model=model), stdin=stdin, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT, text=True)
         self.log = []
         self._ports = queue.Queue()

@@ -70,7 +70,7 @@ class StartTest(unittest.TestCase):
 
     def test_help_and_version(self):
         version = next(line.split()[2] for line in (ROOT / 'CMakeLists.txt').read_text().splitlines() if line.startswith('project('))
-        for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-eval'):
+        for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-eval', 'fewbit-plan'):
             with self.subTest(program):
                 text = run([BIN / program, '--help'])
                 self.assertEqual(text.returncode, 0, text.stderr)
@@ -78,11 +78,13 @@ class StartTest(unittest.TestCase):
                 self.assertLessEqual(max(map(len, text.stdout.splitlines())), 100)
                 shown = run([BIN / program, '--version'])
                 self.assertEqual(shown.returncode, 0, shown.stderr)
-                self.assertIn(version, shown.stdout)
+                first, build = shown.stdout.splitlines()
+                self.assertEqual(first, f'{program} {version}')
+                self.assertRegex(build, r'^commit (unknown|[0-9a-f]{12}(-dirty)?), compiler \w+ [\d.]+, CUDA (none|[\d.]+)$')
 
     def test_the_documentation_names_flags_that_exist(self):
         known = {'help', 'version', 'only', 'no_install', 'once', 'dsc', 'dest'}  # of the scripts
-        for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-eval'):
+        for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-eval', 'fewbit-plan'):
             known.update(re.findall(r'^  --(\w+)', run([BIN / program, '--help']).stdout, re.MULTILINE))
         for page in ('README.md', 'deploy/README.md', 'runtime/quantize/README.md', 'runtime/eval/README.md'):
             for line in (ROOT / page).read_text().splitlines():

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""fewbit-plan as an operator runs it."""
+
+import json
+import pathlib
+import tempfile
+import unittest
+
+from harness import BIN, MODEL, run
+
+PLAN = str(BIN / 'fewbit-plan')
+RATES = """gpu,date,commit,shape,batch,context,kv,tokens_per_s,gpu_busy_pct
+NVIDIA H200,2026-01-01,abc,llama-2-7b,64,2048,f16,5000,95
+"""
+
+
+class PlanTest(unittest.TestCase):
+
+    def plan(self, *arguments):
+        result = run([PLAN, '--json', *arguments])
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return json.loads(result.stdout)
+
+    def refused(self, *arguments):
+        result = run([PLAN, *arguments])
+        self.assertEqual(result.returncode, 1)
+        return result.stderr
+
+    def test_a_checkpoint_is_planned_from_its_files(self):
+        plan = self.plan(f'--model={MODEL}', '--gpu=l4')
+        files = sum(file.stat().st_size for file in MODEL.glob('*.safetensors'))
+        self.assertLess(abs(plan['weight_bytes'] - files), 0.02 * files)
+        self.assertEqual(plan['kv_bytes_per_token'], 2 * 8 * 4 * 64 * 2)
+        self.assertEqual(plan['smallest_gpu'], 'l4')
+
+    def test_rates_become_dollars(self):
+        with tempfile.TemporaryDirectory() as folder:
+            rates = pathlib.Path(folder) / 'decode.csv'
+            rates.write_text(RATES)
+            arguments = ('--shape=llama-2-7b', '--concurrency=64', '--gpu=h200', f'--rates={rates}', '--gpu_hour_usd=3.6')
+            plan = self.plan(*arguments)
+            self.assertEqual((plan['replicas'], plan['batch'], plan['tokens_per_second']), (1, 64, 5000))
+            self.assertAlmostEqual(plan['usd_per_million_tokens'], 0.2)
+            text = run([PLAN, *arguments]).stdout
+            self.assertIn('$0.200 per million generated tokens', text)
+            rates.write_text(RATES.replace('5000', 'fast'))
+            self.assertIn(f"{rates}: line 2: tokens_per_s is 'fast'", self.refused(*arguments))
+
+    def test_a_load_that_one_gpu_cannot_hold_is_spread(self):
+        plan = self.plan('--shape=llama-2-70b', '--gpu=l40s', '--concurrency=100')
+        self.assertEqual(plan['replicas'], -(-100 // plan['sequences']))
+        self.assertGreaterEqual(plan['batch'] * plan['replicas'], 100)
+        self.assertEqual(self.plan('--shape=llama-2-70b', '--gpu=l4')['replicas'], 0)
+
+    def test_what_makes_no_sense_is_refused(self):
+        self.assertIn('either --model or --shape', self.refused())
+        self.assertIn("no GPU 'h300'", self.refused('--shape=llama-2-7b', '--gpu=h300'))
+        self.assertIn('--context is 0', self.refused('--shape=llama-2-7b', '--context=0'))
+        self.assertIn('missing.csv', self.refused('--shape=llama-2-7b', '--rates=missing.csv'))
+
+
+if __name__ == '__main__':
+    unittest.main()
