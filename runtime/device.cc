@@ -71,7 +71,8 @@ absl::StatusOr<std::unique_ptr<Executor>> CreateCpu(const Model* model,
 
 absl::StatusOr<std::unique_ptr<Executor>> CreateCuda(const Model* model,
                                                      const DeviceOptions& options, int device) {
-  static constexpr NamedKvType kTypes[] = {{"f16", kv::KvType::kF16}};
+  static constexpr NamedKvType kTypes[] = {
+      {"f16", kv::KvType::kF16}, {"bf16", kv::KvType::kBF16}, {"i8", kv::KvType::kI8}};
   const auto kv_type = FindKvType(kCuda, options.kv_type, kTypes);
   if (!kv_type.ok()) return kv_type.status();
   CudaOptions cuda;

@@ -1,9 +1,14 @@
 // The host parts of the CUDA runtime, which need no GPU: which launch a step gets, the bytes that
 // are copied to the device, and how the memory is shared out.
+#include <cmath>
 #include <cstring>
+#include <random>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/linear.h"
+#include "kernels/quant_pack.h"
+#include "runtime/cuda/head_rounding.h"
 #include "runtime/cuda/memory_plan.h"
 #include "runtime/cuda/step_layout.h"
 #include "runtime/device.h"
@@ -187,6 +192,46 @@ TEST(Carver, MeasuresWhatItPlaces) {
   }
   EXPECT_EQ(count.used(), 256u + 512u);
   EXPECT_EQ(place.used(), count.used());
+}
+
+// Every weight comes back within half a step of its strip, whatever lies beside it.
+TEST(HeadRounding, WeightsAreTheNearestOfSixteenLevels) {
+  constexpr int kRows = 37, kCols = 1040;  // a part row block, a part chunk, two tiles and a bit
+  std::mt19937 rng(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> weights(kRows * kCols);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const size_t strip = i / 16;
+    weights[i] = strip % 7 == 0 ? 0.0f : normal(rng) * (strip % 5 == 0 ? 1.0f : 0.05f);
+  }
+  const DenseMatrix head = {weights.data(), DType::kF32, kRows, kCols};
+  const quant::PackedShape shape = RoundedHeadShape(kRows, kCols);
+  std::vector<uint8_t> tiles(shape.total_bytes(), 0xAB);
+  for (int block = 0; block < shape.row_blocks(); ++block) {
+    RoundRowBlock(head, shape, block, tiles.data() + block * shape.row_block_bytes());
+  }
+  const std::vector<uint16_t> order = HeadStripOrder(shape);
+  const quant::PackedMatrix packed = {shape, tiles.data(), order.data(), nullptr, nullptr};
+  ASSERT_EQ(quant::ValidatePacked(packed, tiles.size(), order.size(), 0, 0), nullptr);
+  std::vector<float> row(kCols);
+  for (int r = 0; r < kRows; ++r) {
+    cpu::DequantizeRow(packed, r, row.data());
+    const float* const want = &weights[static_cast<size_t>(r) * kCols];
+    for (int tile = 0; tile < kCols; tile += 256) {
+      const int end = std::min(tile + 256, kCols);
+      float of_tile = 0.0f;
+      for (int c = tile; c < end; ++c) of_tile = std::max(of_tile, std::fabs(want[c]));
+      for (int strip = tile; strip < end; strip += 16) {
+        float of_strip = 0.0f;
+        for (int c = strip; c < strip + 16; ++c) of_strip = std::max(of_strip, std::fabs(want[c]));
+        // Half a step, the step rounded up to a multiple of d, and d rounded to fp16.
+        const float bound = 1.01f * (of_strip + of_tile / 15) / 15 + of_tile * 1e-3f;
+        for (int c = strip; c < strip + 16; ++c) {
+          ASSERT_LE(std::fabs(row[c] - want[c]), bound) << "row " << r << ", column " << c;
+        }
+      }
+    }
+  }
 }
 
 TEST(Device, NamesAreCheckedAndResolved) {
