@@ -7,6 +7,7 @@ Prints every violation as file:line: text and exits 1 if there is one. rules_tes
 """
 
 import argparse
+import datetime
 import pathlib
 import re
 import subprocess
@@ -42,6 +43,11 @@ SENTENCEPIECE_USERS = {'server/sentence_piece.cc', 'tests/server/sentence_piece_
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
 CLOCK = re.compile(r'\babsl::Now\s*\(|\b(steady_clock|system_clock|high_resolution_clock)\b|\bclock_gettime\b|\btime\s*\(\s*(0|NULL|nullptr)')
+VERSION = re.compile(r'^project\(fewbit VERSION (\d+\.\d+\.\d+)', re.MULTILINE)
+SECTION = re.compile(r'## \[(?:Unreleased\]|(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d))')
+CHANGES = ('Added', 'Changed', 'Deprecated', 'Removed', 'Fixed', 'Security')
+# appVersion and version of the chart, tags of our images.
+REPEATED = re.compile(r'(?:^(?:appV|v)ersion: |newTag: )(\d+\.\d+\.\d+)\b')
 LINK = re.compile(r'\]\(([^)#\s]+)(?:#[^)]*)?\)')
 # In pieces, so that this file does not break the rule it states.
 MARKER = re.compile(r'\b(' + 'TO' + 'DO|FIX' + 'ME|XX' + 'X)\\b')
@@ -137,7 +143,70 @@ def shell(root):
             yield f'{name}: not executable'
 
 
-RULES = {rule.__name__: rule for rule in (includes, clock, length, markers, top_level, links, shell)}
+def project_version(root):
+    """The one place that says it: project() of the top CMakeLists.txt."""
+    path = root / 'CMakeLists.txt'
+    match = VERSION.search(path.read_text(encoding='utf-8')) if path.exists() else None
+    return match.group(1) if match else None
+
+
+def changelog(root):
+    """CHANGELOG.md is as Keep a Changelog wants it, and every version in it that is out left its protocol behind."""
+    name = 'CHANGELOG.md'
+    found, section, filled, groups = [], None, True, 0
+    for number, line in enumerate(lines(root / name), 1):
+        if line.startswith('## '):
+            if not filled:
+                yield f'{name}:{number}: the section before says nothing'
+            match = SECTION.fullmatch(line)
+            section, filled, groups = line, False, 0
+            if not match:
+                yield f'{name}:{number}: not "## [Unreleased]" or "## [1.2.3] - 2026-01-31"'
+            elif match.group(1):
+                found.append((tuple(map(int, match.group(1).split('.'))), match.group(1)))
+                try:
+                    datetime.date.fromisoformat(match.group(2))
+                except ValueError:
+                    yield f'{name}:{number}: {match.group(2)} is no date'
+            elif found:
+                yield f'{name}:{number}: what is unreleased comes first'
+        elif line.startswith('### '):
+            groups += 1
+            if line[4:] not in CHANGES:
+                yield f'{name}:{number}: "{line[4:]}" is not one of {", ".join(CHANGES)}'
+        elif line.startswith('- '):
+            filled = True
+            if section is None or groups == 0:
+                yield f'{name}:{number}: an entry outside of {", ".join(CHANGES)}'
+    if not filled:
+        yield f'{name}: the last section says nothing'
+    if [numbers for numbers, _ in found] != sorted({numbers for numbers, _ in found}, reverse=True):
+        yield f'{name}: the versions do not descend'
+    version = project_version(root)
+    if version not in [text for _, text in found[:1]]:
+        yield f'{name}: the newest version is not {version}, the one of CMakeLists.txt'
+    for _, text in found:
+        if not (root / 'proto' / 'released' / f'fewbit-{text}.binpb').is_file():
+            yield f'{name}: {text} has no proto/released/fewbit-{text}.binpb (a copy of the proto/fewbit.binpb that its build made)'
+
+
+def version(root):
+    """The version is in CMakeLists.txt. Where a manifest has to repeat it, it is the same; nothing else spells it out."""
+    expected = project_version(root)
+    if expected is None:
+        yield 'CMakeLists.txt: no project(fewbit VERSION 1.2.3)'
+        return
+    for path, name in files(root, SOURCE | {'.yaml', '.yml', '.cmake', '.sh', '.py'}):
+        manifest = name.startswith('deploy/kubernetes/')
+        for number, line in enumerate(lines(path), 1):
+            for spelled in REPEATED.findall(line) if manifest else []:
+                if spelled != expected:
+                    yield f'{name}:{number}: says {spelled}, CMakeLists.txt {expected}'
+            if not manifest and not name.startswith('tests/') and expected in re.findall(r'(?<![\w.])\d+\.\d+\.\d+(?![\w.])', line):
+                yield f'{name}:{number}: repeats the version {expected}'
+
+
+RULES = {rule.__name__: rule for rule in (includes, clock, length, markers, top_level, links, shell, changelog, version)}
 
 
 def main():

@@ -100,6 +100,49 @@ class RulesTest(unittest.TestCase):
         self.write('deploy/b.sh', 'echo\n')
         self.assertEqual(len(self.found('shell')), 2)
 
+    def tree_with_a_changelog(self, text, version='0.2.0'):
+        self.write('CMakeLists.txt', f'cmake_minimum_required(VERSION 3.25)\nproject(fewbit VERSION {version} LANGUAGES CXX)\n')
+        for released in ('0.1.0', '0.2.0'):
+            self.write(f'proto/released/fewbit-{released}.binpb', '')
+        self.write('CHANGELOG.md', text)
+        return self.found('changelog')
+
+    def test_changelog(self):
+        good = ('# Changelog\n\n## [Unreleased]\n\n### Added\n\n- This.\n\n## [0.2.0] - 2026-02-28\n\n### Fixed\n\n- That.\n\n'
+                '## [0.1.0] - 2026-01-31\n\nThe first.\n\n### Added\n\n- All.\n')
+        self.assertEqual(self.tree_with_a_changelog(good), [])
+        for before, after, expected in [
+            ('[Unreleased]', 'Unreleased', 'not "## [Unreleased]"'),
+            ('[0.2.0] - 2026-02-28', '[0.2.0]', 'not "## [Unreleased]"'),
+            ('2026-02-28', '2026-02-30', '2026-02-30 is no date'),
+            ('### Fixed', '### Repaired', '"Repaired" is not one of Added'),
+            ('### Fixed\n\n', '', 'an entry outside of Added'),
+            ('- That.\n', '', 'the section before says nothing'),
+            ('- All.\n', '', 'the last section says nothing'),
+            ('## [0.2.0] - 2026-02-28', '## [0.0.9] - 2026-02-28', 'the versions do not descend'),
+            ('## [0.2.0] - 2026-02-28', '## [0.3.0] - 2026-02-28', 'the newest version is not 0.2.0'),
+            ('## [0.2.0] - 2026-02-28', '## [0.3.0] - 2026-02-28', 'has no proto/released/fewbit-0.3.0.binpb'),
+            ('## [0.2.0] - 2026-02-28', '## [0.2.0] - 2026-02-28\n\n### Added\n\n- It.\n\n## [Unreleased]', 'what is unreleased comes first'),
+        ]:
+            with self.subTest(after):
+                self.assertIn(before, good)
+                self.assertIn(expected, '\n'.join(self.tree_with_a_changelog(good.replace(before, after, 1))))
+
+    def test_version(self):
+        self.assertEqual(self.found('version'), ['CMakeLists.txt: no project(fewbit VERSION 1.2.3)'])
+        self.write('CMakeLists.txt', 'project(fewbit VERSION 0.2.0 LANGUAGES CXX)\n')
+        self.write('deploy/kubernetes/chart/Chart.yaml', 'apiVersion: v2\nversion: 0.2.0\nappVersion: 0.2.0\n')
+        self.write('deploy/kubernetes/base/kustomization.yaml', '    newTag: 0.2.0-cpu\n')
+        self.write('server/a.cc', 'const char* address = "10.0.2.0";\n')
+        self.assertEqual(self.found('version'), [])
+        self.write('deploy/kubernetes/chart/Chart.yaml', 'apiVersion: v2\nversion: 0.1.0\nappVersion: 0.2.0\n')
+        self.write('deploy/kubernetes/base/kustomization.yaml', '    newTag: 0.3.0-cpu\n')
+        self.write('server/a.cc', 'const char* version = "0.2.0";\n')
+        self.assertEqual(sorted(self.found('version')), [
+            'deploy/kubernetes/base/kustomization.yaml:1: says 0.3.0, CMakeLists.txt 0.2.0',
+            'deploy/kubernetes/chart/Chart.yaml:2: says 0.1.0, CMakeLists.txt 0.2.0',
+            'server/a.cc:1: repeats the version 0.2.0'])
+
 
 if __name__ == '__main__':
     unittest.main()
