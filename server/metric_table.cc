@@ -101,7 +101,7 @@ constexpr MetricRow kTable[] = {
     {Metric::kStartTimeSeconds, "fewbit_start_time_seconds", MetricType::Gauge, "seconds", "",
      "When the server started, seconds since 1970", "metrics"},
     {Metric::kStartupSeconds, "fewbit_startup_seconds", MetricType::Gauge, "seconds", "phase",
-     "Time that the start took, by phase", "main"},
+     "Time that the start took, by phase", "startup"},
     {Metric::kBuildInfo, "fewbit_build_info", MetricType::Gauge, "1",
      "commit, compiler, cuda, device, version", "What runs here; always 1", "build_info, executor"},
     {Metric::kQuantizationInfo, "fewbit_quantization_info", MetricType::Gauge, "1", "method",

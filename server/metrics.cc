@@ -104,9 +104,9 @@ constexpr const char* kWasteLabels[kNumWastes] = {"client_left", "deadline", "sl
                                                   "internal", "after_stop"};
 
 // Seconds. From half a millisecond: a small model's token takes less than the usual first bucket.
-constexpr double kLatencyBounds[] = {0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02,
-                                     0.03,   0.05,  0.075, 0.1,   0.2,   0.3,    0.5,  0.75,
-                                     1,      2,     5,     10,    20,    30,     60,   120};
+constexpr double kLatencyBounds[] = {
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2,
+    0.3,    0.5,   0.75,  1,     1.5,   2,      3,    5,    7.5,  10,   20,    30,  60,   120};
 constexpr double kTokenBounds[] = {1,   2,    4,    8,    16,   32,    64,    128,   256,
                                    512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072};
 

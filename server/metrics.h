@@ -66,7 +66,7 @@ OutcomeLabels LabelsOf(Outcome outcome);
 // may see an observation in its bucket and not yet in the sum. Thread-safe.
 class Histogram {
  public:
-  static constexpr size_t kMaxBounds = 24;
+  static constexpr size_t kMaxBounds = 28;
 
   // `bounds`: ascending upper bounds, at most kMaxBounds, of static lifetime.
   explicit Histogram(std::span<const double> bounds);

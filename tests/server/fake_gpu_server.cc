@@ -26,6 +26,7 @@ void Show(double busy, double seconds, FakeGpu* gpu) {
   gpu->energy += static_cast<unsigned long long>(1e3 * watts * seconds);
   gpu->temperature = static_cast<unsigned>(34.0 + 40.0 * busy);
   gpu->clock = busy > 0.05 ? 1980 : 345;
+  gpu->throttle_reasons = busy > 0.95 ? 0x4 : 0x1;  // at the power limit; idle
 }
 
 int Main(int step_ms) {
