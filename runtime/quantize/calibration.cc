@@ -5,7 +5,6 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "runtime/models/decoder.h"
 #include "scheduler/check.h"
 
 namespace fewbit {
@@ -156,24 +155,39 @@ int Calibration::InputOf(LinearRole role) {
   return 0;
 }
 
-absl::Status Calibration::RunLayer(const LayerWeights& weights, bool full,
-                                   const std::atomic<bool>* stop) {
+absl::Status Calibration::Observe(const LayerWeights& weights, bool full,
+                                  const std::atomic<bool>* stop) {
   for (Hessian& hessian : hessians_) hessian = Hessian{};
   Observer observer(this, full);
-  const int batch = std::max(1, kBatchTokens / windows_.context);
-  for (int begin = 0; begin < windows_.count(); begin += batch) {
-    if (stop != nullptr && stop->load(std::memory_order_relaxed)) {
-      return absl::CancelledError("stopped");
-    }
-    const int count = std::min(batch, windows_.count() - begin);
-    std::vector<int32_t> q_start(count + 1);
-    for (int i = 0; i <= count; ++i) q_start[i] = i * windows_.context;
-    float* hidden =
-        hidden_.data() + static_cast<size_t>(begin) * windows_.context * spec_.hidden_size;
-    fewbit::RunLayer(spec_, weights, q_start, hidden, team_, isa_, &observer);
+  std::vector<float> scratch(hidden_);
+  if (!RunWindows(spec_, weights, windows_.context, scratch, team_, isa_, &observer, stop)) {
+    return absl::CancelledError("stopped");
   }
   observer.Finish();
   return absl::OkStatus();
+}
+
+absl::Status Calibration::Advance(const LayerWeights& weights, const std::atomic<bool>* stop) {
+  if (!RunWindows(spec_, weights, windows_.context, hidden_, team_, isa_, nullptr, stop)) {
+    return absl::CancelledError("stopped");
+  }
+  return absl::OkStatus();
+}
+
+bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
+                std::span<float> hidden, ThreadTeam* team, cpu::Isa isa,
+                LinearInputObserver* observer, const std::atomic<bool>* stop) {
+  const size_t window = static_cast<size_t>(context) * spec.hidden_size;
+  const int windows = static_cast<int>(hidden.size() / window);
+  const int batch = std::max(1, kBatchTokens / context);
+  for (int begin = 0; begin < windows; begin += batch) {
+    if (stop != nullptr && stop->load(std::memory_order_relaxed)) return false;
+    const int count = std::min(batch, windows - begin);
+    std::vector<int32_t> q_start(count + 1);
+    for (int i = 0; i <= count; ++i) q_start[i] = i * context;
+    RunLayer(spec, weights, q_start, hidden.data() + begin * window, team, isa, observer);
+  }
+  return true;
 }
 
 }  // namespace fewbit

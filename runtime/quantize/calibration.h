@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/cpu/linear.h"
+#include "runtime/models/decoder.h"
 #include "runtime/models/model.h"
 #include "runtime/quantize/lane_kernels.h"
 #include "runtime/quantize/matrix_quantizer.h"
@@ -31,6 +32,12 @@ absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, Tok
                                               int context, int max_windows, uint64_t seed,
                                               int vocab_size);
 
+// hidden [windows * context, E] <- one layer over it, each window on its own from position 0.
+// `observer` may be null. *stop set (may be null): false, and `hidden` is of no use any more.
+bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
+                std::span<float> hidden, ThreadTeam* team, cpu::Isa isa,
+                LinearInputObserver* observer, const std::atomic<bool>* stop = nullptr);
+
 // Thread rule: one caller at a time, which is not inside team->Run.
 class Calibration {
  public:
@@ -38,12 +45,15 @@ class Calibration {
   Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
               ThreadTeam* team, cpu::Isa isa);
 
-  // Runs all windows through the layer. `full` gathers the Hessians' matrices too, not only their
-  // diagonals. *stop set (may be null): ends early with CANCELLED, and the object is of no use any
-  // more.
-  absl::Status RunLayer(const LayerWeights& weights, bool full, const std::atomic<bool>* stop);
+  // Gathers the Hessians of the layer that comes next, over all windows. `full`: their matrices
+  // too, not only their diagonals. *stop set (may be null): ends early with CANCELLED, and the
+  // object is of no use any more.
+  absl::Status Observe(const LayerWeights& weights, bool full, const std::atomic<bool>* stop);
 
-  // Of the inputs of a role in the layer run last.
+  // Runs all windows through the layer, as itself or as it came out quantized.
+  absl::Status Advance(const LayerWeights& weights, const std::atomic<bool>* stop);
+
+  // Of the inputs of a role in the layer observed last.
   const Hessian& hessian(LinearRole role) const { return hessians_[InputOf(role)]; }
 
  private:

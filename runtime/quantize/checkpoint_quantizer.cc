@@ -1,12 +1,15 @@
 #include "runtime/quantize/checkpoint_quantizer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
+#include "runtime/quantize/bit_plan.h"
 #include "runtime/quantize/calibration.h"
+#include "runtime/quantize/layer_quantizer.h"
 #include "runtime/weights/checkpoint.h"
 
 namespace fewbit {
@@ -59,18 +62,6 @@ absl::Status CheckEnds(const CheckpointReader& reader) {
   return absl::OkStatus();
 }
 
-void DequantizeAll(const Matrix& matrix, ThreadTeam* team, std::vector<float>* dense) {
-  const int rows = MatrixRows(matrix);
-  const size_t cols = MatrixCols(matrix);
-  dense->resize(rows * cols);
-  team->Run([&](int rank) {
-    const Share share = ShareOf(rows, 1, rank, team->size());
-    for (int r = share.begin; r < share.end; ++r) {
-      cpu::DequantizeRow(matrix, r, dense->data() + r * cols);
-    }
-  });
-}
-
 // One run. Thread rule: one thread.
 class CheckpointJob {
  public:
@@ -84,13 +75,15 @@ class CheckpointJob {
         isa_(cpu::BestIsa()),
         settings_{.method = FindQuantizeMethod(options.method),
                   .share4 = options.share4,
-                  .outliers = options.outliers} {}
+                  .outliers = options.outliers},
+        quantizer_(&team_, isa_) {}
 
   absl::StatusOr<QuantizeReport> Run(std::span<const TokenId> calibration);
 
  private:
   absl::Status QuantizeLayer(int layer, const LayerWeights& weights, const Calibration& calibration,
                              QuantizedLayer* result);
+  LayerWeights After(const LayerWeights& original, const QuantizedLayer& quantized);
   absl::Status Step(int layer, const char* activity);
   nlohmann::json Settings() const;
 
@@ -102,7 +95,8 @@ class CheckpointJob {
   const MatrixSettings settings_;
   int num_layers_ = 0;
   int steps_done_ = 0;
-  std::vector<float> dense_;
+  LayerQuantizer quantizer_;
+  BitPlan plan_;  // with shared_bits
   QuantizeReport report_;
 };
 
@@ -112,11 +106,12 @@ absl::Status CheckpointJob::Step(int layer, const char* activity) {
     return absl::CancelledError("stopped");
   }
   if (progress_) {
-    progress_({.layer = layer,
-               .num_layers = num_layers_,
-               .activity = activity,
-               .done = steps_done_,
-               .total = num_layers_ * (kNumLinearRoles + 1)});
+    progress_(
+        {.layer = layer,
+         .num_layers = num_layers_,
+         .activity = activity,
+         .done = steps_done_,
+         .total = num_layers_ * (kNumLinearRoles + 1) * (settings_.method->shared_bits ? 2 : 1)});
   }
   ++steps_done_;
   return absl::OkStatus();
@@ -127,12 +122,12 @@ absl::Status CheckpointJob::QuantizeLayer(int layer, const LayerWeights& weights
   for (int r = 0; r < kNumLinearRoles; ++r) {
     const auto role = static_cast<LinearRole>(r);
     if (absl::Status status = Step(layer, LinearRoleName(role)); !status.ok()) return status;
-    const Matrix& matrix = weights[role];
-    DequantizeAll(matrix, &team_, &dense_);
+    MatrixSettings settings = settings_;
+    if (settings.method->shared_bits) {
+      settings.share4 = plan_.shares[layer * kNumLinearRoles + r];
+    }
     absl::StatusOr<QuantizedMatrix> quantized =
-        QuantizeMatrix(absl::StrCat("layers.", layer, ".", LinearRoleName(role)), dense_.data(),
-                       MatrixRows(matrix), MatrixCols(matrix), calibration.hessian(role), settings_,
-                       &team_, LaneKernelsFor(isa_));
+        quantizer_.Quantize(layer, role, weights[role], calibration.hessian(role), settings);
     if (!quantized.ok()) return quantized.status();
     result->linears[r] = quant::Pack(quantized->unpacked);
     report_.roles[r].Add(quantized->quality);
@@ -142,14 +137,28 @@ absl::Status CheckpointJob::QuantizeLayer(int layer, const LayerWeights& weights
 }
 
 nlohmann::json CheckpointJob::Settings() const {
-  return {{"method", options_.method},
-          {"zero_points", settings_.method->zero_points},
-          {"share4", options_.share4},
-          {"outliers", options_.outliers},
-          {"embedding_bits", options_.embedding_bits},
-          {"calibration_windows", report_.windows},
-          {"calibration_context", options_.context},
-          {"seed", options_.seed}};
+  nlohmann::json settings = {{"method", options_.method},
+                             {"zero_points", settings_.method->zero_points},
+                             {"outliers", options_.outliers},
+                             {"embedding_bits", options_.embedding_bits},
+                             {"calibration_windows", report_.windows},
+                             {"calibration_context", options_.context},
+                             {"seed", options_.seed}};
+  if (settings_.method->shared_bits) {
+    settings["bits"] = options_.bits;
+    settings["probe_windows"] = options_.probe_windows;
+  } else {
+    settings["share4"] = options_.share4;
+  }
+  return settings;
+}
+
+// What later layers see of this one.
+LayerWeights CheckpointJob::After(const LayerWeights& original, const QuantizedLayer& quantized) {
+  LayerWeights weights = original;
+  if (!settings_.method->sequential) return weights;
+  for (int r = 0; r < kNumLinearRoles; ++r) weights.linears[r] = quantized.linears[r].view();
+  return weights;
 }
 
 absl::StatusOr<QuantizeReport> CheckpointJob::Run(std::span<const TokenId> calibration_ids) {
@@ -182,6 +191,15 @@ absl::StatusOr<QuantizeReport> CheckpointJob::Run(std::span<const TokenId> calib
   if (absl::Status status = CheckEnds(**reader); !status.ok()) return status;
   absl::StatusOr<Matrix> embedding = (*reader)->Embedding();
   if (!embedding.ok()) return embedding.status();
+  if (settings_.method->shared_bits) {
+    const auto step = [this](int layer, const char* activity) { return Step(layer, activity); };
+    absl::StatusOr<BitPlan> plan =
+        PlanBits(reader->get(), *windows, settings_,
+                 {.bits = options_.bits, .probe_windows = options_.probe_windows}, &team_, isa_,
+                 step, stop_);
+    if (!plan.ok()) return plan.status();
+    plan_ = *std::move(plan);
+  }
   Calibration calibration(spec, *embedding, *std::move(windows), &team_, isa_);
   if (absl::Status status = (*writer)->WriteEmbeddings(); !status.ok()) return status;
 
@@ -189,10 +207,11 @@ absl::StatusOr<QuantizeReport> CheckpointJob::Run(std::span<const TokenId> calib
     absl::StatusOr<LayerWeights> weights = (*reader)->Layer(layer);
     if (!weights.ok()) return weights.status();
     if (absl::Status status = Step(layer, "calibrating"); !status.ok()) return status;
-    absl::Status status = calibration.RunLayer(*weights, settings_.method->error_feedback, stop_);
+    absl::Status status = calibration.Observe(*weights, settings_.method->error_feedback, stop_);
     QuantizedLayer quantized;
     if (status.ok()) status = QuantizeLayer(layer, *weights, calibration, &quantized);
     if (status.ok()) status = (*writer)->WriteLayer(layer, quantized);
+    if (status.ok()) status = calibration.Advance(After(*weights, quantized), stop_);
     if (!status.ok()) return status;
     (*reader)->ReleaseLayer(layer);
   }
@@ -218,6 +237,7 @@ absl::Status QuantizeOptions::Validate() const {
     }
     return bad("method is \"", method, "\", known are: ", names);
   }
+  if (!(bits >= 2.0 && bits <= 8.0)) return bad("bits is ", bits, ", not in 2 to 8");
   if (!(share4 >= 0.0 && share4 <= 1.0)) return bad("share4 is ", share4, ", not in 0 to 1");
   if (!(outliers >= 0.0 && outliers <= 0.1)) {
     return bad("outliers is ", outliers, ", not in 0 to 0.1");
@@ -230,6 +250,9 @@ absl::Status QuantizeOptions::Validate() const {
   }
   if (calibration_windows < 1 || calibration_windows > kMaxWindows) {
     return bad("calibration_windows is ", calibration_windows, ", not in 1 to ", kMaxWindows);
+  }
+  if (probe_windows < 1 || probe_windows > kMaxWindows) {
+    return bad("probe_windows is ", probe_windows, ", not in 1 to ", kMaxWindows);
   }
   if (context < 2) return bad("context is ", context, ", below 2 tokens");
   return absl::OkStatus();

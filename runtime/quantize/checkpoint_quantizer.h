@@ -24,12 +24,14 @@ struct QuantizeOptions {
   std::string model_dir;
   std::string out_dir;             // must not exist, or be empty
   std::string method = "default";  // a row of kQuantizeMethods
-  double share4 = 0.25;            // of the strips of each matrix, 0 to 1
+  double bits = 2.9;               // average of the linear layers, for methods with shared_bits
+  double share4 = 0.25;            // of the strips of each matrix, 0 to 1, for the other methods
   double outliers = 0.002;         // of the weights of each matrix, 0 to 0.1
   int embedding_bits = 16;         // 8 or 16
   int threads = 0;                 // 0: one per processor
-  int calibration_windows = 64;    // at most; each `context` tokens
+  int calibration_windows = 128;   // at most; each `context` tokens
   int context = 512;               // tokens
+  int probe_windows = 8;           // of these, for measuring what each matrix is worth
   uint64_t seed = 0;               // which windows
 
   absl::Status Validate() const;  // INVALID_ARGUMENT names the option, its value and the limits

@@ -11,8 +11,6 @@
 namespace fewbit {
 namespace {
 
-constexpr double kDamping = 0.01;
-
 // Rows of the panel that is factored by one thread before all threads update the rest.
 constexpr int kPanel = 32;
 // Columns of the inverse that share one pass over the factor.
@@ -88,7 +86,7 @@ absl::StatusOr<std::unique_ptr<ErrorFeedback>> ErrorFeedback::Create(
     const float* row = hessian.data() + static_cast<size_t>(channels[n - 1 - i]) * n;
     double* out = factor.data() + static_cast<size_t>(i) * n;
     for (int j = 0; j < n; ++j) out[j] = row[channels[n - 1 - j]];
-    out[i] += kDamping * mean;
+    out[i] += kHessianDamping * mean;
   }
   if (!Cholesky(n, team, kernels, &factor)) {
     return absl::InternalError(

@@ -13,6 +13,9 @@
 
 namespace fewbit {
 
+// Added to the diagonal of H, as a share of its mean.
+inline constexpr double kHessianDamping = 0.01;
+
 // Thread rule: immutable after Create.
 class ErrorFeedback {
  public:

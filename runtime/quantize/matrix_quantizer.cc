@@ -8,6 +8,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "runtime/quantize/code_descent.h"
+#include "runtime/quantize/encoded_block.h"
 #include "runtime/quantize/error_feedback.h"
 #include "runtime/quantize/strip_choice.h"
 #include "runtime/quantize/tile_fit.h"
@@ -54,6 +56,7 @@ class MatrixJob {
   }
 
   absl::StatusOr<QuantizedMatrix> Run(const std::string& name);
+  std::vector<StorageChoice> Choices();
 
  private:
   int strips() const { return counts_.strips2 + counts_.strips4; }
@@ -72,20 +75,21 @@ class MatrixJob {
 
   template <typename Fn>
   void ForRowBlocks(const Fn& fn);
-  std::vector<double> StripSensitivities();
+  std::vector<double> StripSensitivities(int bits);
   void LoadGroup(int row_block, int source_strip, float* w) const;
   void LoadTile(int row_block, int bits, int tile, const float* work, TileBlock* block) const;
   void Fit(const TileBlock& block, TileFit* fit) const;
   void ChooseOutliers();
   void MarkOutliers(int64_t budget, const std::vector<float>& gains,
                     const std::vector<uint8_t>& channels);
-  void Encode(int row_block, TileBlock* block, QuantizedMatrix* result, MatrixQuality* quality,
-              std::vector<quant::Outlier>* outliers) const;
+  void PlaceStrips();
+  void Encode(int row_block, TileBlock* block, EncodedBlock* encoded) const;
+  void ChooseCodes(int row_block, int strip, int channel, const float* targets,
+                   EncodedBlock* encoded, float* errors) const;
   void StoreTile(int row_block, int bits, int tile, const TileFit& fit,
                  quant::UnpackedMatrix* m) const;
-  void EncodeChannel(int row_block, int strip, int channel, const TileFit& fit, int strip_in_tile,
-                     const float* targets, float* errors, QuantizedMatrix* result,
-                     MatrixQuality* quality, std::vector<quant::Outlier>* outliers) const;
+  void Store(int row_block, const EncodedBlock& encoded, QuantizedMatrix* result,
+             MatrixQuality* quality, std::vector<quant::Outlier>* outliers) const;
 
   const float* const weights_;
   const int rows_;
@@ -100,7 +104,8 @@ class MatrixJob {
   const int row_blocks_;
   std::vector<std::unique_ptr<TileBlock>> blocks_;  // one per rank
   std::vector<uint16_t> order_;                     // [num_positions]
-  std::vector<uint16_t> masks_;  // [16 * row_blocks, strips2] bit k: channel k is an outlier
+  std::vector<uint16_t> masks_;     // [16 * row_blocks, strips2] bit k: channel k is an outlier
+  std::vector<StripPlace> places_;  // [strips]
   std::unique_ptr<ErrorFeedback> feedback_;
 };
 
@@ -157,7 +162,7 @@ void MatrixJob::Fit(const TileBlock& block, TileFit* fit) const {
   }
 }
 
-std::vector<double> MatrixJob::StripSensitivities() {
+std::vector<double> MatrixJob::StripSensitivities(int bits) {
   std::vector<double> parts(static_cast<size_t>(row_blocks_) * strips());
   ForRowBlocks([&](int row_block, TileBlock* block) {
     float* w = block->w[0];
@@ -182,9 +187,9 @@ std::vector<double> MatrixJob::StripSensitivities() {
       } else {
         float steps[kLanes], errors[kLanes];
         if (method_.search_scales) {
-          BestFreeStep(kernels_, 2, w, h, steps, errors);
+          BestFreeStep(kernels_, bits, w, h, steps, errors);
         } else {
-          MinMaxErrors(2, w, h, errors);
+          MinMaxErrors(bits, w, h, errors);
         }
         for (const float e : errors) sum += e;
       }
@@ -267,62 +272,42 @@ void MatrixJob::StoreTile(int row_block, int bits, int tile, const TileFit& fit,
   }
 }
 
-// `targets` [16 rows]: the weights to hit; `errors`: what is left of them. Quality is against the
-// source weights.
-void MatrixJob::EncodeChannel(int row_block, int strip, int channel, const TileFit& fit,
-                              int strip_in_tile, const float* targets, float* errors,
-                              QuantizedMatrix* result, MatrixQuality* quality,
-                              std::vector<quant::Outlier>* outliers) const {
-  const int bits = strip < counts_.strips2 ? 2 : 4;
-  const int column = position(strip) * kGroup + channel;
-  const int source = order_[position(strip)] * kGroup + channel;
-  const int columns = counts_.shape.num_positions() * kGroup;
+// The nearest codes for `targets` [16 rows]; `errors`: what is left of the targets.
+void MatrixJob::ChooseCodes(int row_block, int strip, int channel, const float* targets,
+                            EncodedBlock* encoded, float* errors) const {
+  const StripPlace& place = places_[strip];
+  const TileFit& fit = encoded->fits[place.fit];
   for (int l = 0; l < kLanes; ++l) {
-    const int row = row_block * quant::kBlockRows + l;
-    errors[l] = 0.0f;
-    if (row >= rows_) continue;
-    const float step = fit.step(strip_in_tile, l);
-    const int zero = fit.zero[strip_in_tile][l];
-    const int code = method_.zero_points ? NearestCode(bits, targets[l], step, zero)
-                                         : NearestCode(bits, targets[l], step);
-    float value =
-        method_.zero_points ? CodeWeight(bits, code, step, zero) : CodeWeight(bits, code, step);
-    if (IsOutlier(row, strip, channel)) {
-      const uint16_t correction = quant::FloatToHalf(targets[l] - value);
-      value += quant::HalfToFloat(correction);
-      outliers->push_back({.row = row, .position = column, .value = correction});
-      ++quality->outliers;
-    }
-    result->unpacked.codes[static_cast<size_t>(row) * columns + column] =
-        static_cast<uint8_t>(code);
-    errors[l] = targets[l] - value;
-    const double weight = weights_[static_cast<size_t>(row) * cols_ + source];
-    const double error = weight - value;
-    quality->weighted_error += h_[source] * error * error;
-    quality->weighted_norm += h_[source] * weight * weight;
-    quality->error += error * error;
-    quality->norm += weight * weight;
-    ++quality->weights;
-    if (bits == 4) ++quality->weights4;
+    const size_t i = EncodedBlock::Index(strip, channel, l);
+    const float step = fit.step(place.strip_in_tile, l);
+    const int zero = fit.zero[place.strip_in_tile][l];
+    const int code = method_.zero_points ? NearestCode(place.bits, targets[l], step, zero)
+                                         : NearestCode(place.bits, targets[l], step);
+    encoded->codes[i] = static_cast<uint8_t>(code);
+    encoded->is_outlier[i] = IsOutlier(row_block * quant::kBlockRows + l, strip, channel) ? 1 : 0;
+    encoded->values[i] = encoded->is_outlier[i] ? targets[l]
+                         : method_.zero_points  ? CodeWeight(place.bits, code, step, zero)
+                                                : CodeWeight(place.bits, code, step);
+    errors[l] = targets[l] - encoded->values[i];
   }
 }
 
-void MatrixJob::Encode(int row_block, TileBlock* block, QuantizedMatrix* result,
-                       MatrixQuality* quality, std::vector<quant::Outlier>* outliers) const {
+void MatrixJob::Encode(int row_block, TileBlock* block, EncodedBlock* encoded) const {
   std::vector<float> work;
   if (feedback_) {
     work.resize(static_cast<size_t>(strips()) * kGroup * kLanes);
     for (int s = 0; s < strips(); ++s) {
-      LoadGroup(row_block, order_[position(s)], work.data() + s * kGroup * kLanes);
+      LoadGroup(row_block, places_[s].source / kGroup, work.data() + s * kGroup * kLanes);
     }
   }
   for (const int bits : {2, 4}) {
     for (int tile = 0; tile < counts_.shape.tiles(bits); ++tile) {
-      TileFit fit;
+      const int first = first_strip(bits) + tile * tile_strips(bits);
+      TileFit& fit = encoded->fits[places_[first].fit];
       LoadTile(row_block, bits, tile, feedback_ ? work.data() : nullptr, block);
       Fit(*block, &fit);
       for (int g = 0; g < block->strips; ++g) {
-        const int strip = first_strip(bits) + tile * tile_strips(bits) + g;
+        const int strip = first + g;
         if (feedback_) {
           float* group = work.data() + static_cast<size_t>(strip) * kGroup * kLanes;
           std::copy_n(group, kGroup * kLanes, block->w[g]);
@@ -333,24 +318,87 @@ void MatrixJob::Encode(int row_block, TileBlock* block, QuantizedMatrix* result,
           const float* targets =
               feedback_ ? work.data() + (static_cast<size_t>(strip) * kGroup + k) * kLanes
                         : block->w[g] + k * kLanes;
-          EncodeChannel(row_block, strip, k, fit, g, targets, errors, result, quality, outliers);
+          ChooseCodes(row_block, strip, k, targets, encoded, errors);
           if (feedback_) feedback_->Spread(kernels_, strip * kGroup + k, errors, work.data());
         }
       }
-      StoreTile(row_block, bits, tile, fit, &result->unpacked);
     }
+  }
+}
+
+// Codes, scales and outliers of a finished row block into the result. Quality is against the source
+// weights.
+void MatrixJob::Store(int row_block, const EncodedBlock& encoded, QuantizedMatrix* result,
+                      MatrixQuality* quality, std::vector<quant::Outlier>* outliers) const {
+  const size_t columns = static_cast<size_t>(counts_.shape.num_positions()) * kGroup;
+  for (const int bits : {2, 4}) {
+    for (int tile = 0; tile < counts_.shape.tiles(bits); ++tile) {
+      const int fit = places_[first_strip(bits) + tile * tile_strips(bits)].fit;
+      StoreTile(row_block, bits, tile, encoded.fits[fit], &result->unpacked);
+    }
+  }
+  for (int i = 0; i < cols_; ++i) {
+    const int strip = i / kGroup, channel = i % kGroup;
+    const StripPlace& place = places_[strip];
+    const int column = position(strip) * kGroup + channel;
+    const int source = place.source + channel;
+    for (int l = 0; l < kLanes; ++l) {
+      const int row = row_block * quant::kBlockRows + l;
+      if (row >= rows_) break;
+      const size_t at = EncodedBlock::Index(strip, channel, l);
+      const int code = encoded.codes[at];
+      float value = encoded.values[at];
+      if (encoded.is_outlier[at]) {
+        const float step = encoded.fits[place.fit].step(place.strip_in_tile, l);
+        const int zero = encoded.fits[place.fit].zero[place.strip_in_tile][l];
+        const float base = method_.zero_points ? CodeWeight(place.bits, code, step, zero)
+                                               : CodeWeight(place.bits, code, step);
+        const uint16_t correction = quant::FloatToHalf(value - base);
+        value = base + quant::HalfToFloat(correction);
+        outliers->push_back({.row = row, .position = column, .value = correction});
+        ++quality->outliers;
+      }
+      result->unpacked.codes[row * columns + column] = static_cast<uint8_t>(code);
+      const double weight = weights_[static_cast<size_t>(row) * cols_ + source];
+      const double error = weight - value;
+      quality->weighted_error += h_[source] * error * error;
+      quality->weighted_norm += h_[source] * weight * weight;
+      quality->error += error * error;
+      quality->norm += weight * weight;
+      ++quality->weights;
+      if (place.bits == 4) ++quality->weights4;
+    }
+  }
+}
+
+// places_ for order_.
+void MatrixJob::PlaceStrips() {
+  const int tiles2 = counts_.shape.tiles(2);
+  for (int s = 0; s < strips(); ++s) {
+    const int bits = s < counts_.strips2 ? 2 : 4;
+    const int in_width = s - first_strip(bits);
+    places_.push_back({.bits = bits,
+                       .fit = (bits == 2 ? 0 : tiles2) + in_width / tile_strips(bits),
+                       .strip_in_tile = in_width % tile_strips(bits),
+                       .source = order_[position(s)] * kGroup});
   }
 }
 
 absl::StatusOr<QuantizedMatrix> MatrixJob::Run(const std::string& name) {
   std::vector<double> sensitivity;
-  if (counts_.strips2 > 0 && counts_.strips4 > 0) sensitivity = StripSensitivities();
-  order_ = OrderStrips(counts_, sensitivity);
+  if (counts_.strips2 > 0 && counts_.strips4 > 0) sensitivity = StripSensitivities(2);
+  // Error feedback gains if the channels that carry most come first of their width.
+  std::vector<double> importance(strips(), 0.0);
+  if (method_.error_feedback) {
+    for (int k = 0; k < cols_; ++k) importance[k / kGroup] += h_[k];
+  }
+  order_ = OrderStrips(counts_, sensitivity, importance);
+  PlaceStrips();
   ChooseOutliers();
   if (method_.error_feedback) {
     std::vector<int> channels;  // source channels in compact order
-    for (int s = 0; s < strips(); ++s) {
-      for (int k = 0; k < kGroup; ++k) channels.push_back(order_[position(s)] * kGroup + k);
+    for (const StripPlace& place : places_) {
+      for (int k = 0; k < kGroup; ++k) channels.push_back(place.source + k);
     }
     auto feedback = ErrorFeedback::Create(hessian_.matrix, channels, team_, kernels_);
     if (!feedback.ok()) {
@@ -373,14 +421,56 @@ absl::StatusOr<QuantizedMatrix> MatrixJob::Run(const std::string& name) {
 
   std::vector<MatrixQuality> qualities(row_blocks_);
   std::vector<std::vector<quant::Outlier>> outliers(row_blocks_);
+  std::unique_ptr<CodeDescent> descent;
+  if (method_.descent_sweeps > 0) {
+    descent = std::make_unique<CodeDescent>(hessian_.matrix, places_, kernels_);
+  }
   ForRowBlocks([&](int row_block, TileBlock* block) {
-    Encode(row_block, block, &result, &qualities[row_block], &outliers[row_block]);
+    EncodedBlock encoded(strips(), counts_.shape.tiles(2) + counts_.shape.tiles(4));
+    Encode(row_block, block, &encoded);
+    if (descent) {
+      std::vector<float> source(static_cast<size_t>(cols_) * kLanes);
+      for (int s = 0; s < strips(); ++s) {
+        LoadGroup(row_block, s, source.data() + static_cast<size_t>(s) * kGroup * kLanes);
+      }
+      descent->Run(source, method_.descent_sweeps, &encoded);
+    }
+    Store(row_block, encoded, &result, &qualities[row_block], &outliers[row_block]);
   });
   for (int b = 0; b < row_blocks_; ++b) {
     result.quality.Add(qualities[b]);
     m.outliers.insert(m.outliers.end(), outliers[b].begin(), outliers[b].end());
   }
   return result;
+}
+
+std::vector<StorageChoice> MatrixJob::Choices() {
+  const std::vector<double> errors2 = StripSensitivities(2);
+  const std::vector<double> errors4 = StripSensitivities(4);
+  std::vector<int> ranked(strips());
+  std::iota(ranked.begin(), ranked.end(), 0);
+  std::stable_sort(ranked.begin(), ranked.end(),
+                   [&](int a, int b) { return errors2[a] > errors2[b]; });
+  std::vector<StorageChoice> choices;
+  double loss = std::accumulate(errors2.begin(), errors2.end(), 0.0);
+  int strips4 = 0;
+  for (const StripCounts& counts : UsefulStripCounts(rows_, cols_, method_.zero_points)) {
+    for (; strips4 < counts.strips4; ++strips4) {
+      loss -= errors2[ranked[strips4]] - errors4[ranked[strips4]];
+    }
+    const int64_t outliers =
+        counts.strips2 == 0
+            ? 0
+            : static_cast<int64_t>(settings_.outliers * static_cast<double>(rows_) * cols_);
+    const size_t starts = outliers == 0 ? 0 : counts.shape.num_outlier_lists() + 1;
+    choices.push_back(
+        {.strips4 = counts.strips4,
+         .bytes = static_cast<int64_t>(counts.shape.total_bytes() +
+                                       sizeof(uint16_t) * counts.shape.num_positions() +
+                                       sizeof(uint32_t) * (starts + outliers)),
+         .loss = loss});
+  }
+  return choices;
 }
 
 absl::Status CheckWeights(const std::string& name, const float* weights, int rows, int cols) {
@@ -434,6 +524,12 @@ absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const fl
         " are NaN or infinite; the weights before this layer are out of any sensible range"));
   }
   return MatrixJob(weights, rows, cols, hessian, settings, team, kernels).Run(name);
+}
+
+std::vector<StorageChoice> StorageChoices(const float* weights, int rows, int cols,
+                                          const Hessian& hessian, const MatrixSettings& settings,
+                                          ThreadTeam* team, const LaneKernels& kernels) {
+  return MatrixJob(weights, rows, cols, hessian, settings, team, kernels).Choices();
 }
 
 std::vector<float> Dequantize(const quant::UnpackedMatrix& m) {

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/quant_pack.h"
+#include "runtime/quantize/bit_allocation.h"
 #include "runtime/quantize/lane_kernels.h"
 #include "runtime/quantize/methods.h"
 #include "runtime/thread_team.h"
@@ -52,6 +53,13 @@ absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const fl
                                                int rows, int cols, const Hessian& hessian,
                                                const MatrixSettings& settings, ThreadTeam* team,
                                                const LaneKernels& kernels);
+
+// The ways to store the matrix, one per useful number of 4-bit strips (strip_choice.h): bytes in
+// the file, and as loss the H-weighted squared error that nearest codes leave. REQUIRES: weights
+// that QuantizeMatrix takes.
+std::vector<StorageChoice> StorageChoices(const float* weights, int rows, int cols,
+                                          const Hessian& hessian, const MatrixSettings& settings,
+                                          ThreadTeam* team, const LaneKernels& kernels);
 
 // The dense matrix that `m` stands for, [rows, cols] in source channel order: what every kernel
 // computes with.

@@ -19,16 +19,19 @@ struct QuantizeMethod {
   bool search_scales =
       false;  // scales from a search of the weighted error, else from minimum and maximum
   bool error_feedback = false;  // the error of a channel is made up for by the channels after it
+  int descent_sweeps = 0;       // of coordinate descent on codes and scales after error feedback
+  bool shared_bits = false;     // 4-bit strips are shared out among the matrices by what they gain
+  bool sequential = false;      // calibration inputs come through the layers already quantized
   Sensitivity sensitivity = Sensitivity::kError;
   const char* summary = "";
 };
 
 inline constexpr QuantizeMethod kQuantizeMethods[] = {
-    {"default", false, true, true, Sensitivity::kError,
+    {"default", false, true, true, 2, true, true, Sensitivity::kError,
      "searched scales, symmetric levels, error feedback with 4-bit strips last (arXiv 2210.17323)"},
-    {"searched", false, true, false, Sensitivity::kError,
+    {"searched", false, true, false, 0, false, false, Sensitivity::kError,
      "default without error feedback: nearest codes, less memory"},
-    {"published", true, false, false, Sensitivity::kRange,
+    {"published", true, false, false, 0, false, false, Sensitivity::kRange,
      "min-max scales with zero-points, strips by Hessian-weighted range (arXiv 2311.16442)"},
 };
 

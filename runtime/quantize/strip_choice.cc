@@ -24,13 +24,9 @@ StripCounts CountsFor(int rows, int cols, int strips4, bool zero_points) {
 
 }  // namespace
 
-StripCounts ChooseStripCounts(int rows, int cols, double share4, bool zero_points) {
+std::vector<StripCounts> UsefulStripCounts(int rows, int cols, bool zero_points) {
   const int strips = cols / quant::kStripChannels;
-  if (share4 <= 0.0) return CountsFor(rows, cols, 0, zero_points);
-  if (share4 >= 1.0) return CountsFor(rows, cols, strips, zero_points);
-  const double target = share4 * strips;
-  StripCounts best;
-  double best_distance = std::numeric_limits<double>::infinity();
+  std::vector<StripCounts> useful;
   size_t fewest_bytes = std::numeric_limits<size_t>::max();
   // Downwards, so that `fewest_bytes` is what the cheapest larger count costs.
   for (int strips4 = strips; strips4 >= 0; --strips4) {
@@ -38,16 +34,27 @@ StripCounts ChooseStripCounts(int rows, int cols, double share4, bool zero_point
     const size_t bytes = counts.shape.row_block_bytes();
     if (bytes >= fewest_bytes) continue;
     fewest_bytes = bytes;
-    const double distance = std::abs(strips4 - target);
-    if (distance <= best_distance) {
-      best_distance = distance;
-      best = counts;
-    }
+    useful.push_back(counts);
   }
-  return best;
+  std::reverse(useful.begin(), useful.end());
+  return useful;
 }
 
-std::vector<uint16_t> OrderStrips(const StripCounts& counts, std::span<const double> sensitivity) {
+StripCounts ChooseStripCounts(int rows, int cols, double share4, bool zero_points) {
+  const int strips = cols / quant::kStripChannels;
+  if (share4 <= 0.0) return CountsFor(rows, cols, 0, zero_points);
+  if (share4 >= 1.0) return CountsFor(rows, cols, strips, zero_points);
+  const std::vector<StripCounts> useful = UsefulStripCounts(rows, cols, zero_points);
+  const auto distance = [&](const StripCounts& counts) {
+    return std::abs(counts.strips4 - share4 * strips);
+  };
+  return *std::min_element(
+      useful.begin(), useful.end(),
+      [&](const StripCounts& a, const StripCounts& b) { return distance(a) < distance(b); });
+}
+
+std::vector<uint16_t> OrderStrips(const StripCounts& counts, std::span<const double> sensitivity,
+                                  std::span<const double> importance) {
   const int strips = counts.strips2 + counts.strips4;
   std::vector<uint16_t> ranked(strips);
   std::iota(ranked.begin(), ranked.end(), uint16_t{0});
@@ -56,8 +63,11 @@ std::vector<uint16_t> OrderStrips(const StripCounts& counts, std::span<const dou
                      [&](uint16_t a, uint16_t b) { return sensitivity[a] > sensitivity[b]; });
   }
   const auto split = ranked.begin() + counts.strips4;
-  std::sort(ranked.begin(), split);
-  std::sort(split, ranked.end());
+  const auto first = [&](uint16_t a, uint16_t b) {
+    return importance[a] != importance[b] ? importance[a] > importance[b] : a < b;
+  };
+  std::sort(ranked.begin(), split, first);
+  std::sort(split, ranked.end(), first);
   std::vector<uint16_t> order(counts.shape.num_positions(), quant::kNoStrip);
   std::copy(split, ranked.end(), order.begin());
   std::copy(ranked.begin(), split, order.begin() + quant::ChunkStrips(2) * counts.shape.chunks2);

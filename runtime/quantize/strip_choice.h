@@ -20,8 +20,12 @@ struct StripCounts {
 };
 StripCounts ChooseStripCounts(int rows, int cols, double share4, bool zero_points);
 
-// [shape.num_positions()]: source strips, ascending within a width, kNoStrip as padding; the
-// `strips4` most sensitive get 4 bits (of equals the first).
-std::vector<uint16_t> OrderStrips(const StripCounts& counts, std::span<const double> sensitivity);
+// All counts that ChooseStripCounts considers, by rising number of 4-bit strips and so of bytes.
+std::vector<StripCounts> UsefulStripCounts(int rows, int cols, bool zero_points);
+
+// [shape.num_positions()]: source strips, the more important first within a width (of equals the
+// first), kNoStrip as padding; the `strips4` most sensitive get 4 bits (likewise).
+std::vector<uint16_t> OrderStrips(const StripCounts& counts, std::span<const double> sensitivity,
+                                  std::span<const double> importance);
 
 }  // namespace fewbit

@@ -30,11 +30,6 @@ float LargestMagnitude(const float* w, const float* h, int lane) {
   return largest;
 }
 
-void StoreD(float d, int lane, TileFit* fit) {
-  fit->stored[lane] = quant::FloatToHalf(d * quant::kStoredSecondOrderFactor);
-  fit->d[lane] = quant::HalfToFloat(fit->stored[lane]) / quant::kStoredSecondOrderFactor;
-}
-
 // Given fit->d, finds the best sub-scale of every strip; totals[l] = the weighted error of the row.
 void SearchSubScales(const LaneKernels& kernels, const TileBlock& block, TileFit* fit,
                      float* totals) {
@@ -161,6 +156,11 @@ int WorstCode(const TileBlock& block, int strip, int lane, const MinMax& range) 
 
 }  // namespace
 
+void TileFit::SetD(int lane, float wanted) {
+  stored[lane] = quant::FloatToHalf(wanted * quant::kStoredSecondOrderFactor);
+  d[lane] = quant::HalfToFloat(stored[lane]) / quant::kStoredSecondOrderFactor;
+}
+
 int NearestCode(int bits, float value, float step) {
   const int half = 1 << (bits - 1);
   if (!(step > 0.0f)) return half;
@@ -214,14 +214,14 @@ void FitSearched(const LaneKernels& kernels, const TileBlock& block, TileFit* fi
   float best_totals[kLanes];
   std::fill(best_totals, best_totals + kLanes, std::numeric_limits<float>::infinity());
   for (const float ratio : kDRatios) {
-    for (int l = 0; l < kLanes; ++l) StoreD(base[l] * ratio, l, &candidate);
+    for (int l = 0; l < kLanes; ++l) candidate.SetD(l, base[l] * ratio);
     SearchSubScales(kernels, block, &candidate, totals);
     KeepBetterRows(candidate, totals, block.strips, fit, best_totals);
   }
   for (int round = 0; round < kRefits; ++round) {
     float d[kLanes];
     LeastSquaresD(block, *fit, d);
-    for (int l = 0; l < kLanes; ++l) StoreD(d[l], l, &candidate);
+    for (int l = 0; l < kLanes; ++l) candidate.SetD(l, d[l]);
     SearchSubScales(kernels, block, &candidate, totals);
     KeepBetterRows(candidate, totals, block.strips, fit, best_totals);
   }
@@ -238,7 +238,7 @@ void FitMinMax(const TileBlock& block, TileFit* fit) {
       fit->zero[g][l] = static_cast<uint8_t>(range.zero);
       largest = std::max(largest, range.step);
     }
-    StoreD(largest / static_cast<float>(quant::kMaxSubScale), l, fit);
+    fit->SetD(l, largest / static_cast<float>(quant::kMaxSubScale));
     for (int g = 0; g < block.strips; ++g) {
       fit->sub[g][l] = static_cast<uint8_t>(RoundedSubScale(steps[g], fit->d[l]));
     }

@@ -26,6 +26,8 @@ struct TileFit {
   uint8_t sub[kMaxTileStrips][kLanes];
   uint8_t zero[kMaxTileStrips][kLanes];  // min-max only
 
+  // d as it can be stored.
+  void SetD(int lane, float wanted);
   float step(int strip, int lane) const { return static_cast<float>(sub[strip][lane]) * d[lane]; }
 };
 

@@ -16,8 +16,11 @@ ABSL_FLAG(std::string, calibration_ids, "",
           "instead of a text: int32 .npy file of token ids, for checkpoints without tokenizer");
 ABSL_FLAG(std::string, method, fewbit::QuantizeOptions().method,
           "default, searched or published; runtime/quantize/README.md tells them apart");
+ABSL_FLAG(double, bits, fewbit::QuantizeOptions().bits,
+          "average bits per weight of the linear layers, counted from bytes; method default shares "
+          "them out among the matrices");
 ABSL_FLAG(double, share4, fewbit::QuantizeOptions().share4,
-          "share of the 16-channel strips of each matrix that get 4 bits");
+          "for the other methods: share of the 16-channel strips of each matrix that get 4 bits");
 ABSL_FLAG(double, outliers, fewbit::QuantizeOptions().outliers,
           "share of the weights of each matrix that may stay at 16 bits");
 ABSL_FLAG(int, embedding_bits, fewbit::QuantizeOptions().embedding_bits,
@@ -25,6 +28,8 @@ ABSL_FLAG(int, embedding_bits, fewbit::QuantizeOptions().embedding_bits,
 ABSL_FLAG(int, threads, fewbit::QuantizeOptions().threads, "0: one per processor");
 ABSL_FLAG(int, calibration_windows, fewbit::QuantizeOptions().calibration_windows,
           "windows of text to calibrate on, at most");
+ABSL_FLAG(int, probe_windows, fewbit::QuantizeOptions().probe_windows,
+          "windows of these on which the worth of each matrix is measured, at most");
 ABSL_FLAG(int, context, fewbit::QuantizeOptions().context, "tokens per window");
 ABSL_FLAG(uint64_t, seed, fewbit::QuantizeOptions().seed, "which windows of the text are taken");
 
@@ -38,6 +43,8 @@ QuantizeOptions OptionsFromFlags() {
   options.model_dir = absl::GetFlag(FLAGS_model);
   options.out_dir = absl::GetFlag(FLAGS_out);
   options.method = absl::GetFlag(FLAGS_method);
+  options.bits = absl::GetFlag(FLAGS_bits);
+  options.probe_windows = absl::GetFlag(FLAGS_probe_windows);
   options.share4 = absl::GetFlag(FLAGS_share4);
   options.outliers = absl::GetFlag(FLAGS_outliers);
   options.embedding_bits = absl::GetFlag(FLAGS_embedding_bits);
@@ -67,8 +74,9 @@ absl::Status Run(int argc, char** argv) {
        .summary =
            "fewbit-quantize: quantizes the linear layers of a checkpoint to 2 and 4 bits.\n\n"
            "  fewbit-quantize --model=DIR --out=DIR --calibration=FILE [--method=default]\n",
-       .flags = {"model", "out", "calibration", "calibration_ids", "method", "share4", "outliers",
-                 "embedding_bits", "calibration_windows", "context", "seed", "threads"}});
+       .flags = {"model", "out", "calibration", "calibration_ids", "method", "bits", "share4",
+                 "outliers", "embedding_bits", "calibration_windows", "probe_windows", "context",
+                 "seed", "threads"}});
   if (!status.ok()) return status;
   const QuantizeOptions options = OptionsFromFlags();
   status = options.Validate();

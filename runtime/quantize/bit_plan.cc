@@ -1,0 +1,166 @@
+#include "runtime/quantize/bit_plan.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "runtime/quantize/sensitivity_probe.h"
+
+namespace fewbit {
+namespace {
+
+// Thread rule: one thread.
+class Planner {
+ public:
+  Planner(CheckpointReader* reader, const CalibrationWindows& windows,
+          const MatrixSettings& settings, ThreadTeam* team, cpu::Isa isa,
+          const std::function<absl::Status(int, const char*)>& step, const std::atomic<bool>* stop)
+      : reader_(*reader),
+        windows_(windows),
+        settings_(settings),
+        team_(team),
+        isa_(isa),
+        step_(step),
+        stop_(stop),
+        quantizer_(team, isa) {
+    settings_.share4 = 0.0;
+  }
+
+  absl::Status Measure(int probe_windows);
+  BitPlan Share(double bits);
+
+ private:
+  absl::Status ProbeLayer(int layer, Calibration* calibration, SensitivityProbe* probe);
+  absl::Status Finish(int next_layer, SensitivityProbe* probe);
+
+  CheckpointReader& reader_;
+  const CalibrationWindows& windows_;
+  MatrixSettings settings_;
+  ThreadTeam* const team_;
+  const cpu::Isa isa_;
+  const std::function<absl::Status(int, const char*)>& step_;
+  const std::atomic<bool>* const stop_;
+  LayerQuantizer quantizer_;
+  std::vector<std::vector<StorageChoice>> choices_;
+  std::vector<double> divergences_;
+};
+
+// Begins one variant per linear layer of `layer`.
+absl::Status Planner::ProbeLayer(int layer, Calibration* calibration, SensitivityProbe* probe) {
+  absl::StatusOr<LayerWeights> weights = reader_.Layer(layer);
+  if (!weights.ok()) return weights.status();
+  if (absl::Status status = step_(layer, "probing"); !status.ok()) return status;
+  absl::Status status = calibration->Observe(*weights, settings_.method->error_feedback, stop_);
+  if (!status.ok()) return status;
+  for (int r = 0; r < kNumLinearRoles; ++r) {
+    const auto role = static_cast<LinearRole>(r);
+    if (status = step_(layer, LinearRoleName(role)); !status.ok()) return status;
+    const Matrix& matrix = (*weights)[role];
+    const Hessian& hessian = calibration->hessian(role);
+    absl::StatusOr<QuantizedMatrix> quantized =
+        quantizer_.Quantize(layer, role, matrix, hessian, settings_);
+    if (!quantized.ok()) return quantized.status();
+    choices_.push_back(quantizer_.Choices(matrix, hessian, settings_));
+    const std::vector<float> dense = Dequantize(quantized->unpacked);
+    LayerWeights altered = *weights;
+    altered[role] = DenseMatrix{.data = dense.data(),
+                                .dtype = DType::kF32,
+                                .rows = MatrixRows(matrix),
+                                .cols = MatrixCols(matrix)};
+    probe->Branch(altered);
+  }
+  probe->Advance(*weights);
+  status = calibration->Advance(*weights, stop_);
+  reader_.ReleaseLayer(layer);
+  return status;
+}
+
+// The rest of the layers, and what became of the variants.
+absl::Status Planner::Finish(int next_layer, SensitivityProbe* probe) {
+  for (int layer = next_layer; layer < reader_.spec().num_layers; ++layer) {
+    if (stop_ != nullptr && stop_->load(std::memory_order_relaxed)) {
+      return absl::CancelledError("stopped");
+    }
+    absl::StatusOr<LayerWeights> weights = reader_.Layer(layer);
+    if (!weights.ok()) return weights.status();
+    probe->Advance(*weights);
+    reader_.ReleaseLayer(layer);
+  }
+  absl::StatusOr<std::vector<float>> norm = reader_.FinalNorm();
+  if (!norm.ok()) return norm.status();
+  absl::StatusOr<Matrix> head = reader_.Head();
+  if (!head.ok()) return head.status();
+  const std::vector<double> divergences = probe->Divergences(*norm, *head);
+  divergences_.insert(divergences_.end(), divergences.begin(), divergences.end());
+  return absl::OkStatus();
+}
+
+absl::Status Planner::Measure(int probe_windows) {
+  const ModelSpec& spec = reader_.spec();
+  const int64_t window_bytes = int64_t{windows_.context} * spec.hidden_size * sizeof(float);
+  const ProbeSize size =
+      SizeProbe(spec.num_layers, window_bytes, std::min(probe_windows, windows_.count()));
+  CalibrationWindows few = windows_;
+  few.tokens.resize(static_cast<size_t>(size.windows) * few.context);
+  absl::StatusOr<Matrix> embedding = reader_.Embedding();
+  if (!embedding.ok()) return embedding.status();
+  Calibration calibration(spec, *embedding, windows_, team_, isa_);
+  SensitivityProbe probe(spec, *embedding, std::move(few), team_, isa_);
+  for (int begin = 0; begin < spec.num_layers; begin += size.layers_per_pass) {
+    const int end = std::min(begin + size.layers_per_pass, spec.num_layers);
+    for (int layer = begin; layer < end; ++layer) {
+      absl::Status status = ProbeLayer(layer, &calibration, &probe);
+      if (!status.ok()) return status;
+    }
+    probe.Mark();
+    if (absl::Status status = Finish(end, &probe); !status.ok()) return status;
+    probe.ReturnToMark();
+  }
+  return absl::OkStatus();
+}
+
+BitPlan Planner::Share(double bits) {
+  int64_t weights = 0;
+  std::vector<int> strips;
+  for (size_t m = 0; m < choices_.size(); ++m) {
+    const LinearShape shape = ShapeOf(reader_.spec(), static_cast<LinearRole>(m % kNumLinearRoles));
+    weights += int64_t{shape.rows} * shape.cols;
+    strips.push_back(shape.cols / quant::kStripChannels);
+    // The smallest choice is what the probe measured, but for a few strips.
+    const double loss = choices_[m][0].loss;
+    const double per_error = loss > 0.0 ? divergences_[m] / loss : 0.0;
+    for (StorageChoice& choice : choices_[m]) choice.loss *= per_error;
+  }
+  const std::vector<int> chosen =
+      ShareBytes(choices_, static_cast<int64_t>(bits / 8.0 * static_cast<double>(weights)));
+  BitPlan plan;
+  for (size_t m = 0; m < choices_.size(); ++m) {
+    plan.shares.push_back(static_cast<double>(choices_[m][chosen[m]].strips4) / strips[m]);
+  }
+  plan.divergences = divergences_;
+  return plan;
+}
+
+}  // namespace
+
+ProbeSize SizeProbe(int num_layers, int64_t bytes_per_window, int windows) {
+  const int64_t per_window = kNumLinearRoles * bytes_per_window;  // of one layer's variants
+  const auto layers_with = [&](int count) {
+    const int64_t layers = kProbeBytes / (per_window * count);
+    return static_cast<int>(std::clamp<int64_t>(layers, 1, num_layers));
+  };
+  while (windows > 1 && layers_with(windows) * kMostProbePasses < num_layers) --windows;
+  return {.windows = windows, .layers_per_pass = layers_with(windows)};
+}
+
+absl::StatusOr<BitPlan> PlanBits(
+    CheckpointReader* reader, const CalibrationWindows& windows, const MatrixSettings& settings,
+    const BitPlanOptions& options, ThreadTeam* team, cpu::Isa isa,
+    const std::function<absl::Status(int layer, const char* activity)>& step,
+    const std::atomic<bool>* stop) {
+  Planner planner(reader, windows, settings, team, isa, step, stop);
+  if (absl::Status status = planner.Measure(options.probe_windows); !status.ok()) return status;
+  return planner.Share(options.bits);
+}
+
+}  // namespace fewbit

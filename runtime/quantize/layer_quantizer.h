@@ -1,0 +1,38 @@
+// The linear layers of a checkpoint one at a time: whatever dtype they have, as floats into
+// QuantizeMatrix.
+#pragma once
+
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runtime/models/model.h"
+#include "runtime/quantize/bit_allocation.h"
+#include "runtime/quantize/lane_kernels.h"
+#include "runtime/quantize/matrix_quantizer.h"
+#include "runtime/thread_team.h"
+
+namespace fewbit {
+
+// Thread rule: one caller at a time, which is not inside team->Run.
+class LayerQuantizer {
+ public:
+  // `team` outlives the object.
+  LayerQuantizer(ThreadTeam* team, cpu::Isa isa) : team_(team), kernels_(LaneKernelsFor(isa)) {}
+
+  // Errors as QuantizeMatrix, with "layers.LAYER.ROLE" as the name.
+  absl::StatusOr<QuantizedMatrix> Quantize(int layer, LinearRole role, const Matrix& matrix,
+                                           const Hessian& hessian, const MatrixSettings& settings);
+
+  // StorageChoices of a matrix that Quantize takes.
+  std::vector<StorageChoice> Choices(const Matrix& matrix, const Hessian& hessian,
+                                     const MatrixSettings& settings);
+
+ private:
+  void Load(const Matrix& matrix);
+
+  ThreadTeam* const team_;
+  const LaneKernels& kernels_;
+  std::vector<float> dense_;  // of the matrix at hand, kept for its allocation
+};
+
+}  // namespace fewbit

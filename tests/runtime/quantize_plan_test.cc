@@ -1,0 +1,167 @@
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "kernels/cpu/linear.h"
+#include "runtime/models/decoder.h"
+#include "runtime/quantize/bit_allocation.h"
+#include "runtime/quantize/bit_plan.h"
+#include "runtime/quantize/sensitivity_probe.h"
+#include "runtime/thread_team.h"
+#include "tests/runtime/checkpoint_files.h"
+
+namespace fewbit {
+namespace {
+
+using Choices = std::vector<std::vector<StorageChoice>>;
+
+double LossOf(const Choices& choices, const std::vector<int>& chosen) {
+  double loss = 0.0;
+  for (size_t m = 0; m < choices.size(); ++m) loss += choices[m][chosen[m]].loss;
+  return loss;
+}
+
+int64_t BytesOf(const Choices& choices, const std::vector<int>& chosen) {
+  int64_t bytes = 0;
+  for (size_t m = 0; m < choices.size(); ++m) bytes += choices[m][chosen[m]].bytes;
+  return bytes;
+}
+
+// The least loss of all combinations within the budget.
+double BestLoss(const Choices& choices, int64_t budget) {
+  std::vector<int> chosen(choices.size(), 0);
+  double best = std::numeric_limits<double>::infinity();
+  while (true) {
+    if (BytesOf(choices, chosen) <= budget) best = std::min(best, LossOf(choices, chosen));
+    size_t m = 0;
+    while (m < choices.size() && ++chosen[m] == static_cast<int>(choices[m].size())) {
+      chosen[m++] = 0;
+    }
+    if (m == choices.size()) return best;
+  }
+}
+
+TEST(ShareBytesTest, TakesTheSteepestStepsFirst) {
+  const Choices choices = {{{0, 10, 5.0}, {8, 20, 1.0}}, {{0, 10, 3.0}, {8, 20, 2.0}}};
+  EXPECT_EQ(ShareBytes(choices, 20), (std::vector<int>{0, 0}));
+  EXPECT_EQ(ShareBytes(choices, 30), (std::vector<int>{1, 0}));
+  EXPECT_EQ(ShareBytes(choices, 39), (std::vector<int>{1, 0}));
+  EXPECT_EQ(ShareBytes(choices, 40), (std::vector<int>{1, 1}));
+  EXPECT_EQ(ShareBytes(choices, 5), (std::vector<int>{0, 0}));  // nothing smaller exists
+}
+
+TEST(ShareBytesTest, SkipsChoicesAboveTheHull) {
+  // The middle choice gains little; the whole way gains more per byte.
+  const Choices choices = {{{0, 10, 10.0}, {4, 20, 9.0}, {8, 30, 0.0}}};
+  EXPECT_EQ(ShareBytes(choices, 30), (std::vector<int>{2}));
+  EXPECT_EQ(ShareBytes(choices, 25), (std::vector<int>{1}));
+}
+
+TEST(ShareBytesTest, NeverPaysForMoreLoss) {
+  const Choices choices = {{{0, 10, 1.0}, {8, 20, 1.0}, {16, 30, 2.0}}};
+  EXPECT_EQ(ShareBytes(choices, 100), (std::vector<int>{0}));
+}
+
+TEST(ShareBytesTest, IsCloseToTheBestOfAllCombinations) {
+  std::mt19937 random(3);
+  std::uniform_real_distribution<double> uniform(0.0, 1.0);
+  for (int round = 0; round < 50; ++round) {
+    Choices choices(6);
+    int64_t smallest = 0, largest = 0;
+    for (auto& of_matrix : choices) {
+      const double scale = uniform(random) * 10;
+      const int64_t step = 1 + static_cast<int64_t>(uniform(random) * 20);
+      for (int i = 0; i < 4; ++i) of_matrix.push_back({i, step * (i + 2), scale * (3 - i)});
+      smallest += of_matrix.front().bytes;
+      largest += of_matrix.back().bytes;
+    }
+    const int64_t budget =
+        smallest + static_cast<int64_t>(uniform(random) * static_cast<double>(largest - smallest));
+    const std::vector<int> chosen = ShareBytes(choices, budget);
+    ASSERT_LE(BytesOf(choices, chosen), budget);
+    const double none = LossOf(choices, std::vector<int>(choices.size(), 0));
+    const double best = BestLoss(choices, budget);
+    EXPECT_GE(none - LossOf(choices, chosen), 0.8 * (none - best)) << round;
+  }
+}
+
+TEST(SizeProbeTest, BoundsMemoryAndPasses) {
+  // A small model: everything at once.
+  ProbeSize size = SizeProbe(8, 512 * 512 * 4, 8);
+  EXPECT_EQ(size.windows, 8);
+  EXPECT_EQ(size.layers_per_pass, 8);
+  // Llama-2-70B: fewer windows first, then passes.
+  const int64_t window = int64_t{512} * 8192 * 4;
+  size = SizeProbe(80, window, 8);
+  EXPECT_EQ(size.windows, 1);
+  EXPECT_GE(size.layers_per_pass, 1);
+  EXPECT_LE(size.layers_per_pass * kNumLinearRoles * window, kProbeBytes);
+  // Beyond any bound one layer at a time is still possible.
+  EXPECT_EQ(SizeProbe(100, kProbeBytes, 4).layers_per_pass, 1);
+}
+
+class SensitivityProbeTest : public ::testing::Test {
+ protected:
+  SensitivityProbeTest()
+      : model_(*LoadModel(GoldenDirectory("llama2"))),
+        team_(2),
+        probe_(model_->spec, model_->embedding, Windows(), &team_, cpu::BestIsa()) {}
+
+  static CalibrationWindows Windows() {
+    CalibrationWindows windows;
+    windows.context = 16;
+    for (int i = 0; i < 48; ++i) windows.tokens.push_back(TokenId{1 + 37 * i % 300});
+    return windows;
+  }
+
+  // Layer 0 with its down projection times `factor`.
+  LayerWeights Scaled(float factor) {
+    const LayerWeights& original = model_->layers[0];
+    const Matrix& down = original[LinearRole::kDown];
+    dense_.emplace_back(static_cast<size_t>(MatrixRows(down)) * MatrixCols(down));
+    for (int r = 0; r < MatrixRows(down); ++r) {
+      cpu::DequantizeRow(down, r, dense_.back().data() + static_cast<size_t>(r) * MatrixCols(down));
+    }
+    for (float& w : dense_.back()) w *= factor;
+    LayerWeights altered = original;
+    altered[LinearRole::kDown] = DenseMatrix{.data = dense_.back().data(),
+                                             .dtype = DType::kF32,
+                                             .rows = MatrixRows(down),
+                                             .cols = MatrixCols(down)};
+    return altered;
+  }
+
+  std::vector<double> Finish() {
+    for (const LayerWeights& layer : model_->layers) probe_.Advance(layer);
+    return probe_.Divergences(model_->final_norm, model_->head);
+  }
+
+  std::unique_ptr<Model> model_;
+  ThreadTeam team_;
+  std::vector<std::vector<float>> dense_;
+  SensitivityProbe probe_;
+};
+
+TEST_F(SensitivityProbeTest, DivergenceGrowsWithTheChange) {
+  for (const float factor : {1.0f, 1.1f, 1.5f}) probe_.Branch(Scaled(factor));
+  const std::vector<double> divergences = Finish();
+  ASSERT_EQ(divergences.size(), 3u);
+  EXPECT_NEAR(divergences[0], 0.0, 1e-6);
+  EXPECT_GT(divergences[1], 1e-6);
+  EXPECT_GT(divergences[2], 4.0 * divergences[1]);
+}
+
+TEST_F(SensitivityProbeTest, AMarkedPlaceGivesTheSameAgain) {
+  probe_.Mark();
+  probe_.Branch(Scaled(1.5f));
+  const std::vector<double> first = Finish();
+  probe_.ReturnToMark();
+  probe_.Branch(Scaled(1.5f));
+  EXPECT_EQ(Finish(), first);
+}
+
+}  // namespace
+}  // namespace fewbit
