@@ -8,6 +8,11 @@
 #   asan      address and undefined-behaviour sanitizers: the server, and every parser of outside bytes
 #   tsan      thread sanitizer: scheduler, engine and CPU executor (without gRPC, which it cannot judge)
 #
+# Only where --only asks for them, because they need root, namespaces and Debian's mirrors, and build everything once more:
+#
+#   container builds the image and runs it as Kubernetes would (tests/deploy/container_test.sh)
+#   packages  builds the Debian packages, installs them into a fresh Debian and serves from there (tests/deploy/package_test.sh)
+#
 # Every step runs even if one before it failed; the exit status is 0 only if all passed. Logs are in build/logs/.
 set -uo pipefail
 self=$(realpath "$0")
@@ -25,7 +30,7 @@ for argument in "$@"; do
   esac
 done
 for name in "${steps[@]}"; do
-  [[ $name =~ ^(format|release|asan|tsan)$ ]] || die "there is no step '$name' (see --help)"
+  [[ $name =~ ^(format|release|asan|tsan|container|packages)$ ]] || die "there is no step '$name' (see --help)"
 done
 
 asan_tests=(admission_test cancellation_test client_test config_test detokenizer_test generation_test health_test metrics_test
@@ -64,6 +69,9 @@ run_tsan() {
   sanitized tsan "${tsan_tests[@]}"
 }
 
+run_container() { tests/deploy/container_test.sh; }
+run_packages() { tests/deploy/package_test.sh; }
+
 step "setup"
 deploy/setup.sh --tests "${setup[@]}" || exit 1
 jobs=$(parallel_jobs)
@@ -81,7 +89,7 @@ for name in "${steps[@]}"; do
     result=FAILED
     failures=$((failures + 1))
   fi
-  results+=("$(printf '%-8s %-7s %4d s   %s' "$name" "$result" "$((SECONDS - begin))" "$logs/$name.log")")
+  results+=("$(printf '%-9s %-7s %4d s   %s' "$name" "$result" "$((SECONDS - begin))" "$logs/$name.log")")
 done
 
 step "summary"

@@ -21,13 +21,13 @@ ABSL_FLAG(std::string, shape, "",
           "mistral-7b or qwen2-7b");
 ABSL_FLAG(double, bits, 2.9, "average bits of the linear layers, with --shape; 16: not quantized");
 ABSL_FLAG(double, embedding_bits, 16, "bits of embedding and output head, with --shape");
-ABSL_FLAG(std::string, kv, "f16", "elements of the KV cache: f16, bf16, f32 or i8");
+ABSL_FLAG(std::string, kv_type, "f16", "elements of the KV cache: f16, bf16, f32 or i8");
 ABSL_FLAG(int64_t, context, 2048, "tokens of a request, prompt and answer");
 ABSL_FLAG(int64_t, concurrency, 16, "requests generated at a time");
 ABSL_FLAG(std::string, gpu, "h200", "l4, a10, a100-40, l40s, a100-80, h100 or h200");
 ABSL_FLAG(double, gpu_memory, 0, "gigabytes (10^9 bytes) of another GPU; 0: what --gpu has");
 ABSL_FLAG(double, gpu_hour_usd, 0, "price of an hour of the GPU in dollars; 0: no costs");
-ABSL_FLAG(double, utilization, 0.9, "share of the GPU's memory that may be used");
+ABSL_FLAG(double, gpu_memory_utilization, 0.9, "share of the GPU's memory that may be used");
 ABSL_FLAG(double, buffers, 2, "gigabytes for activations, graphs and the driver");
 ABSL_FLAG(std::vector<std::string>, rates, {},
           "measured tokens per second: CSV files that fewbit-bench decode wrote");
@@ -61,16 +61,17 @@ absl::Status CheckFlags() {
       {"embedding_bits", absl::GetFlag(FLAGS_embedding_bits)},
       {"context", static_cast<double>(absl::GetFlag(FLAGS_context))},
       {"concurrency", static_cast<double>(absl::GetFlag(FLAGS_concurrency))},
-      {"utilization", absl::GetFlag(FLAGS_utilization)}};
+      {"gpu_memory_utilization", absl::GetFlag(FLAGS_gpu_memory_utilization)}};
   for (const auto& [name, value] : positive) {
     if (!(value > 0) || value > 1e9) {
       return absl::InvalidArgumentError(
           absl::StrCat("--", name, " is ", value, ", not above 0 and at most 10^9"));
     }
   }
-  if (absl::GetFlag(FLAGS_utilization) > 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--utilization is ", absl::GetFlag(FLAGS_utilization), ", more than 1"));
+  if (absl::GetFlag(FLAGS_gpu_memory_utilization) > 1) {
+    return absl::InvalidArgumentError(absl::StrCat("--gpu_memory_utilization is ",
+                                                   absl::GetFlag(FLAGS_gpu_memory_utilization),
+                                                   ", more than 1"));
   }
   for (const auto& [name, value] : {std::pair{"gpu_memory", absl::GetFlag(FLAGS_gpu_memory)},
                                     std::pair{"gpu_hour_usd", absl::GetFlag(FLAGS_gpu_hour_usd)},
@@ -146,7 +147,7 @@ absl::StatusOr<Plan> MakePlan() {
   plan.context = absl::GetFlag(FLAGS_context);
   plan.concurrency = absl::GetFlag(FLAGS_concurrency);
   plan.usd_per_hour = absl::GetFlag(FLAGS_gpu_hour_usd);
-  absl::StatusOr<plan::KvType> kv = plan::ParseKvType(absl::GetFlag(FLAGS_kv));
+  absl::StatusOr<plan::KvType> kv = plan::ParseKvType(absl::GetFlag(FLAGS_kv_type));
   if (!kv.ok()) return kv.status();
   plan.kv = plan::KvTypeName(*kv);
   absl::StatusOr<ModelSpec> spec = DescribeModel(&plan);
@@ -158,7 +159,7 @@ absl::StatusOr<Plan> MakePlan() {
     plan.gpu = {.name = "other", .memory = absl::GetFlag(FLAGS_gpu_memory) * 1e9, .bandwidth = 0};
   }
   plan.budget.memory = plan.gpu.memory;
-  plan.budget.utilization = absl::GetFlag(FLAGS_utilization);
+  plan.budget.utilization = absl::GetFlag(FLAGS_gpu_memory_utilization);
   plan.budget.buffers = absl::GetFlag(FLAGS_buffers) * 1e9;
   plan.budget.kv_bytes_per_token = plan::KvBytesPerToken(*spec, *kv);
   plan.fit = plan::FitOn(plan.budget, plan.context);
@@ -254,9 +255,9 @@ absl::Status Run(int argc, char** argv) {
        .summary = "fewbit-plan: says what fits on a GPU and what a token costs there.\n\n"
                   "  fewbit-plan --shape=llama-2-7b --context=2048 --concurrency=64 --gpu=h200\n"
                   "  fewbit-plan --model=DIR --gpu=l4 --gpu_hour_usd=0.8 --rates=FILE\n",
-       .flags = {"model", "shape", "bits", "embedding_bits", "kv", "context", "concurrency", "gpu",
-                 "gpu_memory", "utilization", "buffers", "rates", "rates_shape", "gpu_hour_usd",
-                 "json"}});
+       .flags = {"model", "shape", "bits", "embedding_bits", "kv_type", "context", "concurrency",
+                 "gpu", "gpu_memory", "gpu_memory_utilization", "buffers", "rates", "rates_shape",
+                 "gpu_hour_usd", "json"}});
   if (status.ok()) status = CheckFlags();
   if (!status.ok()) return status;
   absl::StatusOr<Plan> plan = MakePlan();

@@ -3,10 +3,11 @@
 
 import json
 import pathlib
+import re
 import tempfile
 import unittest
 
-from harness import BIN, MODEL, run
+from harness import BIN, MODEL, ROOT, run
 
 PLAN = str(BIN / 'fewbit-plan')
 RATES = """gpu,date,commit,shape,batch,context,kv,tokens_per_s,gpu_busy_pct
@@ -51,6 +52,23 @@ class PlanTest(unittest.TestCase):
         self.assertEqual(plan['replicas'], -(-100 // plan['sequences']))
         self.assertGreaterEqual(plan['batch'] * plan['replicas'], 100)
         self.assertEqual(self.plan('--shape=llama-2-70b', '--gpu=l4')['replicas'], 0)
+
+    def test_the_guides_table_is_what_the_program_says(self):
+        rows = [line for line in (ROOT / 'deploy/kubernetes/README.md').read_text().splitlines() if re.search(r'^\|.*\(`', line)]
+        gpus = re.findall(r'`([\w-]+)`', rows[0])
+        self.assertEqual(gpus, ['l4', 'l40s', 'h100', 'h200'])
+        self.assertGreaterEqual(len(rows), 5)
+        for row in rows[1:]:
+            _, model, weights, kv, *fits, _ = [cell.strip() for cell in row.split('|')]
+            shape = '--shape=' + re.search(r'`(.*)`', model).group(1)
+            for i, bits in enumerate(('--bits=16', '--bits=2.9')):
+                for gpu, cell in zip(gpus, fits):
+                    with self.subTest(row=model, gpu=gpu, bits=bits):
+                        plan = self.plan(shape, bits, f'--gpu={gpu}')
+                        tokens = plan['tokens_in_flight']
+                        self.assertEqual(cell.split(' / ')[i], str(round(tokens / 1000)) if tokens else '–')
+                        self.assertEqual(weights.split(' / ')[i], f"{plan['weight_bytes'] / 1e9:.1f}")
+                        self.assertEqual(kv, f"{plan['kv_bytes_per_token'] / 1024:.0f}")
 
     def test_what_makes_no_sense_is_refused(self):
         self.assertIn('either --model or --shape', self.refused())

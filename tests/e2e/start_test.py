@@ -83,7 +83,7 @@ class StartTest(unittest.TestCase):
                 self.assertRegex(build, r'^commit (unknown|[0-9a-f]{12}(-dirty)?), compiler \w+ [\d.]+, CUDA (none|[\d.]+)$')
 
     def test_the_documentation_names_flags_that_exist(self):
-        known = {'help', 'version', 'only', 'no_install', 'once', 'dsc', 'dest'}  # of the scripts
+        known = {'help', 'version', 'only', 'no_install', 'once', 'dsc', 'dest', 'component'}  # of the scripts and CMake
         for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-eval', 'fewbit-plan'):
             known.update(re.findall(r'^  --(\w+)', run([BIN / program, '--help']).stdout, re.MULTILINE))
         for page in ('README.md', 'deploy/README.md', 'runtime/quantize/README.md', 'runtime/eval/README.md'):
