@@ -29,15 +29,16 @@ absl::Status OneOf(absl::string_view flag, absl::string_view value,
       absl::StrCat("--", flag, "=", value, " is none of: ", absl::StrJoin(choices, ", ")));
 }
 
-absl::Status ValidateDevice(const std::string& device) {
+// Whether this build and machine have it, and what goes with it, is the runtime's business.
+absl::Status ValidateDevice(const Config& config) {
   int32_t number = 0;
-  if (device == "cuda" ||
-      (absl::StartsWith(device, "cuda:") &&
-       absl::SimpleAtoi(absl::string_view(device).substr(5), &number) && number >= 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--device=", device, ": this build has the CPU runtime only; use auto or cpu"));
-  }
-  return OneOf("device", device, {"auto", "cpu", "cuda", "cuda:N"});
+  const bool numbered = absl::StartsWith(config.device, "cuda:") &&
+                        absl::SimpleAtoi(config.device.substr(5), &number) && number >= 0;
+  absl::Status status;
+  if (!numbered) status = OneOf("device", config.device, {"auto", "cpu", "cuda", "cuda:N"});
+  if (status.ok()) status = OneOf("kv_type", config.kv_type, {"f16", "f32", "bf16", "i8"});
+  if (!status.ok()) return status;
+  return OneOf("lm_head_bits", absl::StrCat(config.lm_head_bits), {"0", "4", "8", "16"});
 }
 
 absl::Status ValidateNumbers(const Config& c) {
@@ -55,7 +56,9 @@ absl::Status ValidateNumbers(const Config& c) {
       {"max_running", static_cast<double>(c.max_running), 1, 4096},
       {"max_waiting", static_cast<double>(c.max_waiting), 1, 1 << 20},
       {"max_waiting_tokens", static_cast<double>(c.max_waiting_tokens), 1, 1e12},
-      {"step_tokens", static_cast<double>(c.step_tokens), 1, 1 << 16},
+      {"step_tokens", static_cast<double>(c.step_tokens), 0, 1 << 16},
+      {"max_context", static_cast<double>(c.max_context), 0, 1 << 24},
+      {"gpu_memory_utilization", c.gpu_memory_utilization, 0.05, 0.98},
       {"max_new_tokens", static_cast<double>(c.max_new_tokens), 1, 1 << 24},
       {"max_streams", static_cast<double>(c.max_streams), 1, 1 << 20},
       {"max_message_mb", static_cast<double>(c.max_message_mb), 1, 1024},
@@ -113,7 +116,7 @@ absl::Status Validate(const Config& config) {
   if (config.host.empty()) return absl::InvalidArgumentError("--host is empty");
   absl::Status status = ValidateNumbers(config);
   if (!status.ok()) return status;
-  if (config.step_tokens < config.max_running) {
+  if (config.step_tokens > 0 && config.step_tokens < config.max_running) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--step_tokens=", config.step_tokens, " is below --max_running=", config.max_running,
         ": a step needs a token for every running sequence"));
@@ -133,7 +136,7 @@ absl::Status Validate(const Config& config) {
   }
   status = ValidateSecurity(config);
   if (!status.ok()) return status;
-  status = ValidateDevice(config.device);
+  status = ValidateDevice(config);
   if (!status.ok()) return status;
   return OneOf("log_level", config.log_level, {"debug", "info", "warning", "error"});
 }

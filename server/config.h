@@ -14,9 +14,14 @@ struct Config {
   // Model.
   std::string model;            // directory of the checkpoint
   std::string model_name;       // empty: the last component of `model`
-  std::string device = "auto";  // auto, cpu; cuda and cuda:N need a build with the CUDA runtime
+  std::string device = "auto";  // cpu, cuda, cuda:N; auto: cuda if build and machine have it
   int32_t threads = 0;          // of the CPU runtime; 0: one per processor
+  int32_t max_context = 0;      // tokens of a request, prompt and output; 0: the model's
   int64_t kv_memory = 0;  // bytes of KV cache; 0: max_running full contexts, at most 1/4 of RAM
+                          // or what gpu_memory_utilization leaves
+  std::string kv_type = "f16";          // cpu: f16, f32; cuda: f16, bf16, i8
+  double gpu_memory_utilization = 0.9;  // of the GPU's memory: weights, buffers and KV cache
+  int32_t lm_head_bits = 0;  // cuda: rounds the output layer to 16, 8 or 4 bits; 0: as it is
 
   // Addresses.
   std::string host = "127.0.0.1";  // both ports listen here; 0.0.0.0 and [::]: every interface
@@ -37,7 +42,7 @@ struct Config {
   int32_t max_running = 64;              // sequences in a step
   int32_t max_waiting = 256;             // requests waiting for a place in the step
   int64_t max_waiting_tokens = 1 << 20;  // prompt tokens of these requests
-  int32_t step_tokens = 512;             // tokens per step, prompt chunks included
+  int32_t step_tokens = 0;               // tokens per step, prompt chunks included; 0: by device
 
   // What one client can ask for or cost.
   int32_t max_new_tokens = 1024;      // for a request that does not say
@@ -59,6 +64,7 @@ struct Config {
   double stall_seconds = 60;  // a step that takes longer makes the server unready
 
   std::string log_level = "info";  // debug, info, warning, error
+  bool check = false;              // start up to the open ports, say what would be served, exit
 };
 
 // INVALID_ARGUMENT names the flag, its value and the limit.

@@ -56,13 +56,26 @@ ABSL_FLAG(std::string, model, fewbit::Config().model,
           "directory of the checkpoint: a Hugging Face one or one made by fewbit-quantize");
 ABSL_FLAG(std::string, model_name, fewbit::Config().model_name,
           "name clients call it by; default: the last component of --model");
-ABSL_FLAG(std::string, device, fewbit::Config().device, "auto, cpu, cuda or cuda:N");
+ABSL_FLAG(std::string, device, fewbit::Config().device,
+          "cpu, cuda (the first GPU) or cuda:N; auto: the first GPU if this build and this machine "
+          "have one, else the CPU");
 ABSL_FLAG(int32_t, threads, fewbit::Config().threads,
           "threads of the CPU runtime; 0: one per processor");
 ABSL_FLAG(
     fewbit::ByteSize, kv_memory, fewbit::ByteSize{fewbit::Config().kv_memory},
     "bytes of KV cache, e.g. 512M or 2G; 0: enough for --max_running full contexts, at most a "
-    "quarter of the machine's memory");
+    "quarter of the machine's memory or what --gpu_memory_utilization leaves");
+ABSL_FLAG(
+    int32_t, max_context, fewbit::Config().max_context,
+    "tokens that a request may have, prompt and answer together; 0: as many as the model can");
+ABSL_FLAG(std::string, kv_type, fewbit::Config().kv_type,
+          "numbers in the KV cache: f16 or f32 on the CPU; f16, bf16 or i8 (half the memory) on a "
+          "GPU");
+ABSL_FLAG(double, gpu_memory_utilization, fewbit::Config().gpu_memory_utilization,
+          "share of the GPU's memory to use, for weights, buffers and KV cache");
+ABSL_FLAG(int32_t, lm_head_bits, fewbit::Config().lm_head_bits,
+          "on a GPU: 16, 8 or 4 rounds the output layer to so many bits when it is loaded; 0: as "
+          "the checkpoint has it");
 ABSL_FLAG(std::string, host, fewbit::Config().host,
           "address of both ports; 0.0.0.0 or [::] for every interface");
 ABSL_FLAG(int32_t, port, fewbit::Config().port, "gRPC port; 0: any free one");
@@ -93,7 +106,8 @@ ABSL_FLAG(int32_t, max_waiting, fewbit::Config().max_waiting,
 ABSL_FLAG(int64_t, max_waiting_tokens, fewbit::Config().max_waiting_tokens,
           "prompt tokens that may wait; beyond: RESOURCE_EXHAUSTED");
 ABSL_FLAG(int32_t, step_tokens, fewbit::Config().step_tokens,
-          "tokens per step; long prompts are cut into chunks of what is left of it");
+          "tokens per step; long prompts are cut into chunks of what is left of it; 0: 512 on the "
+          "CPU, 2048 on a GPU");
 ABSL_FLAG(int32_t, max_new_tokens, fewbit::Config().max_new_tokens,
           "tokens generated for a request that sets no limit");
 ABSL_FLAG(int32_t, max_streams, fewbit::Config().max_streams,
@@ -123,13 +137,18 @@ ABSL_FLAG(double, drain_seconds, fewbit::Config().drain_seconds,
 ABSL_FLAG(double, stall_seconds, fewbit::Config().stall_seconds,
           "a step that takes longer turns the health service to NOT_SERVING");
 ABSL_FLAG(std::string, log_level, fewbit::Config().log_level, "debug, info, warning or error");
+ABSL_FLAG(bool, check, fewbit::Config().check,
+          "check the flags, their files and the model, run a token, say what would be served, and "
+          "exit: 0, or 1 with the error");
 
 namespace fewbit {
 namespace {
 
 std::vector<FlagGroup> Groups() {
   return {
-      {"Model", {"model", "model_name", "device", "threads", "kv_memory"}},
+      {"Model",
+       {"model", "model_name", "device", "threads", "max_context", "kv_memory", "kv_type",
+        "gpu_memory_utilization", "lm_head_bits"}},
       {"Addresses", {"host", "port", "metrics_port", "health_port"}},
       {"Security",
        {"tls_cert", "tls_key", "tls_client_ca", "tls_refresh_seconds", "insecure_bind",
@@ -139,7 +158,7 @@ std::vector<FlagGroup> Groups() {
        {"max_new_tokens", "max_streams", "max_message_mb", "max_metadata_kb", "stream_buffer_kb",
         "write_timeout_seconds", "keepalive_seconds"}},
       {"Accounting", {"gpu_hour_usd", "slo_ttft_ms", "slo_tpot_ms", "max_tenants"}},
-      {"Life cycle", {"drain_seconds", "stall_seconds", "log_level"}},
+      {"Life cycle", {"drain_seconds", "stall_seconds", "log_level", "check"}},
   };
 }
 
@@ -148,7 +167,8 @@ std::vector<FlagGroup> Groups() {
 std::string HelpText() {
   return absl::StrCat(
       "fewbit-server: serves a language model with 2-, 4- and 16-bit weights over gRPC.\n\n"
-      "  fewbit-server --model=DIR [--port=8033] [--metrics_port=8034] ...\n",
+      "  fewbit-server --model=DIR [--port=8033] [--metrics_port=8034] ...\n"
+      "  fewbit-server --model=DIR ... --check\n",
       FlagHelp(Groups()),
       "\nAlso\n"
       "  --version                 what this is\n"
@@ -178,7 +198,11 @@ absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
   config.model_name = absl::GetFlag(FLAGS_model_name);
   config.device = absl::GetFlag(FLAGS_device);
   config.threads = absl::GetFlag(FLAGS_threads);
+  config.max_context = absl::GetFlag(FLAGS_max_context);
   config.kv_memory = absl::GetFlag(FLAGS_kv_memory).bytes;
+  config.kv_type = absl::GetFlag(FLAGS_kv_type);
+  config.gpu_memory_utilization = absl::GetFlag(FLAGS_gpu_memory_utilization);
+  config.lm_head_bits = absl::GetFlag(FLAGS_lm_head_bits);
   config.host = absl::GetFlag(FLAGS_host);
   config.port = absl::GetFlag(FLAGS_port);
   config.metrics_port = absl::GetFlag(FLAGS_metrics_port);
@@ -208,6 +232,7 @@ absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
   config.drain_seconds = absl::GetFlag(FLAGS_drain_seconds);
   config.stall_seconds = absl::GetFlag(FLAGS_stall_seconds);
   config.log_level = absl::GetFlag(FLAGS_log_level);
+  config.check = absl::GetFlag(FLAGS_check);
   return config;
 }
 

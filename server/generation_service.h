@@ -16,7 +16,7 @@
 #include "fewbit/v1/generation.grpc.pb.h"
 #include "runtime/engine.h"
 #include "server/admission.h"
-#include "server/api_keys.h"
+#include "server/api_key_file.h"
 #include "server/emitter.h"
 #include "server/live_requests.h"
 #include "server/metrics.h"
@@ -31,7 +31,7 @@ namespace fewbit {
 // What the service works with; all of it outlives the service.
 struct ServiceParts {
   const ServedModel* model = nullptr;
-  const ApiKeys* keys = nullptr;  // null: everybody is let in
+  ApiKeyFile* keys = nullptr;  // null: everybody is let in
   const Tokenizer* tokenizer = nullptr;
   Engine* engine = nullptr;
   Emitter* emitter = nullptr;

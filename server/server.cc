@@ -22,14 +22,14 @@ namespace {
 constexpr absl::Duration kLastReads = absl::Seconds(2);
 constexpr absl::Duration kGrace = absl::Milliseconds(200);
 
-EngineOptions EngineOptionsOf(const Config& config) {
+EngineOptions EngineOptionsOf(const Config& config, const ExecutorInfo& device) {
   EngineOptions options;
   options.max_running = config.max_running;
   // Admission bounds running and waiting together. For the engine a request waits until a step has
   // taken it, so a burst that the running places can hold must fit its queue, too.
   options.max_waiting = config.max_running + config.max_waiting;
   options.max_waiting_tokens = config.max_waiting_tokens;
-  options.step_token_budget = config.step_tokens;
+  options.step_token_budget = config.step_tokens > 0 ? config.step_tokens : device.max_step_tokens;
   return options;
 }
 
@@ -77,21 +77,25 @@ void SetChannelArguments(const Config& config, grpc::ServerBuilder* builder) {
 absl::Status Server::CheckFiles(const Config& config) {
   absl::Status status = CheckTlsFiles(config);
   if (status.ok() && !config.api_keys_file.empty()) {
-    status = ApiKeys::Load(config.api_keys_file).status();
+    status = ApiKeyFile::Open(config.api_keys_file).status();
   }
   return status;
+}
+
+absl::Status Server::CheckNumbers(const Config& config, const ExecutorInfo& device) {
+  return ValidateEngineOptions(EngineOptionsOf(config, device), device);
 }
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config, ServedModel model,
                                                       const Tokenizer* tokenizer,
                                                       Executor* executor) {
-  absl::Status status = ValidateEngineOptions(EngineOptionsOf(config), executor->info());
+  absl::Status status = CheckNumbers(config, executor->info());
   if (!status.ok()) return status;
-  absl::optional<ApiKeys> keys;
+  std::unique_ptr<ApiKeyFile> keys;
   if (!config.api_keys_file.empty()) {
-    absl::StatusOr<ApiKeys> loaded = ApiKeys::Load(config.api_keys_file);
-    if (!loaded.ok()) return loaded.status();
-    keys = *std::move(loaded);
+    absl::StatusOr<std::unique_ptr<ApiKeyFile>> opened = ApiKeyFile::Open(config.api_keys_file);
+    if (!opened.ok()) return opened.status();
+    keys = *std::move(opened);
   }
   auto server = std::unique_ptr<Server>(
       new Server(config, std::move(model), tokenizer, executor, std::move(keys)));
@@ -101,16 +105,16 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config, Serv
 }
 
 Server::Server(const Config& config, ServedModel model, const Tokenizer* tokenizer,
-               Executor* executor, absl::optional<ApiKeys> keys)
+               Executor* executor, std::unique_ptr<ApiKeyFile> keys)
     : model_(std::move(model)),
       keys_(std::move(keys)),
       stats_(AccountingOptionsOf(config)),
       emitter_(&live_, &stats_),
-      engine_(EngineOptionsOf(config), executor, &emitter_),
+      engine_(EngineOptionsOf(config, executor->info()), executor, &emitter_),
       admission_(
           AdmissionLimitsOf(config), [this] { return engine_.stats(); }, &stats_),
       service_(ServiceParts{.model = &model_,
-                            .keys = keys_.has_value() ? &*keys_ : nullptr,
+                            .keys = keys_.get(),
                             .tokenizer = tokenizer,
                             .engine = &engine_,
                             .emitter = &emitter_,

@@ -11,11 +11,10 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "absl/types/optional.h"
 #include "runtime/engine.h"
 #include "runtime/executor.h"
 #include "server/admission.h"
-#include "server/api_keys.h"
+#include "server/api_key_file.h"
 #include "server/config.h"
 #include "server/device_sampler.h"
 #include "server/emitter.h"
@@ -34,9 +33,11 @@ class Server {
  public:
   // What Start would say about the files of TLS and API keys.
   static absl::Status CheckFiles(const Config& config);
+  // What Start would say about the numbers of --max_running and the like with this executor.
+  static absl::Status CheckNumbers(const Config& config, const ExecutorInfo& device);
 
   // Listens when it returns. `tokenizer` and `executor` outlive the server. UNAVAILABLE: a port is
-  // taken; INVALID_ARGUMENT: the engine cannot work with these numbers, or CheckFiles.
+  // taken; INVALID_ARGUMENT: CheckNumbers or CheckFiles.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const Config& config, ServedModel model,
                                                        const Tokenizer* tokenizer,
                                                        Executor* executor);
@@ -55,12 +56,12 @@ class Server {
 
  private:
   Server(const Config& config, ServedModel model, const Tokenizer* tokenizer, Executor* executor,
-         absl::optional<ApiKeys> keys);
+         std::unique_ptr<ApiKeyFile> keys);
   absl::Status Listen(const Config& config);
 
   // In the order of the line, so that destruction runs against it.
   const ServedModel model_;
-  const absl::optional<ApiKeys> keys_;  // none: everybody is let in
+  const std::unique_ptr<ApiKeyFile> keys_;  // null: everybody is let in
   ServerStats stats_;
   LiveRequests live_;
   Emitter emitter_;

@@ -49,7 +49,7 @@ TEST(ConfigTest, EveryRefusalNamesFlagValueAndLimit) {
       {[](Config* c) { c->max_running = 0; }, {"--max_running=0", "[1, 4096]"}},
       {[](Config* c) { c->max_waiting = 0; }, {"--max_waiting=0"}},
       {[](Config* c) { c->max_waiting_tokens = 0; }, {"--max_waiting_tokens=0"}},
-      {[](Config* c) { c->step_tokens = 0; }, {"--step_tokens=0"}},
+      {[](Config* c) { c->step_tokens = -1; }, {"--step_tokens=-1", "[0, 65536]"}},
       {[](Config* c) { c->step_tokens = 63; }, {"--step_tokens=63", "--max_running=64"}},
       {[](Config* c) { c->max_new_tokens = 0; }, {"--max_new_tokens=0"}},
       {[](Config* c) { c->max_streams = 0; }, {"--max_streams=0"}},
@@ -68,8 +68,11 @@ TEST(ConfigTest, EveryRefusalNamesFlagValueAndLimit) {
       {[](Config* c) { c->kv_memory = -1; }, {"--kv_memory=-1"}},
       {[](Config* c) { c->device = "tpu"; }, {"--device=tpu", "auto, cpu"}},
       {[](Config* c) { c->device = "cuda:x"; }, {"--device=cuda:x"}},
-      {[](Config* c) { c->device = "cuda"; }, {"--device=cuda", "CPU runtime only"}},
-      {[](Config* c) { c->device = "cuda:1"; }, {"--device=cuda:1", "CPU runtime only"}},
+      {[](Config* c) { c->device = "cuda:-1"; }, {"--device=cuda:-1", "cuda:N"}},
+      {[](Config* c) { c->kv_type = "f8"; }, {"--kv_type=f8", "f16, f32, bf16, i8"}},
+      {[](Config* c) { c->lm_head_bits = 3; }, {"--lm_head_bits=3", "0, 4, 8, 16"}},
+      {[](Config* c) { c->max_context = -1; }, {"--max_context=-1"}},
+      {[](Config* c) { c->gpu_memory_utilization = 1; }, {"--gpu_memory_utilization=1", "0.98"}},
       {[](Config* c) { c->log_level = "loud"; }, {"--log_level=loud", "debug, info"}},
   };
   for (const auto& test : cases) {
@@ -94,6 +97,14 @@ TEST(ConfigTest, PlainTextNeedsLoopbackOrTheFlag) {
   open.tls_cert = "c";
   open.tls_key = "k";
   EXPECT_TRUE(Validate(open).ok()) << "with TLS any address will do";
+}
+
+TEST(ConfigTest, DevicesAreNamed) {
+  for (const char* device : {"auto", "cpu", "cuda", "cuda:0", "cuda:11"}) {
+    Config config = Good();
+    config.device = device;
+    EXPECT_TRUE(Validate(config).ok()) << device;
+  }
 }
 
 TEST(ConfigTest, ServedNameIsTheLastComponent) {
@@ -123,6 +134,11 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
                              "--device=cpu",
                              "--threads=3",
                              "--kv_memory=1.5G",
+                             "--max_context=2048",
+                             "--kv_type=i8",
+                             "--gpu_memory_utilization=0.75",
+                             "--lm_head_bits=8",
+                             "--check",
                              "--host=::1",
                              "--port=1",
                              "--metrics_port=2",
@@ -158,6 +174,11 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
   EXPECT_EQ(config->device, "cpu");
   EXPECT_EQ(config->threads, 3);
   EXPECT_EQ(config->kv_memory, 3ll << 29);
+  EXPECT_EQ(config->max_context, 2048);
+  EXPECT_EQ(config->kv_type, "i8");
+  EXPECT_EQ(config->gpu_memory_utilization, 0.75);
+  EXPECT_EQ(config->lm_head_bits, 8);
+  EXPECT_TRUE(config->check);
   EXPECT_EQ(config->host, "::1");
   EXPECT_EQ(config->port, 1);
   EXPECT_EQ(config->metrics_port, 2);

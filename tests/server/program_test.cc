@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "fewbit/v1/generation.grpc.pb.h"
 #include "tests/server/certificates.h"
 #include "tests/server/server_harness.h"
@@ -109,7 +110,20 @@ TEST(ProgramTest, ServesDrainsOnSigtermAndExitsWithZero) {
   const int port = program.NumberAfter("gRPC on 127.0.0.1:");
   ASSERT_GT(port, 0) << program.output();
   const int metrics_port = program.NumberAfter("metrics on http://127.0.0.1:");
-  EXPECT_THAT(Scrape(metrics_port), HasSubstr("fewbit_build_info"));
+  const std::string metrics = Scrape(metrics_port);
+  EXPECT_THAT(metrics, HasSubstr("fewbit_build_info"));
+  double started = 0.0;
+  for (const char* phase : {"model", "tokenizer", "executor", "warm_up"}) {
+    const double seconds = MetricValue(
+        metrics,
+        absl::StrCat("fewbit_startup_seconds{phase=\"", phase, "\",model=\"fewbit-demo-29m\"}"));
+    EXPECT_GE(seconds, 0.0) << phase;
+    started += seconds;
+  }
+  EXPECT_GT(started, 0.0);
+  EXPECT_EQ(MetricValue(metrics, "fewbit_steps_total{model=\"fewbit-demo-29m\"}"), 0)
+      << "the warm-up is nobody's";
+  EXPECT_THAT(program.output(), HasSubstr("device "));
   const auto channel =
       grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials());
   const auto stub = v1::GenerationService::NewStub(channel);
@@ -125,6 +139,20 @@ TEST(ProgramTest, ServesDrainsOnSigtermAndExitsWithZero) {
   EXPECT_EQ(program.Wait(), 0);
   EXPECT_THAT(program.output(), AllOf(HasSubstr("draining"), HasSubstr("drained in")));
   EXPECT_THAT(program.output(), Not(HasSubstr("Once upon"))) << "no prompt in the log";
+}
+
+TEST(ProgramTest, CheckSaysWhatItWouldServeAndOpensNoPort) {
+  Program first(Serve());
+  const int port = first.NumberAfter("gRPC on 127.0.0.1:");
+  ASSERT_GT(port, 0) << first.output();
+  Program check({"--model=" + kModel, "--port=" + std::to_string(port), "--metrics_port=-1",
+                 "--kv_memory=64M", "--max_context=512", "--device=cpu", "--check"});
+  EXPECT_EQ(check.Wait(), 0) << check.output();
+  EXPECT_THAT(check.output(),
+              AllOf(HasSubstr("model fewbit-demo-29m (llama, 8 layers"),
+                    HasSubstr("device cpu, for --device=cpu"), HasSubstr("context 512 tokens"),
+                    HasSubstr("would serve: gRPC on 127.0.0.1:" + std::to_string(port)),
+                    Not(HasSubstr("metrics"))));
 }
 
 TEST(ProgramTest, ASecondSignalEndsAtOnce) {
@@ -180,7 +208,10 @@ TEST(ProgramTest, PortsInUse) {
 
 TEST(ProgramTest, RefusesABadCommandLine) {
   ExpectRefusal({}, {"--model is missing"});
-  ExpectRefusal({"--model=" + kModel, "--device=cuda"}, {"--device=cuda", "CPU runtime only"});
+  ExpectRefusal({"--model=" + kModel, "--device=cuda:99"}, {"--device=cuda:99: "});
+  ExpectRefusal({"--model=" + kModel, "--device=cpu", "--lm_head_bits=8"},
+                {"--lm_head_bits=8", "is for GPUs", "--device=cpu"});
+  ExpectRefusal({"--model=" + kModel, "--device=cpu", "--kv_type=i8"}, {"kv_type is i8", "f16"});
   ExpectRefusal({"--model=" + kModel, "--port=70000"}, {"--port=70000", "[0, 65535]"});
   ExpectRefusal({kModel}, {"unexpected argument", kModel});
 }
@@ -192,6 +223,7 @@ TEST(ProgramTest, RefusesToBeLessSecureThanItWasTold) {
   ExpectRefusal({model, "--tls_cert=/nowhere/tls.crt", "--tls_key=/nowhere/tls.key"},
                 {"--tls_cert=/nowhere/tls.crt", "No such file"});
   ExpectRefusal({model, "--api_keys_file=/nowhere/keys"}, {"--api_keys_file=/nowhere/keys"});
+  ExpectRefusal({model, "--api_keys_file=/nowhere/keys", "--check"}, {"--api_keys_file=/nowhere"});
 }
 
 TEST(ProgramTest, TheLogWarnsOfACertificateThatCannotBeTakenUp) {
@@ -252,6 +284,9 @@ TEST_F(ModelDirectoryTest, WithoutReadPermission) {
 TEST_F(ModelDirectoryTest, WithoutTokenizer) {
   std::filesystem::remove(directory_ / "tokenizer.model");
   ExpectRefusal(Arguments(), {"tokenizer.model"});
+  std::vector<std::string> arguments = Arguments();
+  arguments.push_back("--check");
+  ExpectRefusal(arguments, {"tokenizer.model"});
 }
 
 TEST_F(ModelDirectoryTest, WithAnUnknownArchitecture) {

@@ -305,6 +305,30 @@ TEST_F(ApiKeysTest, TheTenantIsTheKeys) {
   EXPECT_THAT(names, ElementsAre("acme"));
 }
 
+TEST_F(ApiKeysTest, AChangedFileCountsFromTheNextCallOn) {
+  Harness harness(options_);
+  const auto code = [&](const std::string& key) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + key);
+    v1::GetModelInfoResponse response;
+    return harness.stub().GetModelInfo(&context, {}, &response).error_code();
+  };
+  EXPECT_EQ(code("key of acme"), grpc::StatusCode::OK);
+  const std::string path = options_.config.api_keys_file;
+  ReplaceFile(path, absl::StrCat("globex:", kGlobex, "\n"));
+  EXPECT_EQ(code("key of acme"), grpc::StatusCode::UNAUTHENTICATED) << "taken away";
+  EXPECT_EQ(code("key of globex"), grpc::StatusCode::OK);
+  ReplaceFile(path, "garbage\n");
+  EXPECT_EQ(code("key of globex"), grpc::StatusCode::OK) << "the last good ones stay";
+  EXPECT_EQ(code("key of acme"), grpc::StatusCode::UNAUTHENTICATED);
+  std::filesystem::remove(path);
+  EXPECT_EQ(code("key of globex"), grpc::StatusCode::OK);
+  // As Kubernetes replaces a Secret: a link that suddenly leads elsewhere.
+  std::filesystem::create_symlink(Write("next", absl::StrCat("acme:", kAcme, "\n")), path);
+  EXPECT_EQ(code("key of acme"), grpc::StatusCode::OK);
+  EXPECT_EQ(code("key of globex"), grpc::StatusCode::UNAUTHENTICATED);
+}
+
 TEST_F(ApiKeysTest, TheClientProgramSendsAKey) {
   Harness harness(options_);
   const std::string right = " --api_key_file=" + Write("acme", "key_of_acme\n");

@@ -48,7 +48,7 @@ Harness::Harness(HarnessOptions options) {
   FakeExecutorOptions fake;
   fake.info.vocab_size = 8192;
   fake.info.max_context = options.max_context;
-  fake.info.max_step_tokens = options.config.step_tokens;
+  if (options.config.step_tokens > 0) fake.info.max_step_tokens = options.config.step_tokens;
   fake.info.max_sequences = options.config.max_running;
   fake.info.num_blocks = options.num_blocks;
   fake.info.pci_bus_id = options.pci_bus_id;
