@@ -49,7 +49,8 @@ LABEL org.opencontainers.image.title="fewbit" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.licenses="Apache-2.0"
 # What NVIDIA's container toolkit gives the container: the driver's libraries for computing and for nvidia-smi's numbers.
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# The kernels are compiled for their devices: nothing to cache, and nowhere to write it.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility CUDA_CACHE_DISABLE=1
 ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64
 USER 65532:65532
 EXPOSE 8033 8034

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the container image for real and runs it the way Kubernetes does: not root, without capabilities, on a read-only root. No Docker
 # engine: buildah builds in chroots, podman and runc run. Needs root, namespaces (a privileged container or a machine of its own), a network
-# for Debian's packages, and of those packages: buildah podman runc debootstrap curl jq.
+# for Debian's packages, and of those packages: buildah podman runc catatonit debootstrap curl jq python3-yaml.
 #
 #   tests/deploy/container_test.sh [--target=cpu|cuda] [--toolkit=DIR] [--no_build]
 #
@@ -27,14 +27,14 @@ for argument in "$@"; do
   esac
 done
 ((EUID == 0)) || die "needs root: chroots, mounts and namespaces"
-for tool in buildah podman runc debootstrap curl jq; do
+for tool in buildah podman runc catatonit debootstrap curl jq; do
   command -v "$tool" > /dev/null || die "'$tool' is missing: apt-get install $tool"
 done
 [[ $target == cpu || -x $toolkit/bin/nvcc ]] || die "no CUDA toolkit in $toolkit"
 
 work=$PWD/build/container
 port=18033 metrics_port=18034
-drain_seconds=2
+drain_seconds=1
 limit_mb=150
 mkdir -p "$work/tmp"
 # Storage of our own: images of this machine are neither seen nor changed.
@@ -58,6 +58,7 @@ export BUILDAH_ISOLATION=chroot BUILDAH_LAYERS=true BUILDAH_FORMAT=docker
 container=
 finish() {
   [[ -z $container ]] || podman rm --force --time 0 "$container" > /dev/null 2>&1 || true
+  podman pod rm --all --force --time 0 > /dev/null 2>&1 || true
 }
 trap finish EXIT
 
@@ -150,4 +151,21 @@ expect "the server's exit status" "$exit_code" 0
 ((elapsed <= drain_seconds + 10)) || die "the drain took $elapsed s, --drain_seconds is $drain_seconds"
 say "ok: drained in $elapsed s"
 expect "the log's last line" "$(podman logs "$container" 2>&1 | tail -n 1)" "*drained in*"
+
+if [[ $target == cpu ]]; then
+  step "The Deployment of overlays/cpu-demo"
+  PYTHONDONTWRITEBYTECODE=1 /usr/bin/python3 tests/deploy/kubernetes/deployment.py cpu-demo "$image" $port $metrics_port > "$work/deployment.yaml"
+  podman play kube --network=host "$work/deployment.yaml" > "$work/play.log" 2>&1 || { cat "$work/play.log" >&2; die "podman cannot play it"; }
+  container=$(podman ps --quiet --filter "ancestor=$image")
+  client --health --wait_ready=60 || { podman logs "$container" >&2; die "the server is not ready"; }
+  process=$(podman inspect --format '{{.State.Pid}}' "$container")
+  expect "the process's user" "$(status Uid)" 65532
+  expect "its capabilities" "$(status CapEff)$(status CapPrm)$(status CapBnd)" 000000000000000000000000000000000000000000000000
+  expect "its seccomp mode: a filter" "$(status Seccomp)" 2
+  expect "its root" "$(awk '$5 == "/" {print substr($6, 1, 2)}' "/proc/$process/mountinfo")" ro
+  expect "a completion" "$(client --temperature=0 --max_new_tokens=16 --quiet "Once upon a time")" "?*"
+  podman stop --time=90 "$container" > /dev/null
+  expect "the server's exit status" "$(podman inspect --format '{{.State.ExitCode}}' "$container")" 0
+  podman play kube --down "$work/deployment.yaml" > /dev/null
+fi
 say "The container is fine."

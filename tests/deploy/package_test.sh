@@ -72,8 +72,10 @@ say "ok: every flag is in the man pages"
 
 step "The unit"
 unit=$root/usr/lib/systemd/system/fewbit-server.service
-systemd-analyze verify --man=no --root="$root" fewbit-server.service || die "systemd finds the unit wrong"
-systemd-analyze security --offline=true --threshold=20 --root="$root" fewbit-server.service > "$work/security.txt" ||
+# As this machine's systemd sees it, with the program where it is.
+sed "s|^ExecStart=|ExecStart=$root|" "$unit" > "$work/fewbit-server.service"
+systemd-analyze verify --man=no "$work/fewbit-server.service" || die "systemd finds the unit wrong"
+systemd-analyze security --offline=true --threshold=20 "$work/fewbit-server.service" > "$work/security.txt" ||
   die "the unit is exposed more than 2.0 of 10: $work/security.txt"
 say "ok: $(tail -n 1 "$work/security.txt")"
 
