@@ -6,11 +6,15 @@ import dataclasses
 import pathlib
 import re
 
+import yaml
+
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 SERVICE = 'fewbit.v1.GenerationService'
 GRACE_SECONDS = 10  # after the drain: the last reads (2 s) and the end of the metrics thread (up to 4 s)
 KUBERNETES_VOLUMES = {'configMap', 'csi', 'downwardAPI', 'emptyDir', 'ephemeral', 'persistentVolumeClaim', 'projected', 'secret'}
 MIN_SCALE_DOWN_SECONDS = 300
+OBSERVABILITY = ROOT / 'deploy' / 'observability'
+MAX_APPLY_BYTES = 240_000  # of annotations Kubernetes takes 256 KiB
 
 
 @dataclasses.dataclass
@@ -70,7 +74,7 @@ class Installation:
 
 def kinds(install, traits):
     expected = {'ServiceAccount', 'Deployment', 'Service', 'NetworkPolicy', 'PodDisruptionBudget'}
-    expected |= {'ServiceMonitor'} if traits.monitoring else set()
+    expected |= {'ServiceMonitor', 'PrometheusRule', 'ConfigMap'} if traits.monitoring else set()
     expected |= {'ScaledObject'} if traits.autoscaling else set()
     expected |= {'InferencePool', 'HTTPRoute'} if traits.gateway else set()
     expected |= {'BackendTLSPolicy'} if traits.gateway and traits.tls else set()
@@ -294,6 +298,25 @@ def scaling(install, traits):
             yield 'a trigger counts other namespaces'
 
 
+def monitoring(install, traits):
+    """The rules and dashboards of deploy/observability, where their readers look for them."""
+    if not traits.monitoring:
+        return
+    name = install.one('Deployment')['metadata']['name']
+    rule, dashboards = install.one('PrometheusRule'), install.one('ConfigMap')
+    if rule['spec'] != yaml.safe_load((OBSERVABILITY / 'rules.yaml').read_text(encoding='utf-8')):
+        yield 'the PrometheusRule is not rules.yaml'
+    if dashboards['metadata']['name'] != f'{name}-dashboards':
+        yield f"the dashboards are called {dashboards['metadata']['name']}"
+    if dashboards['metadata'].get('labels', {}).get('grafana_dashboard') != '1':
+        yield 'the dashboards lack the label that Grafana looks for'
+    expected = {path.name: path.read_text(encoding='utf-8') for path in (OBSERVABILITY / 'dashboards').glob('*.json')}
+    if dashboards.get('data') != expected:
+        yield f"the dashboards {sorted(dashboards.get('data', {}))} are not those of deploy/observability"
+    if sum(map(len, expected.values())) > MAX_APPLY_BYTES:
+        yield 'the dashboards are too large for kubectl apply, which keeps a copy in an annotation'
+
+
 def gateway(install, traits):
     if not traits.gateway:
         return
@@ -313,7 +336,7 @@ def gateway(install, traits):
 
 
 RULES = (kinds, selectors, addresses, probes, drain, security, token, network, availability, devices, model, encryption, scaling,
-         gateway)
+         monitoring, gateway)
 
 
 def violations(items, traits):

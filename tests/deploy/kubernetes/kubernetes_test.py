@@ -67,6 +67,7 @@ def overlay(name):
 def variant_folder(temporary, components):
     """An overlay of these components, in a copy of the tree."""
     shutil.copytree(DEPLOY, temporary / 'kubernetes')
+    shutil.copytree(DEPLOY.parent / 'observability', temporary / 'observability')
     folder = temporary / 'kubernetes' / 'overlays' / 'variant'
     folder.mkdir()
     patch = '- op: add\n  path: /spec/template/spec/containers/0/args/-\n  value: --model=/models/model\n'
@@ -208,6 +209,10 @@ class Broken(unittest.TestCase):
         ('scaling', lambda i: i.one('ScaledObject')['spec']['advanced']['horizontalPodAutoscalerConfig']['behavior']['scaleDown']
          .update(stabilizationWindowSeconds=60), 'not stabilised'),
         ('scaling', lambda i: i.one('ScaledObject')['spec']['triggers'].pop(), 'the triggers are'),
+        ('monitoring', lambda i: i.one('PrometheusRule')['spec']['groups'].pop(), 'not rules.yaml'),
+        ('monitoring', lambda i: i.one('ConfigMap')['metadata'].update(name='x'), 'are called x'),
+        ('monitoring', lambda i: i.one('ConfigMap')['metadata']['labels'].pop('grafana_dashboard'), 'lack the label'),
+        ('monitoring', lambda i: i.one('ConfigMap')['data'].pop('cost.json'), 'are not those'),
         ('gateway', lambda i: i.one('InferencePool')['spec']['targetPorts'][0].update(number=8034), 'gRPC port'),
         ('gateway', lambda i: i.one('HTTPRoute')['spec']['rules'][0]['backendRefs'][0].update(kind='Service'), 'HTTPRoute leads to'),
         ('gateway', lambda i: i.one('BackendTLSPolicy')['spec']['targetRefs'][0].update(name='x'), 'BackendTLSPolicy'),
@@ -228,6 +233,8 @@ class Broken(unittest.TestCase):
         production = {item['kind']: item for item in overlay('gpu-production')}
         for kind, change, expected in (
                 ('ServiceMonitor', lambda spec: spec['endpoints'][0].update(portName='metrics'), 'portName'),
+                ('PrometheusRule', lambda spec: spec['groups'][1]['rules'][0].update(runbook='x'), 'runbook'),
+                ('PrometheusRule', lambda spec: spec['groups'][1]['rules'][0].update({'for': '3 min'}), '3 min'),
                 ('ScaledObject', lambda spec: spec['triggers'][0]['metadata'].update(threshold=4), "4 is not of type 'string'"),
                 ('ScaledObject', lambda spec: spec.pop('scaleTargetRef'), "'scaleTargetRef' is a required property"),
                 ('InferencePool', lambda spec: spec.update(targetPortNumber=8033), 'targetPortNumber'),
@@ -368,7 +375,7 @@ class Chart(unittest.TestCase):
         self.assertEqual(contract.violations(items, Traits(gpu=True, model='pvc', monitoring=True, gateway=True)), [])
         self.assertEqual([error for item in items if schemas.is_custom(item) for error in schemas.custom_errors(item)], [])
         install = contract.Installation(items)
-        self.assertEqual({item['metadata']['name'] for item in items}, {'other'})
+        self.assertEqual({item['metadata']['name'] for item in items}, {'other', 'other-dashboards'})
         self.assertEqual(install.pod['imagePullSecrets'], [{'name': 'registry'}])
         self.assertEqual(install.pod['nodeSelector'], {'nvidia.com/gpu.product': 'NVIDIA-H200'})
         self.assertEqual(install.pod['runtimeClassName'], 'nvidia')
@@ -376,7 +383,11 @@ class Chart(unittest.TestCase):
         self.assertEqual(install.container['image'], 'registry.example.com/fewbit:9')
         self.assertEqual(install.spec['replicas'], 3)
         self.assertEqual(install.args[-2:], ['--kv_memory=40G', '--max_running=128'])
-        self.assertEqual(install.one('ServiceMonitor')['metadata']['labels']['release'], 'prometheus')
+        for kind in ('ServiceMonitor', 'PrometheusRule'):
+            self.assertEqual(install.one(kind)['metadata']['labels']['release'], 'prometheus')
+        labels = {'monitoring': {'enabled': True, 'dashboardLabels': {'dashboards': 'yes'}}}
+        renamed = contract.Installation(self.chart.render({**values, **labels})).one('ConfigMap')
+        self.assertEqual(renamed['metadata']['labels']['dashboards'], 'yes')
 
     def test_wrong_values_are_refused(self):
         model = {'path': '/models/m'}

@@ -11,7 +11,8 @@ import subprocess
 
 import yaml
 
-FIELDS = {'apiVersion', 'kind', 'namespace', 'resources', 'components', 'patches', 'images'}
+FIELDS = {'apiVersion', 'kind', 'namespace', 'resources', 'components', 'patches', 'images', 'configMapGenerator'}
+GENERATOR_FIELDS = {'name', 'files', 'options'}
 
 
 def load(path):
@@ -45,6 +46,21 @@ def pod_containers(item):
     return pod.get('initContainers', []) + pod.get('containers', [])
 
 
+def config_map(folder, generator):
+    """A ConfigMap of files without a hash in its name. As kustomize does, only files below the folder are taken."""
+    options = generator.get('options', {})
+    if set(generator) - GENERATOR_FIELDS or options.get('disableNameSuffixHash') is not True or set(options) - {'disableNameSuffixHash', 'labels'}:
+        raise ValueError(f'{folder}: this reads generators of files without a hash only, not {generator}')
+    data = {}
+    for name in generator['files']:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise ValueError(f'{folder}: {name} is not below it')
+        data[path.name] = path.read_text(encoding='utf-8')
+    return {'apiVersion': 'v1', 'kind': 'ConfigMap', 'metadata': {'name': generator['name'], 'labels': dict(options.get('labels', {}))},
+            'data': data}
+
+
 def own_render(folder, inherited=()):
     """The objects of a kustomization; a component also changes the `inherited` ones, in place."""
     folder = pathlib.Path(folder)
@@ -56,6 +72,7 @@ def own_render(folder, inherited=()):
     for resource in kustomization.get('resources', []):
         path = folder / resource
         items += own_render(path) if path.is_dir() else load(path)
+    items += [config_map(folder, generator) for generator in kustomization.get('configMapGenerator', [])]
     for component in kustomization.get('components', []):
         items = own_render(folder / component, items)
     for patch in kustomization.get('patches', []):

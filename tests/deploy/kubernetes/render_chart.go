@@ -46,6 +46,17 @@ func functions(root *template.Template) template.FuncMap {
 	return functions
 }
 
+// The files of a chart beside its templates, as Helm's .Files: what is not there is empty.
+type chartFiles struct{ folder string }
+
+func (files chartFiles) Get(name string) string {
+	text, err := os.ReadFile(filepath.Join(files.folder, name))
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
+
 func render(in request) error {
 	var chart map[string]interface{}
 	text, err := os.ReadFile(filepath.Join(in.Chart, "Chart.yaml"))
@@ -57,6 +68,7 @@ func render(in request) error {
 	}
 	data := map[string]interface{}{
 		"Values":  in.Values,
+		"Files":   chartFiles{in.Chart},
 		"Release": map[string]interface{}{"Name": in.Release, "Namespace": in.Namespace, "Service": "Helm"},
 		// Helm writes the fields of Chart.yaml with a capital letter.
 		"Chart": map[string]interface{}{"Name": chart["name"], "Version": chart["version"], "AppVersion": chart["appVersion"]},

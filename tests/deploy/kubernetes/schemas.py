@@ -80,6 +80,14 @@ CUSTOM = {
         'selector': LABELS,
         'endpoints': array(record({'port': TEXT, 'path': TEXT, 'interval': DURATION, 'scrapeTimeout': DURATION}, ['port'])),
     }, ['selector', 'endpoints']),
+    ('monitoring.coreos.com/v1', 'PrometheusRule'): record({
+        'groups': array(record({
+            'name': TEXT, 'interval': DURATION,
+            'rules': array({'oneOf': [
+                record({'record': TEXT, 'expr': TEXT, 'labels': MAP}, ['record', 'expr']),
+                record({'alert': TEXT, 'expr': TEXT, 'for': DURATION, 'labels': MAP, 'annotations': MAP}, ['alert', 'expr'])]})},
+            ['name', 'rules'])),
+    }, ['groups']),
     ('keda.sh/v1alpha1', 'ScaledObject'): record({
         'scaleTargetRef': record({'apiVersion': TEXT, 'kind': TEXT, 'name': TEXT}, ['name']),
         'pollingInterval': SECONDS, 'cooldownPeriod': SECONDS,
