@@ -1,5 +1,5 @@
 """Starts the real fewbit-server on free ports and speaks to it. FEWBIT_BIN names the folder of the programs; FEWBIT_TEST_MODEL another
-model than the bundled one."""
+model than the bundled one, FEWBIT_TEST_DEVICE another --device than the CPU."""
 
 import os
 import pathlib
@@ -20,6 +20,7 @@ from fewbit.v1 import generation_pb2_grpc as rpc
 BIN = pathlib.Path(os.environ['FEWBIT_BIN'])
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = pathlib.Path(os.environ.get('FEWBIT_TEST_MODEL', ROOT / 'deploy/models/fewbit-demo-29m'))
+DEVICE = os.environ.get('FEWBIT_TEST_DEVICE', 'cpu')
 SERVICE = 'fewbit.v1.GenerationService'
 TIMEOUT = 60  # seconds; generous, because sanitizer builds on a busy machine are slow
 
@@ -32,7 +33,8 @@ PROMPTS = [
 
 
 def server_command(*flags, model=MODEL):
-    return [str(BIN / 'fewbit-server'), f'--model={model}', '--port=0', '--metrics_port=0', '--threads=2', '--kv_memory=64M', *flags]
+    return [str(BIN / 'fewbit-server'), f'--model={model}', f'--device={DEVICE}', '--port=0', '--metrics_port=0', '--threads=2',
+            '--kv_memory=64M', *flags]
 
 
 def run(command, **options):

@@ -102,7 +102,8 @@ class Program {
 };
 
 std::vector<std::string> Serve() {
-  return {"--model=" + kModel, "--port=0", "--metrics_port=0", "--threads=1", "--kv_memory=64M"};
+  return {"--model=" + kModel, "--device=cpu", "--port=0",
+          "--metrics_port=0",  "--threads=1",  "--kv_memory=64M"};
 }
 
 TEST(ProgramTest, ServesDrainsOnSigtermAndExitsWithZero) {
@@ -264,7 +265,8 @@ class ModelDirectoryTest : public ::testing::Test {
     std::filesystem::remove_all(directory_);
   }
   std::vector<std::string> Arguments() const {
-    return {"--model=" + directory_.string(), "--port=0", "--metrics_port=-1", "--kv_memory=64M"};
+    return {"--model=" + directory_.string(), "--device=cpu", "--port=0", "--metrics_port=-1",
+            "--kv_memory=64M"};
   }
 
   std::filesystem::path directory_;
