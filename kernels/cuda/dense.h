@@ -40,8 +40,9 @@ struct DenseCall {
   DeviceDense w;
   int m = 0;                   // tokens
   const void* x = nullptr;     // [m, cols], row stride x_stride elements
-  DType x_type = DType::kF16;  // kF32 (rounded to 22 bits, 16 with kBF16 weights), kF16 with kF16
-                               // or kI8 weights, kBF16 with kBF16 or kI8; kF32 with kF32 weights
+  DType x_type = DType::kF16;  // fast: kF16 with kF16 or kI8 weights, kBF16 with kBF16 weights, and
+                               // kF32, rounded to 22 bits (16 with kBF16 weights); other
+                               // combinations and kF32 weights are computed in float, slowly
   int64_t x_stride = 0;
   const float* bias = nullptr;  // [rows], or null
   void* y = nullptr;            // [m, rows], row stride y_stride elements
@@ -55,13 +56,13 @@ inline constexpr int kMaxDenseTokens = 64;
 // Empty, or which field of the call cannot be served and why. For load time; looks at no pointer.
 std::string CheckDense(const DenseCall& call);
 
-// Any m, by our own kernel. REQUIRES CheckDense(call) empty; 16-byte aligned pointers give speed.
-cudaError_t LaunchDense(const DenseCall& call, const DeviceProps& device, cudaStream_t stream);
+// Any m, by our own kernels. REQUIRES CheckDense(call) empty; w, x and their rows 8-byte aligned.
+// Fast if they are 16-byte aligned and cols is a multiple of 64 (8-bit weights: 128).
+cudaError_t LaunchDense(const DenseCall& call, cudaStream_t stream);
 
 // The choice by m: LaunchDense up to kMaxDenseTokens, and where cuBLAS does not serve (8-bit and
 // 32-bit weights, x of another type, a bias, `cublas` null). Returns an error text or "".
-std::string RunDense(const DenseCall& call, const DeviceProps& device, Cublas* cublas,
-                     cudaStream_t stream);
+std::string RunDense(const DenseCall& call, Cublas* cublas, cudaStream_t stream);
 
 // Rounds each row of a 16- or 32-bit matrix in device memory to 8 bits: codes [rows, cols] and
 // scales [rows] such that scale = max|w| / 127 and code = 128 + round(w / scale).
