@@ -8,7 +8,7 @@ if(FEWBIT_CUDA_ENABLED)
   add_library(fewbit_bench_objects OBJECT cuda/bandwidth.cu)
   target_include_directories(fewbit_bench_objects PRIVATE ${CMAKE_SOURCE_DIR})
   set_target_properties(fewbit_bench_objects PROPERTIES CUDA_STANDARD 20 CUDA_ARCHITECTURES "80-real;90a-real")
-  add_executable(fewbit-bench cuda/fewbit_bench.cc cuda/linears.cc cuda/random_layers.cc
+  add_executable(fewbit-bench cuda/fewbit_bench.cc cuda/linears.cc cuda/ops.cc cuda/random_layers.cc
     $<TARGET_OBJECTS:fewbit_bench_objects>)
   target_compile_definitions(fewbit-bench PRIVATE FEWBIT_COMMIT="${FEWBIT_COMMIT}")
   target_link_libraries(fewbit-bench PRIVATE fewbit_options fewbit_cuda -static-libstdc++ -static-libgcc)

@@ -5,13 +5,15 @@
 #include <string>
 
 #include "tests/bench/cuda/linears.h"
+#include "tests/bench/cuda/ops.h"
 
 namespace {
 
 constexpr char kUsage[] =
     "usage: fewbit-bench linears [--shape=NAME] [--m=1,8,16] [--csv] [--layers] [--only-default]\n"
     "         [--share4=0.25] [--outliers=0.002] [--zero-points] [--repeats=N]\n"
-    "         [--warps=N] [--stages=N] [--blocks=N] [--cp-async]   (0: choose)\n";
+    "         [--warps=N] [--stages=N] [--blocks=N] [--cp-async]   (0: choose)\n"
+    "       fewbit-bench ops [--shape=NAME] [--m=1,16,64,2048] [--vocab=32000] [--repeats=N]\n";
 
 // The value of --name=value, or null.
 const char* Value(const std::string& argument, const std::string& name) {
@@ -29,17 +31,28 @@ bool ParseTuning(const std::string& argument, fewbit::cuda::Tuning* t) {
   return false;
 }
 
+// Positive numbers, separated by commas.
+bool ParseList(const char* text, std::vector<int>* out) {
+  out->clear();
+  std::stringstream list(text);
+  for (std::string item; std::getline(list, item, ',');) out->push_back(std::atoi(item.c_str()));
+  for (int n : *out) {
+    if (n <= 0) return false;
+  }
+  return !out->empty();
+}
+
+bool Parse(const std::string& argument, fewbit::bench::OpsOptions* o) {
+  if (const char* v = Value(argument, "shape")) return o->shape = v, true;
+  if (const char* v = Value(argument, "m")) return ParseList(v, &o->m);
+  if (const char* v = Value(argument, "vocab")) return (o->vocab = std::atoi(v)) > 0;
+  if (const char* v = Value(argument, "repeats")) return (o->repeats = std::atoi(v)) > 0;
+  return false;
+}
+
 bool Parse(const std::string& argument, fewbit::bench::LinearsOptions* o) {
   if (const char* v = Value(argument, "shape")) return o->shape = v, true;
-  if (const char* v = Value(argument, "m")) {
-    o->m.clear();
-    std::stringstream list(v);
-    for (std::string item; std::getline(list, item, ',');) o->m.push_back(std::atoi(item.c_str()));
-    for (int m : o->m) {
-      if (m <= 0) return false;
-    }
-    return !o->m.empty();
-  }
+  if (const char* v = Value(argument, "m")) return ParseList(v, &o->m);
   if (const char* v = Value(argument, "share4")) return o->mix.share4 = std::atof(v), true;
   if (const char* v = Value(argument, "outliers")) return o->mix.outlier_share = std::atof(v), true;
   if (const char* v = Value(argument, "repeats")) return (o->repeats = std::atoi(v)) > 0;
@@ -50,19 +63,25 @@ bool Parse(const std::string& argument, fewbit::bench::LinearsOptions* o) {
   return ParseTuning(argument, &o->tuning);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (argc < 2 || std::string(argv[1]) != "linears") {
-    std::fputs(kUsage, stderr);
-    return 2;
-  }
-  fewbit::bench::LinearsOptions options;
+// Parses what follows the command and runs it.
+template <typename Options>
+int RunWith(int argc, char** argv, int (*run)(const Options&)) {
+  Options options;
   for (int i = 2; i < argc; ++i) {
     if (!Parse(argv[i], &options)) {
       std::fprintf(stderr, "cannot read argument %s\n%s", argv[i], kUsage);
       return 2;
     }
   }
-  return fewbit::bench::RunLinears(options);
+  return run(options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string command = argc < 2 ? "" : argv[1];
+  if (command == "linears") return RunWith(argc, argv, fewbit::bench::RunLinears);
+  if (command == "ops") return RunWith(argc, argv, fewbit::bench::RunOps);
+  std::fputs(kUsage, stderr);
+  return 2;
 }
