@@ -33,8 +33,8 @@ for name in "${steps[@]}"; do
   [[ $name =~ ^(format|release|asan|tsan|container|packages)$ ]] || die "there is no step '$name' (see --help)"
 done
 
-asan_tests=(admission_test cancellation_test client_test config_test detokenizer_test generation_test health_test metrics_test
-  overload_test request_codec_test security_test tokenizer_beside_grpc_test tokenizer_test utf8_test
+asan_tests=(admission_test cancellation_test client_test config_test detokenizer_test device_sensors_test
+  generation_test health_test metrics_test overload_test request_codec_test security_test tokenizer_beside_grpc_test tokenizer_test utf8_test
   checkpoint_test fuzz_test model_config_test quantized_checkpoint_test safetensors_test quant_pack_test)
 tsan_tests=(engine_test engine_parts_test scheduler_test simulation_test cpu_executor_test thread_team_test)
 

@@ -14,7 +14,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-import yaml
+try:
+    import yaml
+except ImportError:
+    yaml = None
 
 from harness import BIN, PROMPTS, ROOT, TIMEOUT, Server, run
 
@@ -27,6 +30,8 @@ NAMESPACE = 'fewbit'  # of the replica that is as if on Kubernetes; the other on
 
 def why_not():
     """What is missing, or None."""
+    if yaml is None:
+        return 'yaml is not installed for Python (Debian: python3-yaml)'
     return None if shutil.which('prometheus') else 'prometheus is not installed (Debian: prometheus)'
 
 

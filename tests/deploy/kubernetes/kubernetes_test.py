@@ -367,9 +367,13 @@ class Chart(unittest.TestCase):
         self.assertEqual(install.args[-2:], ['--kv_memory=40G', '--max_running=128'])
         for kind in ('ServiceMonitor', 'PrometheusRule'):
             self.assertEqual(install.one(kind)['metadata']['labels']['release'], 'prometheus')
-        labels = {'monitoring': {'enabled': True, 'dashboardLabels': {'dashboards': 'yes'}}}
-        renamed = contract.Installation(self.chart.render({**values, **labels})).one('ConfigMap')
-        self.assertEqual(renamed['metadata']['labels']['dashboards'], 'yes')
+        monitoring = {'enabled': True, 'dashboardLabels': {'dashboards': 'yes'}, 'runbookUrl': 'https://docs.example.com/fewbit'}
+        other = contract.Installation(self.chart.render({**values, 'monitoring': monitoring}))
+        self.assertEqual(other.one('ConfigMap')['metadata']['labels']['dashboards'], 'yes')
+        urls = [rule['annotations']['runbook_url'] for group in other.one('PrometheusRule')['spec']['groups'] for rule in group['rules']
+                if 'alert' in rule]
+        self.assertIn('https://docs.example.com/fewbit#fewbitreplicadown', urls)
+        self.assertEqual([url for url in urls if not url.startswith('https://docs.example.com/fewbit#')], [])
 
     def test_wrong_values_are_refused(self):
         model = {'path': '/models/m'}
