@@ -116,7 +116,11 @@ client() { podman run --rm --interactive "${secure[@]}" --entrypoint /usr/bin/fe
 container=$(podman run --detach "${secure[@]}" "$image" --model=/models/fewbit-demo-29m --port=$port --metrics_port=$metrics_port \
   --threads=1 --kv_memory=64M --drain_seconds=$drain_seconds)
 client --health --wait_ready=60 || { podman logs "$container" >&2; die "the server is not ready"; }
-podman exec "$container" /usr/bin/fewbit-client --health --address=127.0.0.1:$port || die "the probe in the container fails"
+mapfile -t probe < <(podman image inspect "$image" | jq -r '.[0].Healthcheck.Test[]')
+expect "the image's health check" "${probe[*]}" "CMD /usr/bin/fewbit-client --health *"
+probe() { podman exec --env="FLAGS_address=127.0.0.1:$1" "$container" "${probe[@]:1}" 2> /dev/null; }
+probe $port || die "the image's health check fails"
+! probe 1 || die "the image's health check finds a server where none is"
 say "ok: the health probe, outside and in the container"
 process=$(podman inspect --format '{{.State.Pid}}' "$container")
 status() { awk -v key="$1:" '$1 == key {print $2}' "/proc/$process/status"; }
