@@ -1,6 +1,7 @@
 #include "server/startup.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -12,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "runtime/device.h"
+#include "runtime/weights/canary.h"
 #include "server/server.h"
 #include "server/warm_up.h"
 
@@ -120,7 +122,8 @@ ServedModel Describe(const Config& config, const Model& model, const ExecutorInf
   return served;
 }
 
-std::vector<std::string> Facts(const ServedModel& served, const DeviceChoice& device) {
+std::vector<std::string> Facts(const ServedModel& served, const DeviceChoice& device,
+                               const std::string& warm_up) {
   const ExecutorInfo& info = served.device;
   return {absl::StrFormat(
               "model %s (%s, %d layers, %.1f MB of weights, %.2f bits in linears) on %s",
@@ -129,7 +132,8 @@ std::vector<std::string> Facts(const ServedModel& served, const DeviceChoice& de
           absl::StrCat("device ", device.name, ", for ", device.why),
           absl::StrFormat("context %d tokens; KV cache %.1f MB, %d blocks of %d tokens",
                           info.max_context, static_cast<double>(info.kv_bytes) / 1e6,
-                          info.num_blocks, info.block_tokens)};
+                          info.num_blocks, info.block_tokens),
+          absl::StrCat("warmed up: ", warm_up)};
 }
 
 }  // namespace
@@ -156,12 +160,17 @@ absl::StatusOr<Loaded> Load(const Config& config) {
   loaded.executor = *std::move(executor);
   watch.Lap("executor");
   status = Server::CheckNumbers(config, loaded.executor->info());
-  if (status.ok()) status = WarmUp(loaded.model->spec, loaded.executor.get());
   if (!status.ok()) return status;
+  const absl::StatusOr<std::optional<Canary>> canary =
+      LoadCanary(config.model, loaded.model->spec.vocab_size);
+  if (!canary.ok()) return canary.status();
+  const absl::StatusOr<std::string> warm_up =
+      WarmUp(loaded.model->spec, canary->has_value() ? &**canary : nullptr, loaded.executor.get());
+  if (!warm_up.ok()) return warm_up.status();
   watch.Lap("warm_up");
   loaded.served = Describe(config, *loaded.model, loaded.executor->info());
   loaded.served.startup_phases = watch.laps();
-  loaded.facts = Facts(loaded.served, *device);
+  loaded.facts = Facts(loaded.served, *device, *warm_up);
   return loaded;
 }
 

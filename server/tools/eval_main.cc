@@ -1,5 +1,6 @@
 // fewbit-eval: perplexity, logits, greedy continuations and the distance from a reference, for any
 // checkpoint that fewbit serves.
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -14,6 +15,7 @@
 #include "nlohmann/json.hpp"
 #include "runtime/eval/evaluate.h"
 #include "runtime/eval/npy.h"
+#include "runtime/weights/canary.h"
 #include "server/tokenizer.h"
 #include "server/tools/tool.h"
 
@@ -32,6 +34,9 @@ ABSL_FLAG(std::string, prompt_ids, "", "prompt as token ids, e.g. 5,9,12; taken 
 ABSL_FLAG(int, greedy, 24, "tokens to continue the prompt with, the most likely one each time");
 ABSL_FLAG(std::string, logits, "",
           "write the logits of the prompt's tokens here: .npy, float32 [tokens, vocabulary]");
+ABSL_FLAG(bool, write_canary, false,
+          "with a text: write canary.json into --model, how likely the text's first 64 tokens are "
+          "under it; fewbit-server then computes them again before it serves");
 ABSL_FLAG(bool, json, false, "print one JSON object instead of text");
 ABSL_FLAG(int, threads, 0, "0: one per processor");
 
@@ -40,6 +45,7 @@ namespace {
 
 constexpr char kName[] = "fewbit-eval";
 constexpr int kMaxThreads = 1024;
+constexpr int kCanaryTokens = 64;  // BOS included
 
 absl::StatusOr<std::vector<TokenId>> ParseIds(const std::string& list) {
   std::vector<TokenId> ids;
@@ -94,6 +100,22 @@ void PrintScore(const Model& model, const TextScore& score, bool compared) {
   }
 }
 
+// The window that ScoreText scores, as a canary.
+absl::Status WriteCanaryOf(const Model& model, const std::vector<TokenId>& text, ThreadTeam* team,
+                           const StopSignal& stop) {
+  const int context = std::min<int>(kCanaryTokens, model.spec.max_context - 1);
+  const absl::StatusOr<TextScore> score = ScoreText(
+      model, nullptr, text, {.context = context, .max_windows = 1}, team, {}, stop.flag());
+  if (!score.ok()) return score.status();
+  Canary canary;
+  if (ToInt(model.spec.bos) >= 0) canary.token_ids.push_back(model.spec.bos);
+  const size_t taken =
+      std::min(text.size(), static_cast<size_t>(context) - canary.token_ids.size());
+  canary.token_ids.insert(canary.token_ids.end(), text.begin(), text.begin() + taken);
+  canary.mean_logprob = -score->nll;
+  return WriteCanary(absl::GetFlag(FLAGS_model), canary);
+}
+
 absl::Status EvaluateText(const Model& model, ThreadTeam* team, const StopSignal& stop) {
   const std::string text_path = absl::GetFlag(FLAGS_text);
   const std::string reference_dir = absl::GetFlag(FLAGS_reference);
@@ -102,6 +124,7 @@ absl::Status EvaluateText(const Model& model, ThreadTeam* team, const StopSignal
           ? ReadIds(absl::GetFlag(FLAGS_text_ids))
           : TokenizeFile(text_path, absl::GetFlag(FLAGS_model), model.spec.vocab_size);
   if (!ids.ok()) return ids.status();
+  if (absl::GetFlag(FLAGS_write_canary)) return WriteCanaryOf(model, *ids, team, stop);
   std::unique_ptr<Model> reference;
   if (!reference_dir.empty()) {
     absl::StatusOr<std::unique_ptr<Model>> loaded = LoadModel(reference_dir);
@@ -185,6 +208,9 @@ absl::Status CheckFlags() {
   if (!text && !absl::GetFlag(FLAGS_reference).empty()) {
     return absl::InvalidArgumentError("--reference goes with --text or --text_ids");
   }
+  if (!text && absl::GetFlag(FLAGS_write_canary)) {
+    return absl::InvalidArgumentError("--write_canary goes with --text or --text_ids");
+  }
   const int threads = absl::GetFlag(FLAGS_threads);
   if (threads < 0 || threads > kMaxThreads) {
     return absl::InvalidArgumentError(
@@ -204,9 +230,10 @@ absl::Status Run(int argc, char** argv) {
        .summary =
            "fewbit-eval: measures a checkpoint, quantized or not.\n\n"
            "  fewbit-eval --model=DIR --text=FILE [--context=512] [--reference=DIR] [--json]\n"
-           "  fewbit-eval --model=DIR --prompt=TEXT [--greedy=24] [--logits=FILE] [--json]\n",
+           "  fewbit-eval --model=DIR --prompt=TEXT [--greedy=24] [--logits=FILE] [--json]\n"
+           "  fewbit-eval --model=DIR --text=FILE --write_canary\n",
        .flags = {"model", "text", "text_ids", "context", "max_windows", "reference", "prompt",
-                 "prompt_ids", "greedy", "logits", "json", "threads"}});
+                 "prompt_ids", "greedy", "logits", "write_canary", "json", "threads"}});
   if (status.ok()) status = CheckFlags();
   if (!status.ok()) return status;
   absl::StatusOr<std::unique_ptr<Model>> model = LoadModel(absl::GetFlag(FLAGS_model));

@@ -152,6 +152,7 @@ TEST(ProgramTest, CheckSaysWhatItWouldServeAndOpensNoPort) {
   EXPECT_THAT(check.output(),
               AllOf(HasSubstr("model fewbit-demo-29m (llama, 8 layers"),
                     HasSubstr("device cpu, for --device=cpu"), HasSubstr("context 512 tokens"),
+                    HasSubstr("warmed up: the canary has a mean log-probability of -3.0"),
                     HasSubstr("would serve: gRPC on 127.0.0.1:" + std::to_string(port)),
                     Not(HasSubstr("metrics"))));
 }
@@ -300,6 +301,15 @@ TEST_F(ModelDirectoryTest, WithAnUnknownArchitecture) {
   std::filesystem::remove(directory_ / "config.json");
   std::ofstream(directory_ / "config.json") << config;
   ExpectRefusal(Arguments(), {"config.json", "MysteryForCausal"});
+}
+
+TEST_F(ModelDirectoryTest, WhoseCanarySaysThatItIsBroken) {
+  std::filesystem::remove(directory_ / "canary.json");
+  std::ofstream(directory_ / "canary.json")
+      << R"({"token_ids": [1, 353, 7893, 8163], "mean_logprob": -0.5})";
+  ExpectRefusal(Arguments(), {"canary.json", "-0.5000 +- 0.1000 expected"});
+  std::ofstream(directory_ / "canary.json") << R"({"token_ids": [1, 8192], "mean_logprob": -1})";
+  ExpectRefusal(Arguments(), {directory_.string() + "/canary.json: token_ids", "8192 is no id"});
 }
 
 TEST_F(ModelDirectoryTest, WithAKvCacheTooSmallForOneContext) {
