@@ -116,7 +116,9 @@ struct Plan {
 
   // Of the staged form of one part.
   int group_tokens(const Desc& desc, int part) const {
-    return path == Path::kSmall ? small[part].group_tokens : desc.m;
+    return path == Path::kSmall    ? small[part].group_tokens
+           : path == Path::kStream ? stream.tokens()
+                                   : desc.m;
   }
   int groups(int part) const { return path == Path::kSmall ? small[part].groups : 1; }
 

@@ -7,8 +7,7 @@
 namespace fewbit::cuda {
 namespace {
 
-constexpr int kReserved = 1024;       // bytes of shared memory that the system takes per block
-constexpr int kMostResidentRows = 4;  // row blocks with terms at the same time, as a rule
+constexpr int kReserved = 1024;  // bytes of shared memory that the system takes per block
 
 int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 int AlignUp(int bytes, int to) { return CeilDiv(bytes, to) * to; }
@@ -36,25 +35,25 @@ void ShareBlocks(const Desc& d, int most_blocks, StreamPlan* plan) {
 
 // The layout of a block for plan->stages and plan->term_slots, with room for every part.
 StreamLayout Layout(const Desc& d, const StreamPlan& plan) {
-  const StreamForm& form = kStreamForms[plan.form];
   StreamLayout out;
   out.stage_bytes = plan.stage_tiles * static_cast<int>(quant::TileBytes(2, quant::kTileChunks,
                                                                          d.shapes[0].zero_points));
-  int x = 0, terms = 0, rows = 0;
+  int x = 0, tiles = 0, rows = 0;
   for (int p = 0; p < d.count; ++p) {
     const quant::PackedShape& s = d.shapes[p];
     const int blocks = plan.first_block[p + 1] - plan.first_block[p];
-    x = std::max(x, static_cast<int>(StagedGroupBytes(s, d.m)));
-    terms = std::max(terms, plan.term_slots * NumTiles(s) * TermFloats(form.token_tiles) * 4);
+    x = std::max(x, static_cast<int>(StagedGroupBytes(s, plan.tokens())));
+    tiles = std::max(tiles, NumTiles(s));
     rows = std::max(rows, CeilDiv(s.row_blocks(), blocks) * quant::kBlockRows);
   }
   // Room for outliers at 0.4 % of all weights.
   out.entry_capacity = rows * std::max(4, d.shapes[0].cols / 256);
   out.x = plan.stages * out.stage_bytes;
   out.terms = AlignUp(out.x + x, 16);
-  out.bounds = out.terms + terms;
+  out.bounds = out.terms + 4 * plan.term_slots * StreamTermFloats(tiles, plan.tokens());
   out.entries = out.bounds + 4 * (rows * kSegments + 1);
-  out.barriers = AlignUp(out.entries + 4 * out.entry_capacity, 8);
+  out.works = AlignUp(out.entries + 4 * out.entry_capacity, 16);
+  out.barriers = out.works + plan.stages * plan.stage_tiles * 16;
   out.total = AlignUp(out.barriers + 8 * (2 * plan.stages + 2 * plan.term_slots + 1), 128);
   return out;
 }
@@ -65,7 +64,7 @@ bool SelectStream(const Desc& desc, const DeviceProps& device, const Tuning& tun
                   StreamPlan* plan) {
   if (device.major < 9 || desc.m > kMaxStreamTokens || tuning.use_cp_async) return false;
   *plan = {};
-  while (desc.m > 4 * kStreamForms[plan->form].token_tiles) ++plan->form;
+  while (desc.m > kStreamForms[plan->form].tokens) ++plan->form;
   const StreamForm& form = kStreamForms[plan->form];
   ShareBlocks(desc, device.multiprocessors, plan);
   plan->early = !tuning.no_early_start && !tuning.synchronous;
@@ -75,15 +74,19 @@ bool SelectStream(const Desc& desc, const DeviceProps& device, const Tuning& tun
     most_own = std::max(most_own, CeilDiv(desc.shapes[p].row_blocks(),
                                           plan->first_block[p + 1] - plan->first_block[p]));
   }
-  const int wanted = tuning.synchronous ? 1 : tuning.stages > 0 ? tuning.stages : kMostStages;
+  // Every consumer uses every `step`th stage. It must meet each phase of a slot, or it could take an
+  // old one for the one that it waits for: so a multiple of that many stages.
+  const int step = form.consumers / plan->stage_tiles;
+  const int most = tuning.stages > 0 ? std::min(tuning.stages, kMostStages) : kMostStages;
+  const int wanted = tuning.synchronous ? 1 : std::max(most / step, 1) * step;
   // Half of a multiprocessor, so that the next layer's blocks find room; if that leaves no ring
-  // worth its name, all of it.
+  // worth its name, all of it. Few term slots serve, but with more nobody waits for them.
   const int half = device.shared_per_multiprocessor / 2 - kReserved;
   for (const auto& [budget, least] :
-       {std::pair{half, std::min(wanted, 4)}, std::pair{device.shared_per_block, 1}}) {
-    for (plan->term_slots = std::min(most_own, kMostResidentRows); plan->term_slots >= 1;
+       {std::pair{half, std::min(wanted, 4)}, std::pair{device.shared_per_block, step}}) {
+    for (plan->term_slots = std::min(most_own, kMostTermSlots); plan->term_slots >= 1;
          --plan->term_slots) {
-      for (plan->stages = std::min(wanted, kMostStages); plan->stages >= least; --plan->stages) {
+      for (plan->stages = wanted; plan->stages >= least; plan->stages -= step) {
         plan->layout = Layout(desc, *plan);
         if (plan->layout.total <= budget) return true;
       }

@@ -9,24 +9,33 @@
 
 namespace fewbit::cuda {
 
-inline constexpr int kMaxStreamTokens = 8;
-
-// The warps of a block by role, beside the one that asks for copies.
+// One compiled form: tokens, a power of two, and the warps of a block by role, beside the one that
+// asks for copies and the one that adds up and stores. Up to half of the registers of a
+// multiprocessor.
 struct StreamForm {
-  int token_tiles;  // of 4 tokens each
+  int tokens;
   int consumers;    // warps that multiply tiles
-  int finishers;    // warps that sum outliers, add up terms and store
+  int outliers;     // warps that sum outliers: pairs, as two of them take a row block
   int stage_tiles;  // that one copy brings; divides consumers
-  constexpr int warps() const { return 1 + finishers + consumers; }
+
+  constexpr int token_tiles() const { return (tokens + 3) / 4; }
+  constexpr int warps() const { return 2 + consumers + outliers; }
 };
-inline constexpr std::array<StreamForm, 2> kStreamForms = {{{1, 10, 2, 5}, {2, 8, 4, 4}}};
+inline constexpr std::array<StreamForm, 4> kStreamForms = {
+    {{1, 12, 4, 6}, {2, 12, 4, 6}, {4, 12, 4, 6}, {8, 8, 4, 4}}};
+inline constexpr int kMaxStreamTokens = kStreamForms.back().tokens;
 inline constexpr int kMostStages = 16;
 inline constexpr int kMostTermSlots = 8;
+
+// Floats of a row block's terms: [tiles, and one for the outliers][16 rows][tokens of the form].
+constexpr int StreamTermFloats(int tiles, int tokens) {
+  return (tiles + 1) * quant::kBlockRows * tokens;
+}
 
 // Byte offsets in a block's shared memory.
 struct StreamLayout {
   int stage_bytes = 0;
-  int x = 0, terms = 0, bounds = 0, entries = 0, barriers = 0, total = 0;
+  int x = 0, terms = 0, bounds = 0, entries = 0, works = 0, barriers = 0, total = 0;
   int entry_capacity = 0;  // outliers; longer lists are read from global memory
 };
 
@@ -41,6 +50,8 @@ struct StreamPlan {
   int blocks = 0;
   bool early = true;  // may start while the kernel before still runs
   StreamLayout layout;
+
+  int tokens() const { return kStreamForms[form].tokens; }
 };
 
 }  // namespace fewbit::cuda

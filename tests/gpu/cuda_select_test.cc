@@ -27,9 +27,10 @@ Desc DescOf(int rows, int cols, double share4, int m, bool zero_points = false) 
 }
 
 void ExpectStreamFits(const Desc& d, const StreamPlan& p, const DeviceProps& device) {
-  EXPECT_GE(4 * kStreamForms[p.form].token_tiles, d.m);
+  EXPECT_GE(p.tokens(), d.m);
   EXPECT_EQ(kStreamForms[p.form].consumers % p.stage_tiles, 0);
   EXPECT_GE(p.stages, 1);
+  EXPECT_EQ(p.stages % (kStreamForms[p.form].consumers / p.stage_tiles), 0);
   EXPECT_LE(p.stages, kMostStages);
   EXPECT_GE(p.term_slots, 1);
   EXPECT_LE(p.blocks, device.multiprocessors);
@@ -46,7 +47,8 @@ void ExpectStreamFits(const Desc& d, const StreamPlan& p, const DeviceProps& dev
   EXPECT_EQ(l.barriers % 8, 0);
   EXPECT_LT(l.terms, l.bounds);
   EXPECT_LT(l.bounds, l.entries);
-  EXPECT_LE(l.entries + 4 * l.entry_capacity, l.barriers);
+  EXPECT_LE(l.entries + 4 * l.entry_capacity, l.works);
+  EXPECT_LE(l.works + 16 * p.stages * p.stage_tiles, l.barriers);
 }
 
 void ExpectFits(const Desc& d, const DeviceProps& device) {

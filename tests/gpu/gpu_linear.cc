@@ -18,9 +18,10 @@ uint16_t ToBits(DType type, float value) {
   return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// The output with guard elements before and behind it; 0xAB bytes are no value that a test makes.
+// The output with guard elements before and behind it. 0xFF bytes are a NaN of every type that no
+// arithmetic makes.
 constexpr size_t kGuard = 64;
-constexpr uint8_t kPoison = 0xAB;
+constexpr uint8_t kPoison = 0xFF;
 
 bool AllPoison(const uint8_t* p, size_t bytes) {
   for (size_t i = 0; i < bytes; ++i) {

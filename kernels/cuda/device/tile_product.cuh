@@ -234,42 +234,53 @@ __device__ __forceinline__ void FullTileProduct(const uint8_t* tile, int lane,
   for (int i = 0; i < 4; ++i) sums[0][i] += (kBits == 2 ? 1 : 4) * other[0][i];
 }
 
-// sums = the whole tile of one row block, `chunks` of 4 or fewer. All code words of a full tile,
-// nearly every one, are asked for before the first product.
-template <int kTiles, int kBits, bool kZeroPoints>
+// This lane's place in a quad of the staged activations of kTokens tokens, a power of two.
+template <int kTokens>
+__device__ __forceinline__ int ColumnOffset(int lane) {
+  return min(lane / 4, 2 * kTokens - 1) * kColumnBytes + 16 * (lane % 4);
+}
+
+// sums = the whole tile of one row block, `chunks` of 4 or fewer, for kTokens tokens. `x` is this
+// lane's place in the tile's first quad. All code words of a full tile, nearly every one, are asked
+// for before the first product.
+template <int kTokens, int kBits, bool kZeroPoints>
 __device__ __forceinline__ void WholeTileProduct(const uint8_t* tile, int chunks, int lane,
-                                                 const uint8_t* quad,
-                                                 const ActivationView<kTiles>& view,
-                                                 int (&sums)[kTiles][4]) {
-  constexpr int kRecord = RecordBytes(kBits, kZeroPoints);
+                                                 const uint8_t* x,
+                                                 int (&sums)[(kTokens + 3) / 4][4]) {
+  constexpr int kTiles = (kTokens + 3) / 4, kRecord = RecordBytes(kBits, kZeroPoints);
   int other[kTiles][4] = {};
   ForEachSum<1, kTiles>([&](int, int j, int i) { sums[j][i] = 0; });
-  const auto product = [&](const ChunkWords<kBits, kZeroPoints>& w) {
-    uint4 x[kTiles];
-    view.Load(quad, x);
-    quad += view.quad_bytes;
-    if constexpr (kBits == 2) {
-      Quad2Product<0, kTiles, kZeroPoints>(w, x, other, sums);
-      view.Load(quad, x);
-      quad += view.quad_bytes;
-      Quad2Product<1, kTiles, kZeroPoints>(w, x, other, sums);
-    } else {
-      PlaneProduct<0, kTiles, kZeroPoints>(w, x, other);
-      PlaneProduct<1, kTiles, kZeroPoints>(w, x, sums);
+  const auto load = [](const uint8_t* quad, uint4(&to)[kTiles]) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      to[j] = *reinterpret_cast<const uint4*>(quad + 8 * kColumnBytes * j);
     }
   };
+  const auto product = [&](const ChunkWords<kBits, kZeroPoints>& w, const uint8_t* quad) {
+    uint4 column[kTiles];
+    load(quad, column);
+    if constexpr (kBits == 2) {
+      Quad2Product<0, kTiles, kZeroPoints>(w, column, other, sums);
+      load(quad + QuadBytes(kTokens), column);
+      Quad2Product<1, kTiles, kZeroPoints>(w, column, other, sums);
+    } else {
+      PlaneProduct<0, kTiles, kZeroPoints>(w, column, other);
+      PlaneProduct<1, kTiles, kZeroPoints>(w, column, sums);
+    }
+  };
+  constexpr int kChunkBytes = ChunkQuads(kBits) * QuadBytes(kTokens);
   if (chunks == quant::kTileChunks) {
     ChunkWords<kBits, kZeroPoints> w[quant::kTileChunks];
 #pragma unroll
     for (int c = 0; c < quant::kTileChunks; ++c) w[c].Load(tile + c * kRecord, lane);
 #pragma unroll
-    for (int c = 0; c < quant::kTileChunks; ++c) product(w[c]);
+    for (int c = 0; c < quant::kTileChunks; ++c) product(w[c], x + c * kChunkBytes);
   } else {
 #pragma unroll 1
     for (int c = 0; c < chunks; ++c) {
       ChunkWords<kBits, kZeroPoints> w;
       w.Load(tile + c * kRecord, lane);
-      product(w);
+      product(w, x + c * kChunkBytes);
     }
   }
   ForEachSum<1, kTiles>(
