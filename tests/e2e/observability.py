@@ -204,7 +204,7 @@ class Load:
             process.stdout.read(1)
             process.send_signal(signal.SIGINT)
             self._ended(process.communicate(timeout=TIMEOUT)[1], process.returncode)
-            for arguments in (('--timeout=0.3', *endless), ('--stop=e', '--max_new_tokens=64', PROMPTS[1])):
+            for arguments in (('--timeout=1', *endless), ('--stop=e', '--max_new_tokens=64', PROMPTS[1])):
                 result = run(self._client(*arguments))
                 self._ended(result.stderr, result.returncode)
 

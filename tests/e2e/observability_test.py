@@ -102,9 +102,12 @@ class ObservabilityTest(unittest.TestCase):
     def test_what_prometheus_knows_is_what_the_clients_were_told(self):
         for server, load in self.loads.items():
             where = f'instance="127.0.0.1:{server.metrics_port}"'
-            for code, number in load.told.items():
+            told = dict(load.told)
+            # Which of the two a call that runs out of time is for the server depends on who looks at the clock first.
+            told['CANCELLED|DEADLINE_EXCEEDED'] = told.pop('CANCELLED', 0) + told.pop('DEADLINE_EXCEEDED', 0)
+            for code, number in told.items():
                 with self.subTest(where, code=code):  # a client may know the end before the server has counted it
-                    self.prometheus.wait_for(f'sum(fewbit_requests_total{{{where}, code="{code}"}})',
+                    self.prometheus.wait_for(f'sum(fewbit_requests_total{{{where}, code=~"{code}"}})',
                                              lambda result, number=number: result and result[0][1] == number)
         self.assertEqual({code for load in self.loads.values() for code in load.told},
                          {'OK', 'RESOURCE_EXHAUSTED', 'CANCELLED', 'DEADLINE_EXCEEDED', 'INVALID_ARGUMENT', 'NOT_FOUND'})
@@ -125,9 +128,9 @@ class ObservabilityTest(unittest.TestCase):
         self.assertLessEqual({'acme', 'globex'}, tenants)
         idle = last('cost', 'Idle')[0][1]
         self.assertTrue(0 < idle < 1, idle)
-        phases = {labels['phase']: value for labels, value in last('cost', 'Device time')}
-        self.assertEqual(set(phases), {'prefill', 'decode', 'idle'})
-        self.assertAlmostEqual(sum(phases.values()), 1, places=6)
+        phases = [self.prometheus.now(panel('cost', 'Device time', number), at=self.end)[0][1] for number in range(3)]
+        self.assertTrue(all(0 < share < 1 for share in phases), phases)
+        self.assertAlmostEqual(sum(phases), 1, places=6)
         reasons = {labels['reason'] for labels, _ in last('overload', 'Refused requests')}
         self.assertIn('queue_full', reasons)
         wasted = {labels.get('reason') for labels, _ in self.answer(panel('overload', 'Wasted tokens'))}
