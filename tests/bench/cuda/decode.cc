@@ -158,6 +158,7 @@ class Bench {
                  spec_.family.c_str(), kv.c_str(), Gib(use.weights), Gib(use.buffers),
                  static_cast<double>(use.kv) / executor_->info().num_blocks /
                      executor_->info().block_tokens / 1024.0);
+    std::fflush(stdout);
     return true;
   }
 
@@ -220,7 +221,7 @@ class Bench {
 }  // namespace
 
 int RunDecode(const DecodeOptions& options) {
-  const auto spec = FindModel(options.shape);
+  auto spec = FindModel(options.shape);
   if (!spec) {
     std::fprintf(stderr, "unknown --shape %s; known: %s\n", options.shape.c_str(),
                  KnownModels().c_str());
@@ -230,6 +231,7 @@ int RunDecode(const DecodeOptions& options) {
     std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
     return 2;
   }
+  if (options.layers > 0) spec->num_layers = options.layers;
   return Bench(options, *spec).Run();
 }
 

@@ -1,4 +1,4 @@
-#include "tests/gpu/gpu_model.h"
+#include "tests/gpu/runtime/gpu_model.h"
 
 #include <algorithm>
 #include <cmath>

@@ -3,10 +3,10 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 
 #include "gtest/gtest.h"
-#include "tests/gpu/gpu_model.h"
+#include "tests/gpu/runtime/gpu_model.h"
+#include "tests/npy.h"
 #include "tests/runtime/step_driver.h"
 
 namespace fewbit::testing {
@@ -93,14 +93,14 @@ std::vector<TokenId> SampledText(const Model& model, int tokens) {
   return driver.sequence(0).tokens;
 }
 
-// FEWBIT_TEXT_IDS names a file of token ids, else the model's own text.
+// FEWBIT_TEXT_IDS names an int32 .npy file of token ids, else the model's own text.
 std::vector<TokenId> TextIds(const Model& model, int at_most) {
   const char* path = std::getenv("FEWBIT_TEXT_IDS");
   if (path == nullptr) return SampledText(model, std::min(at_most, 480));
-  std::ifstream in(path);
   std::vector<TokenId> ids;
-  int32_t id = 0;
-  while (static_cast<int>(ids.size()) < at_most && in >> id) ids.push_back(TokenId(id));
+  for (const int32_t id : ReadNpy<int32_t>(path).values) {
+    if (static_cast<int>(ids.size()) < at_most) ids.push_back(TokenId(id));
+  }
   EXPECT_FALSE(ids.empty()) << path << " holds no token id";
   return ids;
 }

@@ -6,7 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/engine.h"
-#include "tests/gpu/gpu_model.h"
+#include "tests/gpu/runtime/gpu_model.h"
 #include "tests/runtime/event_log.h"
 #include "tests/runtime/step_driver.h"
 
