@@ -1,12 +1,17 @@
 #!/bin/sh
 # Checks and measures the CUDA kernels on this machine's GPU. Needs a driver and a build folder, which
 # may have been copied here: the programs link neither the CUDA runtime nor cuBLAS dynamically.
-#   tests/gpu/run.sh BUILD_DIR [OUT_DIR]
-# 1. every kernel against float64, batch and geometry invariance;  2. compute-sanitizer, if it is
-# there, on a reduced set;  3. the benches; CSV files go to OUT_DIR.
+#   tests/gpu/run.sh BUILD_DIR [OUT_DIR [MODEL_DIR]]
+# 1. every kernel against float64, batch and geometry invariance;  2. whole models: the golden
+# checkpoints, MODEL_DIR (the bundled one) against the CPU runtime, the engine;
+# 3. compute-sanitizer, if it is there, on a reduced set;  4. the benches; CSV files go to OUT_DIR.
+# FEWBIT_TEXT_IDS may name an int32 .npy file of token ids whose perplexity is compared.
 set -eu
-build=${1:?usage: tests/gpu/run.sh BUILD_DIR [OUT_DIR]}
+build=${1:?usage: tests/gpu/run.sh BUILD_DIR [OUT_DIR [MODEL_DIR]]}
 out=${2:-$build/gpu-results}
+root=$(cd "$(dirname "$0")/../.." && pwd)
+export FEWBIT_GOLDEN_DIR="$root/tests/golden"
+export FEWBIT_MODEL_DIR="${3:-$root/deploy/models/fewbit-demo-29m}"
 mkdir -p "$out"
 
 # cuBLAS is opened at run time; look where toolkits and Python packages keep it.
@@ -18,6 +23,7 @@ export LD_LIBRARY_PATH
 
 status=0
 "$build/bin/fewbit-gpu-test" || status=1
+"$build/bin/fewbit-gpu-runtime-test" || status=1
 
 reduced='LinearGpu.ManyOutliersInOneTile:LinearGpu.ZeroAndNonFiniteActivations:LinearGpu.ReducedSet*'
 if command -v compute-sanitizer >/dev/null; then
@@ -38,6 +44,10 @@ fi
 for shape in ${FEWBIT_GPU_SHAPES:-llama-2-7b}; do
   "$build/bin/fewbit-bench" linears --shape="$shape" --csv >"$out/linears-$shape.csv" || status=1
   cut -d, -f5- "$out/linears-$shape.csv" | tr , '\t'
+done
+for shape in ${FEWBIT_GPU_DECODE_SHAPES:-llama-2-7b}; do
+  "$build/bin/fewbit-bench" decode --shape="$shape" --kv=f16,i8 --csv >"$out/decode-$shape.csv" || status=1
+  cut -d, -f4- "$out/decode-$shape.csv" | tr , '\t'
 done
 [ $status -eq 0 ] && echo "GPU: all checks passed" || echo "GPU: FAILED"
 exit $status

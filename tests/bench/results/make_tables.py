@@ -1,18 +1,27 @@
 #!/usr/bin/env python3
 """Puts the measured tables into the READMEs: every `<!-- NAME.csv -->` ... `<!-- end -->` section is
-replaced by a table of the file NAME.csv beside this script. Run it from anywhere after a measurement."""
+replaced by a table of the file NAME.csv beside this script; linears-* and decode-* have a form each, and cost-* is
+the same decode-* file in dollars. Run it from anywhere after a measurement:
+    make_tables.py [--price=DOLLARS_PER_GPU_HOUR]"""
 
+import argparse
 import csv
 import pathlib
 import re
 
 HERE = pathlib.Path(__file__).resolve().parent
-READMES = [HERE.parents[2] / "kernels" / "cuda" / "README.md"]
+ROOT = HERE.parents[2]
+READMES = [ROOT / "kernels" / "cuda" / "README.md", ROOT / "runtime" / "cuda" / "README.md"]
+PEERS = HERE / "decode-peers-h200.csv"  # other programs on the same GPU: shape,program,batch,tokens_per_s
+
+
+def rows_of(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
 
 
 def linears_table(path):
-    with open(path, newline="") as f:
-        rows = list(csv.DictReader(f))
+    rows = rows_of(path)
     variants = list(dict.fromkeys(r["variant"] for r in rows))
     cells = {(r["m"], r["variant"]): r for r in rows}
     first = rows[0]
@@ -28,13 +37,58 @@ def linears_table(path):
     return "\n".join(lines)
 
 
+def decode_table(path):
+    rows = rows_of(path)
+    batches = sorted({int(r["batch"]) for r in rows} - {0})
+    peers = [r for r in rows_of(PEERS) if r["shape"] in {r["shape"] for r in rows}]
+    first = rows[0]
+    lines = [f"{first['gpu']}, {first['date']}, commit {first['commit']}: tokens per second through the engine (GPU busy), context {first['context']}", "",
+             "| | " + " | ".join(f"batch {b}" for b in batches) + " | prefill |", "|---" * (len(batches) + 2) + "|"]
+    for shape, kv in dict.fromkeys((r["shape"], r["kv"]) for r in rows):
+        of = {int(r["batch"]): r for r in rows if (r["shape"], r["kv"]) == (shape, kv)}
+        cells = [f"{float(of[b]['tokens_per_s']):,.0f} ({float(of[b]['gpu_busy_pct']):.0f} %)" if b in of else "-" for b in batches + [0]]
+        lines.append(f"| {shape}, {kv} KV | " + " | ".join(cells) + " |")
+    for shape, program in dict.fromkeys((r["shape"], r["program"]) for r in peers):
+        of = {int(r["batch"]): float(r["tokens_per_s"]) for r in peers if (r["shape"], r["program"]) == (shape, program)}
+        lines.append(f"| {shape}: {program} | " + " | ".join(f"{of[b]:,.0f}" if b in of else "-" for b in batches + [0]) + " |")
+    return "\n".join(lines)
+
+
+def cost_table(path, price):
+    """Dollars per million output tokens of a GPU that decodes all the time."""
+    rows = [r for r in rows_of(path) if r["batch"] != "0"]
+    batches = sorted({int(r["batch"]) for r in rows})
+    lines = [f"dollars per million output tokens at {price:.2f} dollars per GPU hour", "",
+             "| | " + " | ".join(f"batch {b}" for b in batches) + " |", "|---" * (len(batches) + 1) + "|"]
+    rates = {}
+    for r in rows:
+        rates.setdefault(f"{r['shape']}, fewbit, {r['kv']} KV", {})[int(r["batch"])] = float(r["tokens_per_s"])
+    for r in rows_of(PEERS):
+        if r["shape"] in {x["shape"] for x in rows}:
+            rates.setdefault(f"{r['shape']}, {r['program']}", {})[int(r["batch"])] = float(r["tokens_per_s"])
+    for name, of in rates.items():
+        lines.append(f"| {name} | " + " | ".join(f"{price / 3600 / of[b] * 1e6:.2f}" if b in of else "-" for b in batches) + " |")
+    return "\n".join(lines)
+
+
+def table(name, price):
+    if name.startswith("linears-"):
+        return linears_table(HERE / name)
+    if name.startswith("cost-"):
+        return cost_table(HERE / name.replace("cost-", "decode-", 1), price)
+    return decode_table(HERE / name)
+
+
 def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--price", type=float, default=3.00, help="dollars per GPU hour")
+    price = parser.parse_args().price
     for readme in READMES:
         text = readme.read_text()
         for name in re.findall(r"<!-- (\S+\.csv) -->", text):
             section = re.compile(rf"<!-- {re.escape(name)} -->.*?<!-- end -->", re.S)
-            table = f"<!-- {name} -->\n{linears_table(HERE / name)}\n<!-- end -->"
-            text = section.sub(lambda _: table, text, count=1)
+            filled = f"<!-- {name} -->\n{table(name, price)}\n<!-- end -->"
+            text = section.sub(lambda _: filled, text, count=1)
         readme.write_text(text)
 
 

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "gtest/gtest.h"
+#include "kernels/cpu/linear.h"
 #include "nlohmann/json.hpp"
 #include "runtime/cuda/upload.h"
 #include "tests/npy.h"
@@ -31,6 +32,24 @@ std::unique_ptr<Model> LoadTestModel(const std::string& directory) {
   auto model = LoadModel(directory);
   EXPECT_TRUE(model.ok()) << model.status();
   return model.ok() ? *std::move(model) : nullptr;
+}
+
+DenseTwin::DenseTwin(const Model& packed) {
+  model.spec = packed.spec;
+  model.embedding = packed.embedding;
+  model.head = packed.head;
+  model.final_norm = packed.final_norm;
+  model.layers = packed.layers;
+  for (LayerWeights& layer : model.layers) {
+    for (Matrix& w : layer.linears) {
+      const int rows = MatrixRows(w), cols = MatrixCols(w);
+      std::vector<float>& to = values.emplace_back(static_cast<size_t>(rows) * cols);
+      for (int r = 0; r < rows; ++r) {
+        cpu::DequantizeRow(w, r, &to[static_cast<size_t>(r) * cols]);
+      }
+      w = DenseMatrix{to.data(), DType::kF32, rows, cols};
+    }
+  }
 }
 
 Golden LoadGolden(const std::string& name) {

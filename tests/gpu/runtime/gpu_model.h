@@ -2,6 +2,7 @@
 // them. Folders come from the environment (run.sh sets it), else from the source tree.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,6 +29,14 @@ Golden LoadGolden(const std::string& name);
 
 // Fails the test and returns null if it cannot be read.
 std::unique_ptr<Model> LoadTestModel(const std::string& directory);
+
+// The same model with float32 linear layers that hold the packed ones' values: what it computes has
+// no rounding but float's.
+struct DenseTwin {
+  explicit DenseTwin(const Model& packed);
+  Model model;
+  std::deque<std::vector<float>> values;
+};
 
 // Small limits; fails the test and returns null on an error.
 CudaOptions SmallCudaOptions();
