@@ -5,3 +5,5 @@ target_link_libraries(bench_server PRIVATE fewbit_server fewbit_fake_executor)
 # The harness and the imaginary GPU are made in tests/server, which comes later; names of targets may.
 add_executable(bench_scrape ${CMAKE_CURRENT_LIST_DIR}/bench_scrape.cc)
 target_link_libraries(bench_scrape PRIVATE fewbit_server_testing fewbit_fake_nvml GTest::gtest)
+add_executable(bench_sensors ${CMAKE_CURRENT_LIST_DIR}/bench_sensors.cc)
+target_link_libraries(bench_sensors PRIVATE fewbit_server)

@@ -57,7 +57,7 @@ def formatted(value, unit, decimals=None):
         return f'{number} °C'
     if unit == 'reqps':
         return f'{number} req/s'
-    return f"{number} {unit.removeprefix('suffix:')}" if unit.startswith('suffix:') else number
+    return f"{number} {unit.removeprefix('suffix:').strip()}" if unit.startswith('suffix:') else number
 
 
 def legend_of(target, labels):
