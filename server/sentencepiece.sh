@@ -77,7 +77,8 @@ download() {
 name=$(basename "$dsc" .dsc)
 say "building ${name/_/ } (a minute on two cores)"
 # Debian builds shared libraries only, by a patch: it is taken back. One header names the bundled protobuf by its path: that path is
-# made to mean the system's. Every step is chained, because bash ignores 'set -e' in a function that is tested.
+# made to mean the system's. The option for the system's has another name from 0.2 on (Ubuntu 24.04): each version ignores the other's.
+# Every step is chained, because bash ignores 'set -e' in a function that is tested.
 build() {
   local no_static=debian/patches/disable-static-library.patch system launcher=
   system=$(find /usr/include /usr/local/include -path '*/google/protobuf/message_lite.h' -print -quit 2> /dev/null)
@@ -87,7 +88,7 @@ build() {
     rm -rf third_party/protobuf-lite/google &&
     ln -s "${system%/protobuf/message_lite.h}" third_party/protobuf-lite/google &&
     cmake -G Ninja -S . -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DCMAKE_POSITION_INDEPENDENT_CODE=ON \
-      -DCMAKE_CXX_COMPILER_LAUNCHER="$launcher" -DSPM_ENABLE_SHARED=OFF -DSPM_USE_BUILTIN_PROTOBUF=OFF \
+      -DCMAKE_CXX_COMPILER_LAUNCHER="$launcher" -DSPM_ENABLE_SHARED=OFF -DSPM_USE_BUILTIN_PROTOBUF=OFF -DSPM_PROTOBUF_PROVIDER=package \
       -DSPM_ENABLE_TCMALLOC=OFF &&
     cmake --build "$work/build" --target sentencepiece-static
 }

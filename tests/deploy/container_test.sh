@@ -15,7 +15,7 @@ set -euo pipefail
 self=$(realpath "$0")
 cd "$(dirname "$self")/../.."
 . deploy/common.sh
-. tests/deploy/debian_base.sh
+. tests/deploy/containers.sh
 
 target=cpu toolkit=/usr/local/cuda base_file='' build=1
 for argument in "$@"; do
@@ -38,23 +38,7 @@ work=$PWD/build/container
 port=18033 metrics_port=18034
 drain_seconds=1
 limit_mb=150
-mkdir -p "$work/tmp"
-# Storage of our own: images of this machine are neither seen nor changed.
-cat > "$work/storage.conf" << TEXT
-[storage]
-driver = "overlay"
-graphroot = "$work/storage"
-runroot = "$work/run"
-TEXT
-cat > "$work/containers.conf" << TEXT
-[containers]
-default_ulimits = ["nofile=20000:20000", "nproc=10000:10000"]
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "runc"
-TEXT
-export CONTAINERS_STORAGE_CONF=$work/storage.conf CONTAINERS_CONF=$work/containers.conf TMPDIR=$work/tmp
+containers "$work"
 export BUILDAH_ISOLATION=chroot BUILDAH_LAYERS=true BUILDAH_FORMAT=docker
 
 container=

@@ -23,3 +23,23 @@ expect() {
   [[ $2 == $3 ]] || die "$1 is '$2', not '$3'"
   say "ok: $1 is $2"
 }
+
+# containers DIR: settings for buildah, podman and runc, with storage of its own in DIR: images of this machine are neither seen nor changed.
+containers() {
+  mkdir -p "$1/tmp"
+  cat > "$1/storage.conf" << TEXT
+[storage]
+driver = "overlay"
+graphroot = "$1/storage"
+runroot = "$1/run"
+TEXT
+  cat > "$1/containers.conf" << TEXT
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=10000:10000"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+TEXT
+  export CONTAINERS_STORAGE_CONF=$1/storage.conf CONTAINERS_CONF=$1/containers.conf TMPDIR=$1/tmp
+}
