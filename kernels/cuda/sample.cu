@@ -11,8 +11,6 @@ constexpr float kLargestLogit = 1e30f;  // as runtime/row_sampler.cc
 constexpr float kMaskedLogit = -1e31f;
 constexpr float kInfinity = __builtin_inff();
 
-constexpr int kMaxGroupBlocks = 8;
-
 __device__ __forceinline__ float Clamp(float x) {
   return fminf(fmaxf(x, -kLargestLogit), kLargestLogit);
 }

@@ -25,7 +25,7 @@ status=0
 "$build/bin/fewbit-gpu-test" || status=1
 "$build/bin/fewbit-gpu-runtime-test" || status=1
 
-reduced='LinearGpu.ManyOutliersInOneTile:LinearGpu.ZeroAndNonFiniteActivations:LinearGpu.ReducedSet*'
+reduced='LinearGpu.ManyOutliersInOneTile:LinearGpu.ZeroAndNonFiniteActivations:*.ReducedSet*'
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     if compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/bin/fewbit-gpu-test" \

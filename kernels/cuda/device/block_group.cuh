@@ -43,6 +43,19 @@ __device__ __forceinline__ void GroupSync() {
   __syncthreads();
 }
 
+// GroupSync in two halves, for groups of more than one block: what is done in between overlaps with
+// the other blocks.
+__device__ __forceinline__ void GroupArrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void GroupAwait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+
 // The same variable in the shared memory of block `rank` of the group.
 template <typename T>
 __device__ __forceinline__ const T* OfRank(const T* shared, int rank) {
@@ -76,8 +89,18 @@ struct ReduceBoard {
   uint64_t slots[2];
 };
 
-// One value per thread into one for the whole group, which every thread gets, and (for sums) what
-// the blocks before this one add up to. `turn` counts the calls.
+// What `op` makes of one shared variable of every block, in every thread; lanes read the blocks
+// side by side. `before`: of the blocks before this one.
+template <typename Op, typename T>
+__device__ __forceinline__ uint64_t GroupTotal(const T* shared, Op op, uint64_t* before = nullptr) {
+  const int lane = threadIdx.x % 32;
+  const uint64_t v = lane < GroupSize() ? static_cast<uint64_t>(*OfRank(shared, lane)) : 0;
+  if (before != nullptr) *before = WarpReduce(lane < GroupRank() ? v : 0, op);
+  return WarpReduce(v, op);
+}
+
+// One value per thread into one for the whole group, which every thread gets, and what the blocks
+// before this one make together. `turn` counts the calls.
 template <typename Op>
 __device__ uint64_t GroupReduce(uint64_t v, Op op, ReduceBoard* board, int* turn,
                                 uint64_t* before = nullptr) {
@@ -90,13 +113,7 @@ __device__ uint64_t GroupReduce(uint64_t v, Op op, ReduceBoard* board, int* turn
     if (threadIdx.x == 0) *slot = v;
   }
   GroupSync();
-  const int size = GroupSize(), rank = GroupRank();
-  uint64_t all = 0;
-  for (int r = 0; r < size; ++r) {
-    if (r == rank && before != nullptr) *before = all;
-    all = op(all, *OfRank(slot, r));
-  }
-  return all;
+  return GroupTotal(slot, op, before);
 }
 
 }  // namespace fewbit::cuda

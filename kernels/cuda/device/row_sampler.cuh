@@ -21,6 +21,7 @@ inline constexpr float kBinsPerNat = 32.0f;
 inline constexpr int kMostCandidates = kGroupThreads;
 // A segment is 128 neighbouring ids, 4 per lane; its mass is kept for finding the drawn one.
 inline constexpr int kSegment = 128;
+inline constexpr int kMaxGroupBlocks = 8;
 
 // Orders as floats do, -0 and +0 equal.
 __device__ __forceinline__ uint32_t Ordered(float x) {
@@ -68,7 +69,8 @@ struct SampleBoard {
   uint64_t cut_key, cut_mass;  // what a search has found
   uint64_t before_mass;
   uint32_t before_count, in_bin;
-  int bin, found;
+  int bin;
+  uint32_t found;  // 1 + the id, 0: not in this block
 };
 
 // One row as one block sees it.
@@ -145,7 +147,9 @@ struct RowSampler {
     for (int b = first + threadIdx.x; b < first + slice; b += kGroupThreads) {
       uint64_t bin_mass = 0;
       uint32_t bin_count = 0;
-      for (int r = 0; r < size; ++r) {
+#pragma unroll
+      for (int r = 0; r < kMaxGroupBlocks; ++r) {
+        if (r >= size) continue;
         bin_mass += *OfRank(&board->bin_mass[b], r);
         bin_count += *OfRank(&board->bin_count[b], r);
       }
@@ -178,17 +182,17 @@ struct RowSampler {
   __device__ bool FindBin(bool by_mass, uint64_t needed) {
     const int size = GroupSize(), slice = kBins / size;
     if (threadIdx.x < 32) {
-      uint64_t mass = 0, count = 0;
-      int owner = 0;
-      for (; owner < size; ++owner) {
-        const uint64_t m = *OfRank(&board->slice_mass, owner);
-        const uint64_t c = *OfRank(&board->slice_count, owner);
-        if ((by_mass ? mass + m : count + c) >= needed) break;
-        mass += m;
-        count += c;
-      }
-      if (threadIdx.x == 0) board->bin = -1;
       const int lane = threadIdx.x;
+      uint64_t mass = lane < size ? *OfRank(&board->slice_mass, lane) : 0;
+      uint64_t count = lane < size ? *OfRank(&board->slice_count, lane) : 0;
+      const uint64_t mass_here = mass, count_here = count;
+      mass = InclusiveSum(mass);
+      count = InclusiveSum(count);
+      const uint32_t owners = __ballot_sync(~0u, lane < size && (by_mass ? mass : count) >= needed);
+      const int owner = owners == 0 ? size : __ffs(owners) - 1;
+      mass = __shfl_sync(~0u, mass - mass_here, owner & 31);
+      count = __shfl_sync(~0u, count - count_here, owner & 31);
+      if (threadIdx.x == 0) board->bin = -1;
       for (int b = owner * slice; owner < size && b < (owner + 1) * slice; b += 32) {
         const uint64_t m = *OfRank(&board->bin_mass[b + lane], owner);
         const uint64_t c = *OfRank(&board->bin_count[b + lane], owner);
@@ -231,15 +235,15 @@ struct RowSampler {
       board->candidates[atomicAdd(&board->num_candidates, 1u)] = {KeyOf(x, i), weigh.Mass(x)};
     });
     GroupSync();
-    int n = 0;
-    for (int r = 0; r < GroupSize(); ++r) {
-      const int from_r = *OfRank(&board->num_candidates, r);
-      if (static_cast<int>(threadIdx.x) < from_r) {
-        board->gathered[n + threadIdx.x] = *OfRank(&board->candidates[threadIdx.x], r);
-      }
-      n += from_r;
+    uint64_t first;
+    const int n = static_cast<int>(GroupTotal(&board->num_candidates, TakeSum(), &first));
+    // Every block writes its own candidates to all of them.
+    for (int i = threadIdx.x; i < static_cast<int>(board->num_candidates) * GroupSize();
+         i += kGroupThreads) {
+      const int r = i % GroupSize(), mine = i / GroupSize();
+      *const_cast<Candidate*>(OfRank(&board->gathered[first + mine], r)) = board->candidates[mine];
     }
-    GroupSync();  // the lists may be filled anew after this
+    GroupSync();  // written everywhere, and the lists may be filled anew
     return n;
   }
 
@@ -249,8 +253,7 @@ struct RowSampler {
   __device__ uint64_t Cut(const LogitRow& row, const SoftmaxWeight& weigh, bool by_mass,
                           uint64_t needed, uint64_t* kept_mass) {
     if (!FindBin(by_mass, needed)) {
-      *kept_mass = 0;
-      for (int r = 0; r < GroupSize(); ++r) *kept_mass += *OfRank(&board->slice_mass, r);
+      *kept_mass = GroupTotal(&board->slice_mass, TakeSum());
       return 0;
     }
     if (board->in_bin > kMostCandidates)
@@ -336,7 +339,7 @@ struct RowSampler {
   // Follows a Sum with the same arguments.
   template <typename F>
   __device__ int Locate(const LogitRow& row, const F& mass, uint64_t target) {
-    if (threadIdx.x == 0) board->found = -1;
+    if (threadIdx.x == 0) board->found = 0;
     __syncthreads();
     const int lane = threadIdx.x, count = (row.end - row.begin + kSegment - 1) / kSegment;
     if (threadIdx.x < 32 && target >= before_) {
@@ -355,10 +358,9 @@ struct RowSampler {
       }
     }
     GroupSync();
-    int found = -1;
-    for (int r = 0; r < GroupSize(); ++r) found = max(found, *OfRank(&board->found, r));
+    const uint64_t found = GroupTotal(&board->found, TakeMax());
     GroupSync();  // board->found may change after this
-    return found;
+    return static_cast<int>(found) - 1;
   }
 
   template <typename F>
@@ -372,7 +374,7 @@ struct RowSampler {
     for (int j = i; j < min(i + 4, row.end); ++j) {
       running += mass(j, row.x[j]);
       if (running > target) {
-        board->found = j;
+        board->found = j + 1;
         return;
       }
     }
@@ -388,7 +390,7 @@ struct RowSampler {
       if (cut_k) {
         cut = Cut(row, weigh, false, p.top_k, &mass);
       } else {
-        for (int r = 0; r < GroupSize(); ++r) mass += *OfRank(&board->slice_mass, r);
+        mass = GroupTotal(&board->slice_mass, TakeSum());
       }
       if (p.top_p < 1.0f) {
         const double share = static_cast<double>(p.top_p) * static_cast<double>(mass);
