@@ -27,6 +27,7 @@ struct CudaOptions {
   kv::KvType kv_type = kv::KvType::kF16;
   int lm_head_bits = 0;  // 16, 8, 4; 0: as the checkpoint has it
   bool graphs = true;    // false: every step is launched kernel by kernel
+  bool profile = false;  // one step in flight, no graphs, an event behind every launch: OpClock
 };
 
 // UNAVAILABLE with the reason if GPU `device` cannot run our kernels.

@@ -102,6 +102,7 @@ struct CudaExecutor::Impl {
   uint32_t* counts = nullptr;             // [slots, V]
   cuda::SampleResult* results = nullptr;  // [max_step_tokens]
 
+  std::unique_ptr<OpClock> clock;  // null: no profile
   std::array<Flight, kStepsInFlight> flights;
   uint64_t launched = 0, collected = 0;
   std::atomic<double> device_seconds{0.0};
@@ -146,13 +147,13 @@ absl::Status CudaExecutor::Impl::Start(const CudaOptions& options) {
   absl::Status status = FromCuda(cuda::ReadDeviceProps(options.device, &props), "ReadDeviceProps");
   if (!status.ok()) return status;
   device = options.device;
-  graphs = options.graphs;
+  graphs = options.graphs && !options.profile;
   info.vocab_size = spec.vocab_size;
   info.max_context = options.max_context > 0 ? options.max_context : spec.max_context;
   info.max_step_tokens = options.max_step_tokens;
   info.max_sequences = options.max_sequences;
   info.block_tokens = kv::kBlockTokens;
-  info.max_steps_in_flight = kStepsInFlight;
+  info.max_steps_in_flight = options.profile ? 1 : kStepsInFlight;
   info.weight_bytes = model->bytes;
   buckets = DecodeBuckets(info.max_sequences);
   replays.resize(buckets.size(), nullptr);
@@ -178,6 +179,7 @@ absl::Status CudaExecutor::Impl::Start(const CudaOptions& options) {
   status = decoder->Start(kv.get(), info.num_blocks);
   if (!status.ok()) return status;
   status = FromCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  if (options.profile) clock = std::make_unique<OpClock>(stream);
   for (Flight& flight : flights) {
     if (status.ok()) status = FromCuda(cudaEventCreate(&flight.begin), "cudaEventCreate");
     if (!status.ok()) return status;
@@ -317,6 +319,7 @@ absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(
 
 const ExecutorInfo& CudaExecutor::info() const { return impl_->info; }
 const DeviceMemoryUse& CudaExecutor::memory() const { return impl_->use; }
+OpClock* CudaExecutor::clock() const { return impl_->clock.get(); }
 double CudaExecutor::device_seconds() const {
   return impl_->device_seconds.load(std::memory_order_relaxed);
 }
@@ -331,6 +334,7 @@ StepHandle CudaExecutor::Launch(const ForwardBatch& batch) {
   flight.rows = static_cast<int32_t>(batch.samples.size());
   flight.place.step = impl.launched;
   flight.place.layer = -1;
+  flight.place.clock = impl.clock.get();
   flight.place.view = layout.View(impl.input, impl.last_ids);
   StepPlace* const place = &flight.place;
   place->Check(cudaSetDevice(impl.device), "cudaSetDevice");
@@ -365,7 +369,9 @@ absl::Status CudaExecutor::Collect(StepHandle handle, StepResult* result) {
       << "no such step is running";
   Flight& flight = impl.flights[impl.collected++ % kStepsInFlight];
   flight.place.layer = -1;
+  flight.place.clock = nullptr;
   flight.place.Check(cudaEventSynchronize(flight.end), "one of the kernels");
+  if (impl.clock != nullptr) impl.clock->Collect();
   float milliseconds = 0.0f;
   flight.place.Check(cudaEventElapsedTime(&milliseconds, flight.begin, flight.end),
                      "cudaEventElapsedTime");

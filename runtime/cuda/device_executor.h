@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/cuda/cuda_executor.h"
 #include "runtime/cuda/device_model.h"
+#include "runtime/cuda/op_clock.h"
 
 namespace fewbit {
 
@@ -36,6 +37,7 @@ class CudaExecutor : public Executor {
   absl::Status Collect(StepHandle handle, StepResult* result) override;
 
   const DeviceMemoryUse& memory() const;
+  OpClock* clock() const;  // null without CudaOptions::profile
 
   // Time that the device spent inside steps, from the first launch of each to its copy out, of all
   // steps collected so far. Thread-safe.

@@ -15,11 +15,14 @@ std::string StepPlace::Describe(const char* op, const std::string& error) const 
 }
 
 void StepPlace::Check(cudaError_t error, const char* op) const {
-  if (error != cudaSuccess) Check(std::string(cudaGetErrorString(error)), op);
+  Check(error == cudaSuccess ? std::string() : cudaGetErrorString(error), op);
 }
 
 void StepPlace::Check(const std::string& error, const char* op) const {
-  if (error.empty()) return;
+  if (error.empty()) {
+    if (clock != nullptr) clock->Mark(op);
+    return;
+  }
   std::fprintf(stderr, "%s\n", Describe(op, error).c_str());
   std::abort();
 }

@@ -28,7 +28,10 @@ struct StepMark {
 // Thread-safe: mu_; steps_ belongs to the engine thread until all requests have finished.
 class Watch : public EventSink {
  public:
-  explicit Watch(const CudaExecutor* executor) : executor_(executor) { steps_.reserve(1 << 14); }
+  // A profile begins with the first step in which `requests` sequences decode.
+  Watch(const CudaExecutor* executor, int requests) : executor_(executor), requests_(requests) {
+    steps_.reserve(1 << 14);
+  }
 
   void OnEvents(std::span<const TokenEvent> events) override {
     MutexLock lock(&mu_);
@@ -40,6 +43,8 @@ class Watch : public EventSink {
     changed_.NotifyAll();
   }
   void OnStep(const StepReport& report) override {
+    decoding_ = decoding_ || (report.prefill_tokens == 0 && report.tokens == requests_);
+    if (executor_->clock() != nullptr && !decoding_) executor_->clock()->Reset();
     steps_.push_back({Clock::now(), report, executor_->device_seconds()});
   }
 
@@ -54,6 +59,8 @@ class Watch : public EventSink {
  private:
   const CudaExecutor* const executor_;
   std::vector<StepMark> steps_;
+  const int requests_;
+  bool decoding_ = false;
   Mutex mu_;
   CondVar changed_;
   int finished_ FEWBIT_GUARDED_BY(mu_) = 0;
@@ -94,7 +101,7 @@ std::unique_ptr<Request> RandomRequest(int index, int prompt, int new_tokens, in
 // Runs `requests` requests at once; empty if one failed.
 std::vector<StepMark> RunRequests(CudaExecutor* executor, int requests, int prompt,
                                   int new_tokens) {
-  Watch watch(executor);
+  Watch watch(executor, requests);
   const ExecutorInfo& info = executor->info();
   EngineOptions options;
   options.max_running = std::min(info.max_sequences, requests);
@@ -129,7 +136,7 @@ class Bench {
       for (const int batch : options_.batches) {
         if (!Decode(kv, batch)) return 1;
       }
-      if (options_.prefill > 0 && !Prefill(kv)) return 1;
+      if (options_.prefill > 0 && !options_.profile && !Prefill(kv)) return 1;
       executor_.reset();
     }
     return 0;
@@ -146,6 +153,7 @@ class Bench {
     options.max_context = std::min(
         spec_.max_context, std::max(options_.context + options_.steps + 64, options_.prefill + 16));
     options.graphs = options_.graphs;
+    options.profile = options_.profile;
     options.memory_utilization = 0.95;
     auto model = MakeRandomModel(spec_, options_.mix, options_.lm_head_bits);
     if (!model.ok()) return Fail(model.status());
@@ -170,6 +178,7 @@ class Bench {
     const int new_tokens = options_.steps + kWarmUp + early + 4;
     const int prompt = std::max(1, options_.context - options_.steps / 2 - kWarmUp - early);
     const std::vector<StepMark> steps = RunRequests(executor_.get(), batch, prompt, new_tokens);
+    if (options_.profile && !steps.empty()) return PrintProfile(batch);
     int seen = 0;
     const Rate rate = RateOf(steps, [&](const StepMark& step) {
       const bool decoding = step.report.prefill_tokens == 0 && step.report.tokens == batch;
@@ -184,6 +193,21 @@ class Bench {
                                "busy %.1f %%\n",
                 gpu_.c_str(), date_.c_str(), FEWBIT_COMMIT, spec_.family.c_str(), batch,
                 options_.context, kv.c_str(), rate.tokens_per_second, 100.0 * rate.busy);
+    std::fflush(stdout);
+    return true;
+  }
+
+  bool PrintProfile(int batch) const {
+    const OpClock& clock = *executor_->clock();
+    double all = 0.0;
+    for (const auto& [op, total] : clock.totals()) all += total.seconds;
+    std::printf("%s, batch %d: one decode step, launches one after the other: %.1f us\n",
+                spec_.family.c_str(), batch, 1e6 * all / clock.steps());
+    for (const auto& [op, total] : clock.totals()) {
+      std::printf("  %-36s %8.1f us  %4.1f %%  %3d x %.2f us\n", op.c_str(),
+                  1e6 * total.seconds / clock.steps(), 100.0 * total.seconds / all,
+                  total.launches / clock.steps(), 1e6 * total.seconds / total.launches);
+    }
     std::fflush(stdout);
     return true;
   }

@@ -21,6 +21,7 @@ struct DecodeOptions {
   WeightMix mix;
   bool csv = false;
   bool graphs = true;
+  bool profile = false;  // prints where a decode step's time goes instead of rates
 };
 
 // 0, 1 if a measurement failed, or 2 for options that cannot be served.
