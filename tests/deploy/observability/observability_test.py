@@ -109,6 +109,16 @@ class Contents(unittest.TestCase):
                 self.assertLessEqual(set(re.findall(r'\bfewbit:[a-z0-9_:]+', expression)), recorded)
         self.assertEqual(unknown_metrics('rate(fewbit_nothing_total[5m]) + fewbit_step_seconds', known), {'fewbit_nothing_total'})
 
+    def test_documents_name_metrics_that_exist(self):
+        known = table()
+        builds = [path.read_text(encoding='utf-8') for path in (ROOT / 'server').rglob('*') if path.name == 'CMakeLists.txt' or
+                  path.suffix == '.cmake']
+        libraries = set(re.findall(r'add_library\((\w+)', ' '.join(builds)))
+        for path in (ROOT / 'README.md', *sorted((ROOT / 'deploy').rglob('*.md')), *sorted((ROOT / 'server').rglob('*.md'))):
+            named = set(re.findall(r'`(fewbit_[a-z0-9_]+)(?:[{`]|\[)', path.read_text(encoding='utf-8')))
+            named |= set(re.findall(r'\((fewbit_[a-z0-9_]+)[{\[]', path.read_text(encoding='utf-8')))
+            self.assertEqual({name for name in named - libraries if unknown_metrics(name, known)}, set(), path.name)
+
     def test_counters_are_used_as_counters_and_gauges_as_gauges(self):
         known = table()
         for rule in RULES:
