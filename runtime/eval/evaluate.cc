@@ -8,9 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/eval/sequence_runner.h"
+#include "runtime/eval/windows.h"
 
 namespace fewbit {
-namespace {
 
 absl::Status CheckIds(std::span<const TokenId> ids, int vocab_size, const char* what) {
   for (size_t i = 0; i < ids.size(); ++i) {
@@ -21,6 +21,8 @@ absl::Status CheckIds(std::span<const TokenId> ids, int vocab_size, const char* 
   }
   return absl::OkStatus();
 }
+
+namespace {
 
 absl::Status Annotated(const char* which, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(which, ": ", status.message()));
@@ -118,26 +120,14 @@ absl::StatusOr<TextScore> ScoreText(const Model& model, const Model* reference,
                                     std::span<const TokenId> text, const TextOptions& options,
                                     ThreadTeam* team, const std::function<void(int, int)>& progress,
                                     const std::atomic<bool>* stop) {
-  if (options.context < 2) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("context is ", options.context, ", below 2 tokens"));
-  }
   if (reference != nullptr && reference->spec.vocab_size != model.spec.vocab_size) {
     return absl::InvalidArgumentError(absl::StrCat("the model has a vocabulary of ",
                                                    model.spec.vocab_size, ", the reference one of ",
                                                    reference->spec.vocab_size));
   }
-  absl::Status status = CheckIds(text, model.spec.vocab_size, "text");
-  if (!status.ok()) return status;
-  const bool with_bos = ToInt(model.spec.bos) >= 0;
-  const size_t stride = static_cast<size_t>(options.context) - (with_bos ? 1 : 0);
-  size_t windows = text.size() / stride;
-  const size_t window_text = windows > 0 ? stride : text.size();
-  if (window_text < (with_bos ? 1 : 2)) {
-    return absl::InvalidArgumentError("the text is empty: there is no token to predict");
-  }
-  windows = std::max<size_t>(windows, 1);
-  if (options.max_windows > 0) windows = std::min<size_t>(windows, options.max_windows);
+  const absl::StatusOr<Windows> windows =
+      Windows::Cut(text, model.spec.bos, model.spec.vocab_size, options);
+  if (!windows.ok()) return windows.status();
 
   auto runner = SequenceRunner::Create(&model, team, options.context);
   if (!runner.ok()) return runner.status();
@@ -149,23 +139,21 @@ absl::StatusOr<TextScore> ScoreText(const Model& model, const Model* reference,
   }
   Sums sums;
   std::vector<TokenId> window;
-  for (size_t w = 0; w < windows; ++w) {
+  for (size_t w = 0; w < windows->size(); ++w) {
     if (stop != nullptr && stop->load(std::memory_order_relaxed)) {
       return absl::CancelledError("stopped");
     }
-    if (progress) progress(static_cast<int>(w), static_cast<int>(windows));
-    window.clear();
-    if (with_bos) window.push_back(model.spec.bos);
-    const std::span<const TokenId> part = text.subspan(w * stride, window_text);
-    window.insert(window.end(), part.begin(), part.end());
-    status = ScoreWindow(window, runner->get(), reference_runner.get(), team, &sums);
+    if (progress) progress(static_cast<int>(w), static_cast<int>(windows->size()));
+    windows->Get(w, &window);
+    const absl::Status status =
+        ScoreWindow(window, runner->get(), reference_runner.get(), team, &sums);
     if (!status.ok()) return status;
   }
   const double tokens = static_cast<double>(sums.tokens);
   TextScore score;
   score.tokens = sums.tokens;
-  score.windows = static_cast<int>(windows);
-  score.stride = static_cast<int>(stride);
+  score.windows = static_cast<int>(windows->size());
+  score.stride = static_cast<int>(windows->stride());
   score.nll = sums.nll / tokens;
   score.perplexity = std::exp(score.nll);
   if (reference != nullptr) {

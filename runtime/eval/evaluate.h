@@ -16,6 +16,9 @@
 
 namespace fewbit {
 
+// INVALID_ARGUMENT names the first id outside the vocabulary; `what` they belong to.
+absl::Status CheckIds(std::span<const TokenId> ids, int vocab_size, const char* what);
+
 struct TextOptions {
   int context = 512;    // tokens per window, BOS included
   int max_windows = 0;  // 0: all

@@ -2,6 +2,7 @@
 // checkpoint that fewbit serves.
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,8 +14,10 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "nlohmann/json.hpp"
+#include "runtime/device.h"
 #include "runtime/eval/evaluate.h"
 #include "runtime/eval/npy.h"
+#include "runtime/eval/score_as_served.h"
 #include "runtime/weights/canary.h"
 #include "server/tokenizer.h"
 #include "server/tools/tool.h"
@@ -34,6 +37,12 @@ ABSL_FLAG(std::string, prompt_ids, "", "prompt as token ids, e.g. 5,9,12; taken 
 ABSL_FLAG(int, greedy, 24, "tokens to continue the prompt with, the most likely one each time");
 ABSL_FLAG(std::string, logits, "",
           "write the logits of the prompt's tokens here: .npy, float32 [tokens, vocabulary]");
+ABSL_FLAG(std::string, device, "cpu", "cpu, cuda, cuda:N or auto: where a text is scored");
+ABSL_FLAG(std::string, kv_type, "",
+          "score a text with this KV cache: f16 or f32 on the CPU; f16, bf16 or i8 on a GPU; "
+          "default: f32 on the CPU, f16 on a GPU");
+ABSL_FLAG(int, lm_head_bits, 0,
+          "on a GPU: score a text with the output layer rounded to 16, 8 or 4 bits; 0: as it is");
 ABSL_FLAG(bool, write_canary, false,
           "with a text: write canary.json into --model, how likely the text's first 64 tokens are "
           "under it; fewbit-server then computes them again before it serves");
@@ -46,6 +55,9 @@ namespace {
 constexpr char kName[] = "fewbit-eval";
 constexpr int kMaxThreads = 1024;
 constexpr int kCanaryTokens = 64;  // BOS included
+// As served:
+constexpr int kWindowsAtATime = 8;
+constexpr int kStepTokens = 2048;
 
 absl::StatusOr<std::vector<TokenId>> ParseIds(const std::string& list) {
   std::vector<TokenId> ids;
@@ -116,6 +128,29 @@ absl::Status WriteCanaryOf(const Model& model, const std::vector<TokenId>& text,
   return WriteCanary(absl::GetFlag(FLAGS_model), canary);
 }
 
+// Not on the CPU with an exact KV cache, but as fewbit-server would have it.
+bool AsServed() {
+  return absl::GetFlag(FLAGS_device) != "cpu" || !absl::GetFlag(FLAGS_kv_type).empty();
+}
+
+absl::StatusOr<TextScore> ScoreServed(const Model& model, const std::vector<TokenId>& text,
+                                      const TextOptions& options,
+                                      const std::function<void(int, int)>& progress,
+                                      const StopSignal& stop) {
+  DeviceOptions device;
+  device.device = absl::GetFlag(FLAGS_device);
+  device.threads = absl::GetFlag(FLAGS_threads);
+  device.lm_head_bits = absl::GetFlag(FLAGS_lm_head_bits);
+  if (!absl::GetFlag(FLAGS_kv_type).empty()) device.kv_type = absl::GetFlag(FLAGS_kv_type);
+  device.max_sequences = kWindowsAtATime;
+  device.max_step_tokens = kStepTokens;
+  // A window, and the token that every request must ask for.
+  device.max_context = std::min(options.context + 1, model.spec.max_context);
+  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateExecutor(&model, device);
+  if (!executor.ok()) return executor.status();
+  return ScoreTextAsServed(executor->get(), model.spec.bos, text, options, progress, stop.flag());
+}
+
 absl::Status EvaluateText(const Model& model, ThreadTeam* team, const StopSignal& stop) {
   const std::string text_path = absl::GetFlag(FLAGS_text);
   const std::string reference_dir = absl::GetFlag(FLAGS_reference);
@@ -138,7 +173,8 @@ absl::Status EvaluateText(const Model& model, ThreadTeam* team, const StopSignal
   const TextOptions options{.context = absl::GetFlag(FLAGS_context),
                             .max_windows = absl::GetFlag(FLAGS_max_windows)};
   absl::StatusOr<TextScore> score =
-      ScoreText(model, reference.get(), *ids, options, team, show, stop.flag());
+      AsServed() ? ScoreServed(model, *ids, options, show, stop)
+                 : ScoreText(model, reference.get(), *ids, options, team, show, stop.flag());
   line.End();
   if (!score.ok()) return score.status();
   PrintScore(model, *score, reference != nullptr);
@@ -208,6 +244,15 @@ absl::Status CheckFlags() {
   if (!text && !absl::GetFlag(FLAGS_reference).empty()) {
     return absl::InvalidArgumentError("--reference goes with --text or --text_ids");
   }
+  if (AsServed() &&
+      (!text || !absl::GetFlag(FLAGS_reference).empty() || absl::GetFlag(FLAGS_write_canary))) {
+    return absl::InvalidArgumentError(
+        "--device other than cpu and --kv_type score a text, without --reference and "
+        "--write_canary");
+  }
+  if (absl::Status status = CheckDeviceName(absl::GetFlag(FLAGS_device)); !status.ok()) {
+    return status;
+  }
   if (!text && absl::GetFlag(FLAGS_write_canary)) {
     return absl::InvalidArgumentError("--write_canary goes with --text or --text_ids");
   }
@@ -230,10 +275,12 @@ absl::Status Run(int argc, char** argv) {
        .summary =
            "fewbit-eval: measures a checkpoint, quantized or not.\n\n"
            "  fewbit-eval --model=DIR --text=FILE [--context=512] [--reference=DIR] [--json]\n"
+           "  fewbit-eval --model=DIR --text=FILE --device=cuda [--kv_type=i8] [--json]\n"
            "  fewbit-eval --model=DIR --prompt=TEXT [--greedy=24] [--logits=FILE] [--json]\n"
            "  fewbit-eval --model=DIR --text=FILE --write_canary\n",
        .flags = {"model", "text", "text_ids", "context", "max_windows", "reference", "prompt",
-                 "prompt_ids", "greedy", "logits", "write_canary", "json", "threads"}});
+                 "prompt_ids", "greedy", "logits", "device", "kv_type", "lm_head_bits",
+                 "write_canary", "json", "threads"}});
   if (status.ok()) status = CheckFlags();
   if (!status.ok()) return status;
   absl::StatusOr<std::unique_ptr<Model>> model = LoadModel(absl::GetFlag(FLAGS_model));

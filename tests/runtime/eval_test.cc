@@ -8,8 +8,10 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "runtime/cpu_executor.h"
 #include "runtime/eval/evaluate.h"
 #include "runtime/eval/npy.h"
+#include "runtime/eval/score_as_served.h"
 #include "tests/runtime/checkpoint_files.h"
 
 namespace fewbit {
@@ -44,6 +46,71 @@ double GoldenNll(const Golden& golden, int row, TokenId target) {
 }
 
 std::string Message(const absl::Status& status) { return std::string(status.message()); }
+
+// A text of the golden prompt, again and again.
+std::vector<TokenId> LongText(const Golden& golden, size_t tokens) {
+  std::vector<TokenId> text;
+  while (text.size() < tokens) text.push_back(golden.prompt[text.size() % golden.prompt.size()]);
+  return text;
+}
+
+TEST(ScoreAsServedTest, IsWhatTheDecoderSaysWindowByWindow) {
+  for (const char* name : {"llama2", "chatglm2"}) {
+    const Golden golden = LoadGolden(name);
+    const std::vector<TokenId> text = LongText(golden, 333);
+    const TextOptions options{.context = 24, .max_windows = 0};
+    ThreadTeam team(2);
+    const auto exact = ScoreText(*golden.model, nullptr, text, options, &team, {}, nullptr);
+    ASSERT_TRUE(exact.ok()) << exact.status();
+    CpuExecutorOptions device;
+    device.threads = 2;
+    device.max_sequences = 3;
+    device.max_step_tokens = 50;
+    device.kv_type = kv::KvType::kF32;
+    auto executor = CpuExecutor::Create(golden.model.get(), device);
+    ASSERT_TRUE(executor.ok()) << executor.status();
+    int reported = 0;
+    const auto served = ScoreTextAsServed(
+        executor->get(), golden.model->spec.bos, text, options,
+        [&](int done, int total) {
+          EXPECT_EQ(done, reported++);
+          EXPECT_EQ(total, exact->windows);
+        },
+        nullptr);
+    ASSERT_TRUE(served.ok()) << served.status();
+    EXPECT_EQ(served->tokens, exact->tokens);
+    EXPECT_EQ(served->windows, exact->windows);
+    EXPECT_EQ(served->stride, exact->stride);
+    EXPECT_NEAR(served->nll, exact->nll, 1e-4) << name;
+    EXPECT_NEAR(served->perplexity, std::exp(served->nll), 1e-9);
+    EXPECT_EQ(reported, exact->windows);
+  }
+}
+
+TEST(ScoreAsServedTest, RefusesAndStops) {
+  const Golden golden = LoadGolden("llama2");
+  CpuExecutorOptions device;
+  device.threads = 1;
+  device.max_sequences = 2;
+  device.max_step_tokens = 8;
+  device.max_context = 16;
+  auto executor = CpuExecutor::Create(golden.model.get(), device);
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  const std::vector<TokenId> text = LongText(golden, 64);
+  const TokenId bos = golden.model->spec.bos;
+  const auto score = [&](const std::vector<TokenId>& ids, int context, bool stopped) {
+    const std::atomic<bool> stop{stopped};
+    return ScoreTextAsServed(executor->get(), bos, ids, {.context = context, .max_windows = 0}, {},
+                             &stop)
+        .status();
+  };
+  EXPECT_TRUE(score(text, 15, false).ok());
+  EXPECT_THAT(Message(score(text, 16, false)), HasSubstr("more than the context of 16"));
+  EXPECT_THAT(Message(score(text, 1, false)), HasSubstr("below 2 tokens"));
+  EXPECT_THAT(Message(score({TokenId{-3}}, 8, false)), HasSubstr("text token 0 has the id -3"));
+  EXPECT_EQ(score(text, 15, true).code(), absl::StatusCode::kCancelled);
+  EXPECT_TRUE(score(text, 15, false).ok()) << "the executor is as good as new";
+}
 
 TEST(EvaluateTest, PromptGivesGoldenLogitsAndGreedyIds) {
   for (const char* name : {"llama2", "llama3", "chatglm2"}) {
