@@ -39,15 +39,10 @@ std::string Check(const AttentionDesc& d, const AttentionLimits& l, const Device
 
 constexpr size_t RoundUp(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Blocks of the decode kernel that a multiprocessor can hold, and their ring: as many blocks as the
-// registers allow while each has two KV blocks per warp in flight.
+// As many blocks on a multiprocessor as registers allow, then as many KV blocks in flight per warp
+// as fit; a warp needs two at once.
 void ChooseRing(const DeviceProps& device, AttentionPlan* p) {
   constexpr int kReserved = 1024;  // bytes that the system keeps per block
-  if (!p->bulk) {
-    p->stages = kAsyncStages;
-    p->decode_shared = DecodeShared(*p, p->stages).total;
-    return;
-  }
   const int most = p->padded_dim > 128 ? 2 : kDecodeResidency;
   for (int blocks = most; blocks >= 1; --blocks) {
     for (int stages = kMostDecodeStages; stages >= 2; --stages) {
@@ -58,11 +53,13 @@ void ChooseRing(const DeviceProps& device, AttentionPlan* p) {
       }
       p->stages = stages;
       p->decode_shared = bytes;
+      p->decode_blocks = device.multiprocessors * blocks;
       return;
     }
   }
   p->stages = 2;
   p->decode_shared = DecodeShared(*p, 2).total;
+  p->decode_blocks = device.multiprocessors;
 }
 
 void PlaceWorkspace(AttentionPlan* p) {
@@ -149,10 +146,6 @@ AttentionPlan SelectAttention(const AttentionDesc& desc, const AttentionLimits& 
               std::to_string(device.shared_per_block);
     return p;
   }
-  const int resident = static_cast<int>(std::max<size_t>(
-      1, std::min<size_t>(kDecodeResidency,
-                          device.shared_per_multiprocessor / (p.decode_shared + 1024))));
-  p.decode_blocks = device.multiprocessors * resident;
   PlaceWorkspace(&p);
   return p;
 }

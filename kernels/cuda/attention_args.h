@@ -13,20 +13,20 @@ namespace fewbit::cuda {
 inline constexpr int kDecodeWarps = 4;
 inline constexpr int kDecodeResidency =
     4;  // blocks per multiprocessor that registers leave room for
-inline constexpr int kMostDecodeStages = 4;
+inline constexpr int kMostDecodeStages = 4;  // KV blocks of a ring, at least 2
+inline constexpr int kStripeKeys = 32;       // neighbouring keys that a warp takes at once
 inline constexpr int kQueryPad = 8;  // elements behind a row of queries, against bank conflicts
 inline constexpr int kKeyTile = 64;  // keys that a prefill block takes at once
 inline constexpr int kMaxRegisterQueryDim = 128;  // of a prefill block's queries in registers
 
-// A decoded token and one run of its keys.
+// A decoded token. The list has one entry per run of its keys, all alike, so that dividing the
+// number of a unit (a run of one head part) by the head parts of a token leads to an entry of its
+// token. A token's units are ordered by head part, then by run.
 struct alignas(16) DecodeItem {
   int32_t sequence = 0;
-  int32_t token = 0;      // row of the step
-  int32_t key_begin = 0;  // a multiple of 16
-  int32_t key_end = 0;
-  int32_t split = 0;
+  int32_t token = 0;  // row of the step
   int32_t kv_len = 0;
-  int32_t unused[2] = {};
+  int32_t base = 0;  // first entry of the token
 };
 
 // Up to kQueryTile rows of one sequence.

@@ -15,6 +15,8 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kTileChannels = 512;
+constexpr int kAtOnce = 8;
+constexpr float kNoRun = -1e30f;  // the maximum of a run that is not there
 
 struct CombineArgs {
   LinearInput out;
@@ -32,37 +34,43 @@ __device__ __forceinline__ void AddScaled(float4* sum, const float4& x, float fa
   sum->w = __fmaf_rn(x.w, factor, sum->w);
 }
 
-// 4 channels of a decoded row.
-__device__ float4 CombineRuns(const CombineArgs& a, int sequence, int channel) {
+// 4 channels of a decoded row. Runs are loaded 8 at a time, all before the first is used.
+__device__ float4 CombineRuns(const CombineArgs& a, int sequence, int splits, int channel) {
   const int head = channel / a.head_dim, d = channel - head * a.head_dim;
-  const int kv_len = a.kv_len[sequence];
-  const int splits = SplitCount(kv_len - FirstKey(kv_len, a.window));
   const size_t row = (static_cast<size_t>(sequence) * a.num_heads + head) * a.max_splits;
   const float2* sums = a.partial_sums + row;
   const float* partials = a.partials + row * a.padded_dim + d;
-  float top = sums[0].x;
+  float2 s[kAtOnce];
+  float4 x[kAtOnce];
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      s[i] = make_float2(kNoRun, 0);
+      x[i] = make_float4(0, 0, 0, 0);
+      if (first + i >= splits) continue;
+      s[i] = sums[first + i];
+      x[i] = *reinterpret_cast<const float4*>(partials + (first + i) * a.padded_dim);
+    }
+  };
+  load(0);
+  float top = s[0].x;
+#pragma unroll
+  for (int i = 1; i < kAtOnce; ++i) top = fmaxf(top, s[i].x);
 #pragma unroll 8
-  for (int i = 1; i < splits; ++i) top = fmaxf(top, sums[i].x);
+  for (int i = kAtOnce; i < splits; ++i) top = fmaxf(top, sums[i].x);
   float4 value = make_float4(0, 0, 0, 0);
   float sum = 0;
-#pragma unroll 8
-  for (int i = 0; i < splits; ++i) {
-    const float2 s = sums[i];
-    const float factor = exp2f(s.x - top);
-    AddScaled(&value, *reinterpret_cast<const float4*>(partials + i * a.padded_dim), factor);
-    sum = __fmaf_rn(s.y, factor, sum);
+  for (int first = 0; first < splits; first += kAtOnce) {
+    if (first > 0) load(first);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float factor = exp2f(s[i].x - top);
+      AddScaled(&value, x[i], factor);
+      sum = __fmaf_rn(s[i].y, factor, sum);
+    }
   }
   const float scale = __fdiv_rn(1.0f, sum);
   return make_float4(value.x * scale, value.y * scale, value.z * scale, value.w * scale);
-}
-
-// 4 channels of any row; zeros for padding.
-__device__ __forceinline__ float4 LoadChannels(const CombineArgs& a, int token, int sequence,
-                                               bool decoded, int channel) {
-  if (sequence < 0) return make_float4(0, 0, 0, 0);
-  if (decoded) return CombineRuns(a, sequence, channel);
-  const int64_t cols = a.num_heads * a.head_dim;
-  return *reinterpret_cast<const float4*>(a.attended + token * cols + channel);
 }
 
 // The source channel of this thread's 4 channels of a tile, or -1.
@@ -96,11 +104,22 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant_
   } else if (channel >= cols) {
     channel = -1;
   }
-  WaitForPreviousKernels();
+  // The step's arrays are older than the kernel before this one.
   const int sequence = a.sequence_of[token];
-  const bool decoded = sequence >= 0 && a.q_start[sequence + 1] - a.q_start[sequence] == 1;
+  bool decoded = false;
+  int splits = 0;
+  if (sequence >= 0 && a.q_start[sequence + 1] - a.q_start[sequence] == 1) {
+    decoded = true;
+    const int kv_len = a.kv_len[sequence];
+    splits = SplitCount(kv_len - FirstKey(kv_len, a.window));
+  }
+  WaitForPreviousKernels();
   float4 value = make_float4(0, 0, 0, 0);
-  if (channel >= 0) value = LoadChannels(a, token, sequence, decoded, channel);
+  if (channel >= 0 && sequence >= 0) {
+    value = decoded ? CombineRuns(a, sequence, splits, channel)
+                    : *reinterpret_cast<const float4*>(a.attended +
+                                                       static_cast<size_t>(token) * cols + channel);
+  }
   if (plain) {
     if (channel < 0) return;
     const size_t at = static_cast<size_t>(token) * cols + channel;

@@ -2,12 +2,13 @@
 //
 //   partial[run] = sum over the run's keys of 2^(s - m) v, with m the run's maximum and s = q . k
 //
-// A block of 4 warps takes one (token, kv head, run) after another. Every warp has each fourth KV
-// block of the run and a ring of its own in shared memory, which runs ahead over the ends of items:
-// keys and values of earlier steps are asked for before the kernel before this one has finished.
-// Keys are the rows of the tensor-core products and the query heads of the group their columns
-// (S^T = K Q^T, O^T = V^T P^T), so up to 8 query heads cost what one does. The token's own key and
-// value are made here, put into the copied block and into the cache.
+// A unit of work is one run of one part of a kv head's group. Blocks of 4 warps share the units out
+// evenly, neighbouring ones to the same block, which prepares its queries once for all runs of a
+// head. Of every 128 keys a warp has 32, two KV blocks; its ring in shared memory runs ahead over
+// the ends of units: keys and values of earlier steps are asked for before the kernel before this
+// one has finished. Keys are the rows of the tensor-core products and the query heads of the group
+// their columns (S^T = K Q^T, O^T = V^T P^T), so up to 8 query heads cost what one does. The
+// token's own key and value are made here, put into the copied block and into the cache.
 //
 // Included by one file per cache type. Bytes: every key and value of the run once; per run and head
 // padded D + 2 floats out.
@@ -16,16 +17,10 @@
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/device/fragment.cuh"
 #include "kernels/cuda/device/head_row.cuh"
-#include "kernels/cuda/device/tile_ring.cuh"
+#include "kernels/cuda/device/kv_ring.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace fewbit::cuda {
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-using KvRing = TileRing<Copy::kAsync>;
-#else
-using KvRing = TileRing<Copy::kBulk>;
-#endif
 
 inline constexpr float kNoMaximum = -1e30f;  // finite: a run in which nothing is seen weighs 0
 
@@ -167,11 +162,44 @@ __device__ __forceinline__ int OutputDim(int m, bool second) {
   return kType == kv::KvType::kI8 ? 16 * m + 2 * g + second : 16 * m + g + 8 * second;
 }
 
-// The KV blocks of one warp, item after item, asked for in the order in which they are consumed.
+// One run of the keys of one part of a kv head's group.
+struct DecodeUnit {
+  DecodeItem item;
+  int head_part;      // kv head * head_parts + part
+  int split, splits;  // of the token
+  int key_begin, key_end;
+
+  static __device__ __forceinline__ DecodeUnit Load(const DecodeArgs& a, int index) {
+    const int per_run = a.num_kv_heads * a.head_parts;
+    DecodeUnit u;
+    u.item = a.items[index / per_run];
+    const int first = FirstKey(u.item.kv_len, a.window), keys = u.item.kv_len - first;
+    const int length = SplitTokens(keys), local = index - u.item.base * per_run;
+    u.splits = (keys + length - 1) / length;
+    u.head_part = local / u.splits;
+    u.split = local - u.head_part * u.splits;
+    u.key_begin = first + u.split * length;
+    u.key_end = min(u.key_begin + length, u.item.kv_len);
+    return u;
+  }
+  __device__ bool newest() const { return key_end == item.kv_len; }
+};
+
+// The query heads of a part.
+struct HeadPart {
+  int kv_head, part, first_head, heads;
+  __device__ HeadPart(const DecodeArgs& a, int head_part)
+      : kv_head(head_part / a.head_parts),
+        part(head_part - kv_head * a.head_parts),
+        first_head(kv_head * a.group + part * a.part_heads),
+        heads(min(a.part_heads, a.group - part * a.part_heads)) {}
+};
+
+// The KV blocks of one warp, unit after unit, asked for in the order in which they are consumed.
 class KvStream {
  public:
-  __device__ KvStream(const DecodeArgs& a, KvRing* ring, int items)
-      : a_(a), ring_(ring), items_(items), next_(blockIdx.x) {
+  __device__ KvStream(const DecodeArgs& a, KvRing* ring, int first_unit, int end_unit)
+      : a_(a), ring_(ring), end_(end_unit), next_(first_unit) {
     LookAhead();
     for (int i = 0; i < a.stages; ++i) Issue();
   }
@@ -179,41 +207,41 @@ class KvStream {
   // Asks for one more block; to be called once for every block consumed.
   __device__ __forceinline__ void Issue() {
     while (block_ == count_) {
-      if (next_ >= items_) {
+      if (next_ >= end_) {
         ring_->IssueNothing();
         return;
       }
       block_ = 0, count_ = next_count_, ids_ = next_ids_, from_ = next_from_;
-      next_ += gridDim.x;
+      ++next_;
       LookAhead();
     }
     const int id = __shfl_sync(0xFFFFFFFFu, ids_, block_);
-    ring_->template Issue<1>(from_ + static_cast<size_t>(id) * a_.block_bytes, a_.head_bytes, 1, 0,
-                             0);
+    ring_->Issue(from_ + static_cast<size_t>(id) * a_.block_bytes, a_.head_bytes);
     ++block_;
   }
 
  private:
-  // Loads what the next item needs long before it is its turn. A lane has the number of one block.
+  // Loads what the next unit needs long before it is its turn. A lane has the number of one block.
   __device__ __forceinline__ void LookAhead() {
-    if (next_ >= items_) return;
-    const int per_run = a_.num_kv_heads * a_.head_parts;
-    const int run = next_ / per_run, head = (next_ - run * per_run) / a_.head_parts;
-    const int4 item = *reinterpret_cast<const int4*>(a_.items + run);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int first = item.z / kv::kBlockTokens + warp;
-    const int end = (item.w + kv::kBlockTokens - 1) / kv::kBlockTokens;
-    next_count_ = max(0, (end - first + kDecodeWarps - 1) / kDecodeWarps);
-    if (lane < next_count_) {
-      next_ids_ = a_.block_table[static_cast<size_t>(item.x) * a_.sizes->block_table_stride +
-                                 first + kDecodeWarps * lane];
+    if (next_ >= end_) return;
+    const DecodeUnit u = DecodeUnit::Load(a_, next_);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    constexpr int kPerStripe = kStripeKeys / kv::kBlockTokens;
+    const int block = u.key_begin / kv::kBlockTokens +
+                      (lane / kPerStripe * kDecodeWarps + warp) * kPerStripe + lane % kPerStripe;
+    const bool mine = block * kv::kBlockTokens < u.key_end;
+    next_count_ = __popc(__ballot_sync(0xFFFFFFFFu, mine));
+    if (mine) {
+      next_ids_ =
+          a_.block_table[static_cast<size_t>(u.item.sequence) * a_.sizes->block_table_stride +
+                         block];
     }
-    next_from_ = a_.layer.cache + head * a_.head_bytes;
+    next_from_ = a_.layer.cache + u.head_part / a_.head_parts * a_.head_bytes;
   }
 
   const DecodeArgs& a_;
   KvRing* const ring_;
-  const int items_;
+  const int end_;
   int next_;
   int block_ = 0, count_ = 0, ids_ = 0;
   const uint8_t* from_ = nullptr;
@@ -221,35 +249,14 @@ class KvStream {
   const uint8_t* next_from_ = nullptr;
 };
 
-// What a block works on.
-struct DecodeWork {
-  DecodeItem item;
-  int kv_head, part;
-  int first_head, heads;  // query heads
-  bool newest;            // the run ends with the token itself
-
-  static __device__ DecodeWork Load(const DecodeArgs& a, int index) {
-    const int per_run = a.num_kv_heads * a.head_parts;
-    const int run = index / per_run, rest = index - run * per_run;
-    DecodeWork w;
-    w.item = a.items[run];
-    w.kv_head = rest / a.head_parts;
-    w.part = rest - w.kv_head * a.head_parts;
-    w.first_head = w.kv_head * a.group + w.part * a.part_heads;
-    w.heads = min(a.part_heads, a.group - w.part * a.part_heads);
-    w.newest = w.item.key_end == w.item.kv_len;
-    return w;
-  }
-};
-
-// The queries of the part, and the newest key and value, into shared memory; a warp per row.
+// The queries of a part and, if `fresh` is wanted, the token's key and value as the cache has them,
+// into shared memory; a warp per row.
 template <kv::KvType kType, int kDim>
-__device__ __forceinline__ void PrepareRows(const DecodeArgs& a, const DecodeWork& w,
-                                            uint8_t* shared) {
+__device__ __forceinline__ void PrepareRows(const DecodeArgs& a, const HeadPart& h, int64_t token,
+                                            bool want_fresh, uint8_t* shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a.head.dim;
   float* row = reinterpret_cast<float*>(shared + a.shared.rows) + warp * kDim;
   const AttentionLayer& l = a.layer;
-  const int64_t token = w.item.token;
   const int width = a.qkv_type == DType::kF32 ? 4 : 2;
   const auto at = [&](const void* x, int64_t stride, int head) {
     return static_cast<const uint8_t*>(x) + (token * stride + head * d) * width;
@@ -257,9 +264,9 @@ __device__ __forceinline__ void PrepareRows(const DecodeArgs& a, const DecodeWor
   const auto part = [d](const float* x, int head) { return x == nullptr ? x : x + head * d; };
   const float2* turns = a.turns + token * (a.head.rotary_dim / 2);
   uint8_t* fresh = shared + a.shared.fresh;
-  for (int r = warp; r < w.heads + (w.newest ? 2 : 0); r += kDecodeWarps) {
-    if (r < w.heads) {
-      const int head = w.first_head + r;
+  for (int r = warp; r < h.heads + (want_fresh ? 2 : 0); r += kDecodeWarps) {
+    if (r < h.heads) {
+      const int head = h.first_head + r;
       const HeadSource from = {at(l.q, l.q_stride, head), a.qkv_type, part(l.q_bias, head),
                                l.q_norm, turns};
       PrepareHead<kDim>(a.head, from, row);
@@ -270,9 +277,9 @@ __device__ __forceinline__ void PrepareRows(const DecodeArgs& a, const DecodeWor
       }
       continue;
     }
-    const bool key = r == w.heads;
-    const HeadSource from = {key ? at(l.k, l.k_stride, w.kv_head) : at(l.v, l.v_stride, w.kv_head),
-                             a.qkv_type, part(key ? l.k_bias : l.v_bias, w.kv_head),
+    const bool key = r == h.heads;
+    const HeadSource from = {key ? at(l.k, l.k_stride, h.kv_head) : at(l.v, l.v_stride, h.kv_head),
+                             a.qkv_type, part(key ? l.k_bias : l.v_bias, h.kv_head),
                              key ? l.k_norm : nullptr, key ? turns : nullptr};
     PrepareHead<kDim>(a.head, from, row);
     constexpr int kBytes = kDim * kv::KvTypeBytes(kType);
@@ -284,10 +291,11 @@ __device__ __forceinline__ void PrepareRows(const DecodeArgs& a, const DecodeWor
 // Puts the newest key and value where they belong in the copied block and in the cache, and zeros
 // over what the block holds of no sequence, which may be anything.
 template <kv::KvType kType, int kDim>
-__device__ __forceinline__ void CompleteNewestBlock(const DecodeArgs& a, const DecodeWork& w,
-                                                    const uint8_t* fresh, uint8_t* slot) {
+__device__ __forceinline__ void CompleteNewestBlock(const DecodeArgs& a, const DecodeItem& item,
+                                                    const HeadPart& h, const uint8_t* fresh,
+                                                    uint8_t* slot) {
   using View = BlockView<kType, kDim>;
-  const int lane = threadIdx.x % 32, position = w.item.kv_len - 1;
+  const int lane = threadIdx.x % 32, position = item.kv_len - 1;
   const int token = position % kv::kBlockTokens;
   PlaceRow<kType, kDim>(fresh, slot, token);
   PlaceRow<kType, kDim>(fresh + View::kRow, slot + View::kHalf, token);
@@ -304,12 +312,11 @@ __device__ __forceinline__ void CompleteNewestBlock(const DecodeArgs& a, const D
     }
   }
   FenceBeforeBulkCopies();
-  if (w.part == 0) {
-    const int id =
-        a.block_table[static_cast<size_t>(w.item.sequence) * a.sizes->block_table_stride +
-                      position / kv::kBlockTokens];
+  if (h.part == 0) {
+    const int id = a.block_table[static_cast<size_t>(item.sequence) * a.sizes->block_table_stride +
+                                 position / kv::kBlockTokens];
     uint8_t* cached =
-        a.layer.cache + static_cast<size_t>(id) * a.block_bytes + w.kv_head * a.head_bytes;
+        a.layer.cache + static_cast<size_t>(id) * a.block_bytes + h.kv_head * a.head_bytes;
     PlaceRow<kType, kDim>(fresh, cached, token);
     PlaceRow<kType, kDim>(fresh + View::kRow, cached + View::kHalf, token);
     if (View::kBytes && lane < 2) {
@@ -344,16 +351,18 @@ struct RunningSoftmax {
   float sum[2] = {0, 0};
   float out[kSteps][4] = {};
 
-  // Scores become weights.
-  __device__ __forceinline__ void Weigh(float (&s)[4]) {
-    float most[2] = {fmaxf(s[0], s[2]), fmaxf(s[1], s[3])};
+  // Scores of two KV blocks become weights.
+  __device__ __forceinline__ void Weigh(float (&s)[2][4]) {
+    float most[2];
 #pragma unroll
-    for (int mask = 4; mask < 32; mask *= 2) {
-      most[0] = fmaxf(most[0], __shfl_xor_sync(0xFFFFFFFFu, most[0], mask));
-      most[1] = fmaxf(most[1], __shfl_xor_sync(0xFFFFFFFFu, most[1], mask));
+    for (int c = 0; c < 2; ++c) {
+      most[c] = fmaxf(fmaxf(s[0][c], s[0][c + 2]), fmaxf(s[1][c], s[1][c + 2]));
+#pragma unroll
+      for (int mask = 4; mask < 32; mask *= 2) {
+        most[c] = fmaxf(most[c], __shfl_xor_sync(0xFFFFFFFFu, most[c], mask));
+      }
+      most[c] = fmaxf(most[c], top[c]);
     }
-    most[0] = fmaxf(most[0], top[0]);
-    most[1] = fmaxf(most[1], top[1]);
     if (__any_sync(0xFFFFFFFFu, most[0] != top[0] || most[1] != top[1])) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
@@ -368,9 +377,9 @@ struct RunningSoftmax {
       }
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) s[i] = Exp2(s[i] - top[i % 2]);
-    sum[0] += s[0] + s[2];
-    sum[1] += s[1] + s[3];
+    for (int i = 0; i < 8; ++i) s[i / 4][i % 4] = Exp2(s[i / 4][i % 4] - top[i % 2]);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) sum[c] += (s[0][c] + s[0][c + 2]) + (s[1][c] + s[1][c + 2]);
   }
 };
 
@@ -399,11 +408,11 @@ __device__ __forceinline__ void StoreWarp(const DecodeArgs& a, RunningSoftmax<kD
 
 // The run's result from those of the warps, added in their order.
 template <int kDim>
-__device__ __forceinline__ void MergeWarps(const DecodeArgs& a, const DecodeWork& w,
-                                           const uint8_t* shared) {
+__device__ __forceinline__ void MergeWarps(const DecodeArgs& a, const DecodeUnit& u,
+                                           const HeadPart& h, const uint8_t* shared) {
   const float2* sums = reinterpret_cast<const float2*>(shared + a.shared.sums);
   const float* out = reinterpret_cast<const float*>(shared + a.shared.outputs);
-  for (int i = threadIdx.x; i < w.heads * kDim; i += 32 * kDecodeWarps) {
+  for (int i = threadIdx.x; i < h.heads * kDim; i += 32 * kDecodeWarps) {
     const int head = i / kDim, d = i - head * kDim;
     float top = kNoMaximum;
 #pragma unroll
@@ -419,10 +428,53 @@ __device__ __forceinline__ void MergeWarps(const DecodeArgs& a, const DecodeWork
       sum = __fmaf_rn(s.y, factor, sum);
     }
     const size_t row =
-        (static_cast<size_t>(w.item.sequence) * a.num_heads + w.first_head + head) * a.max_splits +
-        w.item.split;
+        (static_cast<size_t>(u.item.sequence) * a.num_heads + h.first_head + head) * a.max_splits +
+        u.split;
     a.partials[row * kDim + d] = value;
     if (d == 0) a.partial_sums[row] = make_float2(top, sum);
+  }
+}
+
+// The warp's keys of one unit.
+template <kv::KvType kType, int kDim>
+__device__ __forceinline__ void AttendUnit(const DecodeArgs& a, const DecodeUnit& u,
+                                           const HeadPart& h, const QueryFragments<kDim / 16>& q,
+                                           const uint8_t* fresh, KvRing* ring, KvStream* stream,
+                                           RunningSoftmax<kDim / 16>* softmax) {
+  using Math = typename MathOf<kType>::Type;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_len = u.item.kv_len;
+  const int first_seen = a.window == 0 ? 0 : max(0, kv_len - a.window);
+  for (int key = u.key_begin + kStripeKeys * warp; key < u.key_end;
+       key += kStripeKeys * kDecodeWarps) {
+    // Where the second block is missing the first stands for it, with weights of 0.
+    const bool both = key + kv::kBlockTokens < u.key_end;
+    uint8_t* slots[2];
+    slots[0] = ring->Wait();
+    slots[1] = both ? ring->Wait() : slots[0];
+    const int newest = kv_len - 1 - key;  // the token's own key within the stripe
+    if (newest < kStripeKeys) {
+      CompleteNewestBlock<kType, kDim>(a, u.item, h, fresh,
+                                       newest < kv::kBlockTokens ? slots[0] : slots[1]);
+    }
+    float s[2][4];
+#pragma unroll
+    for (int b = 0; b < 2; ++b) ScoreKeys<kType, kDim>(slots[b], q, s[b]);
+    if (newest < kStripeKeys || key < first_seen) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int at = key + kv::kBlockTokens * (i / 4) + lane / 4 + 8 * (i % 4 / 2);
+        if (at >= kv_len || at < first_seen) s[i / 4][i % 4] = __int_as_float(0xFF800000);
+      }
+    }
+    softmax->Weigh(s);
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      const uint32_t b0 = TransposeMatrix(Math::Pack(s[b][0], s[b][1]));
+      const uint32_t b1 = TransposeMatrix(Math::Pack(s[b][2], s[b][3]));
+      AddValues<kType, kDim>(slots[b], b0, b1, softmax->out);
+    }
+    stream->Issue();
+    if (both) stream->Issue();
   }
 }
 
@@ -430,20 +482,22 @@ template <kv::KvType kType, int kDim>
 __global__ __launch_bounds__(
     32 * kDecodeWarps,
     kDim > 128 ? 2 : kDecodeResidency) void DecodeKernel(const __grid_constant__ DecodeArgs a) {
-  using Math = typename MathOf<kType>::Type;
   extern __shared__ __align__(128) uint8_t shared[];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
   LetNextKernelStart();
-  const int items = a.counts->decode_items * a.num_kv_heads * a.head_parts;
-  if (static_cast<int>(blockIdx.x) >= items) {
+  const int units = a.counts->decode_items * a.num_kv_heads * a.head_parts;
+  const int blocks = min(units, static_cast<int>(gridDim.x)), block = blockIdx.x;
+  if (block >= blocks) {
     // One block is enough to keep this kernel from ending before those it depends on.
-    if (blockIdx.x == 0) WaitForPreviousKernels();
+    if (block == 0) WaitForPreviousKernels();
     return;
   }
+  const int begin = static_cast<int>(static_cast<int64_t>(units) * block / blocks);
+  const int end = static_cast<int>(static_cast<int64_t>(units) * (block + 1) / blocks);
   KvRing ring(shared + warp * a.stages * a.shared.slot_bytes,
               reinterpret_cast<uint64_t*>(shared + a.shared.barriers) + warp * a.stages, a.stages,
               a.shared.slot_bytes);
-  KvStream stream(a, &ring, items);
+  KvStream stream(a, &ring, begin, end);
   // Columns without a query head stay zero.
   uint32_t* queries = reinterpret_cast<uint32_t*>(shared + a.shared.queries);
   for (int i = threadIdx.x; i < kMostGroupHeads * (kDim + kQueryPad) / 2; i += blockDim.x) {
@@ -451,37 +505,25 @@ __global__ __launch_bounds__(
   }
   __syncthreads();
   WaitForPreviousKernels();
-  for (int index = blockIdx.x; index < items; index += gridDim.x) {
-    const DecodeWork w = DecodeWork::Load(a, index);
-    PrepareRows<kType, kDim>(a, w, shared);
-    __syncthreads();
-    QueryFragments<kDim / 16> q;
-    LoadQueries<kType, kDim>(shared, a, q);
-    RunningSoftmax<kDim / 16> softmax;
-    const int first_seen = a.window == 0 ? 0 : max(0, w.item.kv_len - a.window);
-    for (int key = w.item.key_begin + kv::kBlockTokens * warp; key < w.item.key_end;
-         key += kv::kBlockTokens * kDecodeWarps) {
-      uint8_t* slot = const_cast<uint8_t*>(ring.Wait());
-      const bool last = key + kv::kBlockTokens >= w.item.kv_len;
-      if (last) CompleteNewestBlock<kType, kDim>(a, w, shared + a.shared.fresh, slot);
-      float s[4];
-      ScoreKeys<kType, kDim>(slot, q, s);
-      if (last || key < first_seen) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int at = key + lane / 4 + 8 * (i / 2);
-          if (at >= w.item.kv_len || at < first_seen) s[i] = __int_as_float(0xFF800000);
-        }
-      }
-      softmax.Weigh(s);
-      const uint32_t b0 = TransposeMatrix(Math::Pack(s[0], s[1]));
-      const uint32_t b1 = TransposeMatrix(Math::Pack(s[2], s[3]));
-      AddValues<kType, kDim>(slot, b0, b1, softmax.out);
-      stream.Issue();
+  QueryFragments<kDim / 16> q;
+  int prepared_base = -1, prepared_part = -1;
+  for (int index = begin; index < end; ++index) {
+    const DecodeUnit u = DecodeUnit::Load(a, index);
+    const HeadPart h(a, u.head_part);
+    if (u.item.base != prepared_base || u.head_part != prepared_part) {
+      prepared_base = u.item.base, prepared_part = u.head_part;
+      // The run that ends with the token itself may be one that this block comes to later.
+      const bool fresh = index + u.splits - 1 - u.split < end;
+      PrepareRows<kType, kDim>(a, h, u.item.token, fresh, shared);
+      __syncthreads();
+      LoadQueries<kType, kDim>(shared, a, q);
     }
-    StoreWarp<kType, kDim>(a, softmax, w.heads, shared);
+    RunningSoftmax<kDim / 16> softmax;
+    AttendUnit<kType, kDim>(a, u, h, q, shared + a.shared.fresh, &ring, &stream, &softmax);
+    __syncthreads();  // the run before is merged
+    StoreWarp<kType, kDim>(a, softmax, h.heads, shared);
     __syncthreads();
-    MergeWarps<kDim>(a, w, shared);
+    MergeWarps<kDim>(a, u, h, shared);
   }
 }
 

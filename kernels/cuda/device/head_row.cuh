@@ -29,14 +29,19 @@ __device__ __forceinline__ float LoadNumber(const void* x, DType type, int i) {
 template <int kDim>
 __device__ __forceinline__ void PrepareHead(const HeadShape& shape, const HeadSource& from,
                                             float* out) {
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, pairs = shape.rotary_dim / 2;
   constexpr int kPerLane = (kDim + 31) / 32;
   float x[kPerLane];
+  float2 turn[kPerLane];
   float squares = 0;
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int d = lane + 32 * i;
     x[i] = d < shape.dim ? LoadNumber(from.x, from.type, d) : 0.0f;
+    turn[i] = make_float2(1, 0);
+    if (from.turns != nullptr && d < shape.rotary_dim) {
+      turn[i] = from.turns[shape.interleaved ? d / 2 : d < pairs ? d : d - pairs];
+    }
     if (from.bias != nullptr && d < shape.dim) x[i] = __fadd_rn(x[i], from.bias[d]);
     squares = __fmaf_rn(x[i], x[i], squares);
   }
@@ -60,14 +65,19 @@ __device__ __forceinline__ void PrepareHead(const HeadShape& shape, const HeadSo
   }
   __syncwarp();
   if (from.turns == nullptr) return;
-  const int pairs = shape.rotary_dim / 2;
-  for (int p = lane; p < pairs; p += 32) {
-    const int first = shape.interleaved ? 2 * p : p;
-    const int second = shape.interleaved ? 2 * p + 1 : p + pairs;
-    const float2 turn = from.turns[p];
-    const float a = out[first], b = out[second];
-    out[first] = __fmaf_rn(a, turn.x, -__fmul_rn(b, turn.y));
-    out[second] = __fmaf_rn(b, turn.x, __fmul_rn(a, turn.y));
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int d = lane + 32 * i;
+    if (d >= shape.rotary_dim) continue;
+    const bool first = shape.interleaved ? d % 2 == 0 : d < pairs;
+    const int step = shape.interleaved ? 1 : pairs;
+    const float other = __fmul_rn(out[first ? d + step : d - step], turn[i].y);
+    x[i] = __fmaf_rn(x[i], turn[i].x, first ? -other : other);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    if (lane + 32 * i < shape.rotary_dim) out[lane + 32 * i] = x[i];
   }
   __syncwarp();
 }

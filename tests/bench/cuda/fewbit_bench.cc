@@ -4,6 +4,7 @@
 #include <sstream>
 #include <string>
 
+#include "tests/bench/cuda/attention.h"
 #include "tests/bench/cuda/decode.h"
 #include "tests/bench/cuda/linears.h"
 #include "tests/bench/cuda/ops.h"
@@ -52,6 +53,10 @@ bool ParseList(const char* text, std::vector<int>* out) {
     if (n <= 0) return false;
   }
   return !out->empty();
+}
+
+bool Parse(const std::string& argument, fewbit::bench::AttentionOptions* o) {
+  return fewbit::bench::ParseAttention(argument, o);
 }
 
 bool Parse(const std::string& argument, fewbit::bench::OpsOptions* o) {
@@ -119,7 +124,9 @@ int main(int argc, char** argv) {
   const std::string command = argc < 2 ? "" : argv[1];
   if (command == "linears") return RunWith(argc, argv, fewbit::bench::RunLinears);
   if (command == "decode") return RunWith(argc, argv, fewbit::bench::RunDecode);
+  if (command == "attention") return RunWith(argc, argv, fewbit::bench::RunAttention);
   if (command == "ops") return RunWith(argc, argv, fewbit::bench::RunOps);
   std::fputs(kUsage, stderr);
+  std::fputs(fewbit::bench::kAttentionUsage, stderr);
   return 2;
 }
