@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <cstdlib>
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
@@ -89,12 +89,29 @@ absl::StatusOr<Rate> ParseRow(absl::string_view line, size_t number, const Colum
   rate.gpu = cell(0);
   rate.shape = cell(1);
   rate.kv = cell(4);
-  if (!absl::SimpleAtoi(cell(2), &rate.batch) || rate.batch < 1) return wrong(2);
+  if (!absl::SimpleAtoi(cell(2), &rate.batch) || rate.batch < 0) return wrong(2);
   if (!absl::SimpleAtoi(cell(3), &rate.context) || rate.context < 1) return wrong(3);
   if (!absl::SimpleAtod(cell(5), &rate.tokens_per_second) || !(rate.tokens_per_second > 0)) {
     return wrong(5);
   }
   return rate;
+}
+
+std::vector<Rate> RatesOf(std::span<const Rate> rates, absl::string_view gpu,
+                          absl::string_view shape, absl::string_view kv) {
+  std::vector<Rate> usable;
+  for (const Rate& rate : rates) {
+    const bool same_gpu =
+        absl::StrContains(absl::AsciiStrToLower(rate.gpu), absl::AsciiStrToLower(gpu));
+    if (same_gpu && rate.shape == shape && rate.kv == kv) usable.push_back(rate);
+  }
+  return usable;
+}
+
+absl::Status NothingMeasured(absl::string_view gpu, absl::string_view shape, absl::string_view kv,
+                             const char* what) {
+  return absl::NotFoundError(absl::StrCat("nothing measured for ", what, " with ", shape,
+                                          " and a KV cache in ", kv, " on ", gpu));
 }
 
 }  // namespace
@@ -209,16 +226,9 @@ absl::StatusOr<std::vector<Rate>> ParseRates(absl::string_view csv) {
 absl::StatusOr<Estimate> EstimateRate(std::span<const Rate> rates, absl::string_view gpu,
                                       absl::string_view shape, absl::string_view kv, int64_t batch,
                                       int64_t context) {
-  std::vector<Rate> usable;
-  for (const Rate& rate : rates) {
-    const bool same_gpu =
-        absl::StrContains(absl::AsciiStrToLower(rate.gpu), absl::AsciiStrToLower(gpu));
-    if (same_gpu && rate.shape == shape && rate.kv == kv) usable.push_back(rate);
-  }
-  if (usable.empty()) {
-    return absl::NotFoundError(
-        absl::StrCat("nothing measured for ", shape, " with a KV cache in ", kv, " on ", gpu));
-  }
+  std::vector<Rate> usable = RatesOf(rates, gpu, shape, kv);
+  std::erase_if(usable, [](const Rate& rate) { return rate.batch == 0; });
+  if (usable.empty()) return NothingMeasured(gpu, shape, kv, "generating");
   // Of the contexts: the next one up, else the largest.
   int64_t chosen = 0;
   for (const Rate& rate : usable) {
@@ -259,6 +269,29 @@ absl::StatusOr<Estimate> EstimateRate(std::span<const Rate> rates, absl::string_
   estimate.source =
       absl::StrCat("between the measured batches ", below.batch, " and ", above.batch);
   return estimate;
+}
+
+absl::StatusOr<double> PromptRate(std::span<const Rate> rates, absl::string_view gpu,
+                                  absl::string_view shape, absl::string_view kv,
+                                  int64_t prompt_tokens) {
+  const Rate* nearest = nullptr;
+  const std::vector<Rate> usable = RatesOf(rates, gpu, shape, kv);
+  const auto distance = [prompt_tokens](const Rate& rate) {
+    return std::abs(rate.context - prompt_tokens);
+  };
+  for (const Rate& rate : usable) {
+    if (rate.batch != 0) continue;
+    if (nearest == nullptr || distance(rate) < distance(*nearest)) nearest = &rate;
+  }
+  if (nearest == nullptr) return NothingMeasured(gpu, shape, kv, "prompts");
+  return nearest->tokens_per_second;
+}
+
+double WithPrompts(double tokens_per_second, double prompt_tokens_per_second, int64_t prompt_tokens,
+                   int64_t new_tokens) {
+  const auto generated = static_cast<double>(new_tokens);
+  return generated / (generated / tokens_per_second +
+                      static_cast<double>(prompt_tokens) / prompt_tokens_per_second);
 }
 
 double BandwidthBound(double bandwidth, const Budget& budget, int64_t batch, int64_t context) {

@@ -63,6 +63,7 @@ Fit FitOn(const Budget& budget, int64_t context);
 double MemoryFor(const Budget& budget, int64_t context, int64_t sequences);
 
 // A row of tests/bench/results/decode-*.csv: all `batch` sequences generate at `context` tokens.
+// Batch 0: prompts of `context` tokens, one after the other.
 struct Rate {
   std::string gpu, shape, kv;
   int64_t batch = 0, context = 0;
@@ -84,6 +85,17 @@ struct Estimate {
 absl::StatusOr<Estimate> EstimateRate(std::span<const Rate> rates, absl::string_view gpu,
                                       absl::string_view shape, absl::string_view kv, int64_t batch,
                                       int64_t context);
+
+// Prompt tokens per second, from the row of batch 0 whose prompts are nearest to `prompt_tokens`.
+// NOT_FOUND: there is none.
+absl::StatusOr<double> PromptRate(std::span<const Rate> rates, absl::string_view gpu,
+                                  absl::string_view shape, absl::string_view kv,
+                                  int64_t prompt_tokens);
+
+// Generated tokens per second of a GPU that also has to read a prompt of `prompt_tokens` for every
+// `new_tokens`: the times add up.
+double WithPrompts(double tokens_per_second, double prompt_tokens_per_second, int64_t prompt_tokens,
+                   int64_t new_tokens);
 
 // No step is faster than reading the weights once and every sequence's keys and values.
 double BandwidthBound(double bandwidth, const Budget& budget, int64_t batch, int64_t context);

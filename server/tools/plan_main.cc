@@ -23,6 +23,8 @@ ABSL_FLAG(double, bits, 2.9, "average bits of the linear layers, with --shape; 1
 ABSL_FLAG(double, embedding_bits, 16, "bits of embedding and output head, with --shape");
 ABSL_FLAG(std::string, kv_type, "f16", "elements of the KV cache: f16, bf16, f32 or i8");
 ABSL_FLAG(int64_t, context, 2048, "tokens of a request, prompt and answer");
+ABSL_FLAG(int64_t, prompt_tokens, 0,
+          "how many of these are the prompt, for rate and costs; 0: generating alone");
 ABSL_FLAG(int64_t, concurrency, 16, "requests generated at a time");
 ABSL_FLAG(std::string, gpu, "h200", "l4, a10, a100-40, l40s, a100-80, h100 or h200");
 ABSL_FLAG(double, gpu_memory, 0, "gigabytes (10^9 bytes) of another GPU; 0: what --gpu has");
@@ -44,7 +46,7 @@ struct Plan {
   plan::Gpu gpu{};
   plan::Budget budget;
   double average_bits = 16, embedding_bits = 16;
-  int64_t context = 0, concurrency = 0;
+  int64_t context = 0, prompt_tokens = 0, concurrency = 0;
   plan::Fit fit;
   std::optional<plan::Gpu> smallest;  // that holds `concurrency` sequences
   int64_t replicas = 0;               // GPUs for `concurrency` sequences; 0: none fits on one
@@ -72,6 +74,12 @@ absl::Status CheckFlags() {
     return absl::InvalidArgumentError(absl::StrCat("--gpu_memory_utilization is ",
                                                    absl::GetFlag(FLAGS_gpu_memory_utilization),
                                                    ", more than 1"));
+  }
+  if (absl::GetFlag(FLAGS_prompt_tokens) < 0 ||
+      absl::GetFlag(FLAGS_prompt_tokens) >= absl::GetFlag(FLAGS_context)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--prompt_tokens is ", absl::GetFlag(FLAGS_prompt_tokens),
+                     ", not between 0 and --context, ", absl::GetFlag(FLAGS_context)));
   }
   for (const auto& [name, value] : {std::pair{"gpu_memory", absl::GetFlag(FLAGS_gpu_memory)},
                                     std::pair{"gpu_hour_usd", absl::GetFlag(FLAGS_gpu_hour_usd)},
@@ -128,23 +136,37 @@ absl::Status Estimate(Plan* plan) {
   absl::StatusOr<std::vector<plan::Rate>> rates = ReadRates();
   if (!rates.ok()) return rates.status();
   const std::string named = absl::GetFlag(FLAGS_rates_shape);
+  const std::string& shape = named.empty() ? plan->model : named;
   absl::StatusOr<plan::Estimate> rate =
-      plan::EstimateRate(*rates, plan->gpu.name, named.empty() ? plan->model : named, plan->kv,
-                         plan->batch, plan->context);
-  if (rate.ok()) {
-    plan->rate = *std::move(rate);
-    if (plan->rate->context < plan->context) {
-      plan->rate->source += ", with shorter sequences than these: too good";
-    }
-  } else {
+      plan::EstimateRate(*rates, plan->gpu.name, shape, plan->kv, plan->batch, plan->context);
+  if (!rate.ok()) {
     plan->no_rate = std::string(rate.status().message());
+    return absl::OkStatus();
   }
+  if (rate->context < plan->context) {
+    absl::StrAppend(&rate->source, ", with shorter sequences than these: too good");
+  }
+  if (plan->prompt_tokens > 0) {
+    absl::StatusOr<double> prompts =
+        plan::PromptRate(*rates, plan->gpu.name, shape, plan->kv, plan->prompt_tokens);
+    if (!prompts.ok()) {
+      plan->no_rate = std::string(prompts.status().message());
+      return absl::OkStatus();
+    }
+    rate->tokens_per_second =
+        plan::WithPrompts(rate->tokens_per_second, *prompts, plan->prompt_tokens,
+                          plan->context - plan->prompt_tokens);
+    absl::StrAppend(&rate->source, ", prompts at ", absl::StrFormat("%.0f", *prompts),
+                    " tokens/s in between");
+  }
+  plan->rate = *std::move(rate);
   return absl::OkStatus();
 }
 
 absl::StatusOr<Plan> MakePlan() {
   Plan plan;
   plan.context = absl::GetFlag(FLAGS_context);
+  plan.prompt_tokens = absl::GetFlag(FLAGS_prompt_tokens);
   plan.concurrency = absl::GetFlag(FLAGS_concurrency);
   plan.usd_per_hour = absl::GetFlag(FLAGS_gpu_hour_usd);
   absl::StatusOr<plan::KvType> kv = plan::ParseKvType(absl::GetFlag(FLAGS_kv_type));
@@ -227,6 +249,7 @@ void PrintJson(const Plan& plan) {
                         {"kv", plan.kv},
                         {"kv_bytes_per_token", plan.budget.kv_bytes_per_token},
                         {"context", plan.context},
+                        {"prompt_tokens", plan.prompt_tokens},
                         {"concurrency", plan.concurrency},
                         {"gpu", std::string(plan.gpu.name)},
                         {"gpu_memory", plan.gpu.memory},
@@ -255,9 +278,9 @@ absl::Status Run(int argc, char** argv) {
        .summary = "fewbit-plan: says what fits on a GPU and what a token costs there.\n\n"
                   "  fewbit-plan --shape=llama-2-7b --context=2048 --concurrency=64 --gpu=h200\n"
                   "  fewbit-plan --model=DIR --gpu=l4 --gpu_hour_usd=0.8 --rates=FILE\n",
-       .flags = {"model", "shape", "bits", "embedding_bits", "kv_type", "context", "concurrency",
-                 "gpu", "gpu_memory", "gpu_memory_utilization", "buffers", "rates", "rates_shape",
-                 "gpu_hour_usd", "json"}});
+       .flags = {"model", "shape", "bits", "embedding_bits", "kv_type", "context", "prompt_tokens",
+                 "concurrency", "gpu", "gpu_memory", "gpu_memory_utilization", "buffers", "rates",
+                 "rates_shape", "gpu_hour_usd", "json"}});
   if (status.ok()) status = CheckFlags();
   if (!status.ok()) return status;
   absl::StatusOr<Plan> plan = MakePlan();

@@ -44,6 +44,10 @@ class PlanTest(unittest.TestCase):
             self.assertAlmostEqual(plan['usd_per_million_tokens'], 0.2)
             text = run([PLAN, *arguments]).stdout
             self.assertIn('$0.200 per million generated tokens', text)
+            self.assertIn('nothing measured for prompts', run([PLAN, *arguments, '--prompt_tokens=1000']).stdout)
+            rates.write_text(RATES + 'NVIDIA H200,2026-01-01,abc,llama-2-7b,0,1024,f16,20000,95\n')
+            plan = self.plan(*arguments, '--prompt_tokens=1048')
+            self.assertAlmostEqual(plan['tokens_per_second'], 1000 / (1000 / 5000 + 1048 / 20000))
             rates.write_text(RATES.replace('5000', 'fast'))
             self.assertIn(f"{rates}: line 2: tokens_per_s is 'fast'", self.refused(*arguments))
 
@@ -74,6 +78,7 @@ class PlanTest(unittest.TestCase):
         self.assertIn('either --model or --shape', self.refused())
         self.assertIn("no GPU 'h300'", self.refused('--shape=llama-2-7b', '--gpu=h300'))
         self.assertIn('--context is 0', self.refused('--shape=llama-2-7b', '--context=0'))
+        self.assertIn('--prompt_tokens is 2048', self.refused('--shape=llama-2-7b', '--prompt_tokens=2048'))
         self.assertIn('missing.csv', self.refused('--shape=llama-2-7b', '--rates=missing.csv'))
 
 

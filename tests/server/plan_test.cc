@@ -129,7 +129,7 @@ TEST(PlanTest, WrongRatesAreNamed) {
            {"", "no rates"},
            {header, "no rates"},
            {"gpu,shape,batch,context,tokens_per_s\n", "line 1 has no column kv"},
-           {header + "g,m,0,512,f16,5\n", "line 2: batch is '0'"},
+           {header + "g,m,-1,512,f16,5\n", "line 2: batch is '-1'"},
            {header + "g,m,1,many,f16,5\n", "line 2: context is 'many'"},
            {header + "g,m,1,512,f16,nan\n", "line 2: tokens_per_s is 'nan'"},
            {header + "g,m,1,512,f16,5\ng,m,1\n", "line 3: context is ''"}}) {
@@ -170,6 +170,19 @@ TEST(PlanTest, TheNextLargerContextCounts) {
   EXPECT_EQ(EstimateRate(rates, "h200", "m", "f16", 4, 100)->context, 512);
   EXPECT_EQ(EstimateRate(rates, "h200", "m", "f16", 4, 513)->context, 2048);
   EXPECT_EQ(EstimateRate(rates, "h200", "m", "f16", 4, 9999)->context, 2048);
+}
+
+TEST(PlanTest, PromptsTakeTheirTime) {
+  const std::vector<Rate> rates = *ParseRates(std::string(kCsv) +
+                                              "NVIDIA H200,2026-01-01,abc,m,0,1000,f16,10000,90\n"
+                                              "NVIDIA H200,2026-01-01,abc,m,0,4000,f16,8000,90\n");
+  EXPECT_DOUBLE_EQ(*PromptRate(rates, "h200", "m", "f16", 1), 10000);
+  EXPECT_DOUBLE_EQ(*PromptRate(rates, "h200", "m", "f16", 3000), 8000);
+  EXPECT_EQ(PromptRate(rates, "h200", "m", "i8", 1).status().code(), absl::StatusCode::kNotFound);
+  // Rows of prompts are no batches: the smallest one generated is 1.
+  EXPECT_DOUBLE_EQ(EstimateRate(rates, "h200", "m", "f16", 1, 512)->tokens_per_second, 100);
+  // 0.1 s for the prompt, 0.25 s for 100 tokens.
+  EXPECT_DOUBLE_EQ(WithPrompts(400, 10000, 1000, 100), 100 / 0.35);
 }
 
 TEST(PlanTest, WithoutAMeasurementThereIsNoRate) {
