@@ -58,6 +58,11 @@ absl::StatusOr<std::unique_ptr<Executor>> CreateCpu(const Model* model,
   static constexpr NamedKvType kTypes[] = {{"f16", kv::KvType::kF16}, {"f32", kv::KvType::kF32}};
   const auto kv_type = FindKvType(kCpu, options.kv_type, kTypes);
   if (!kv_type.ok()) return kv_type.status();
+  if (options.lm_head_bits != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("lm_head_bits is ", options.lm_head_bits,
+                     ": on cpu it must be 0, as the checkpoint has it"));
+  }
   CpuExecutorOptions cpu;
   cpu.threads = options.threads;
   cpu.max_sequences = options.max_sequences;

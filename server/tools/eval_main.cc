@@ -130,7 +130,8 @@ absl::Status WriteCanaryOf(const Model& model, const std::vector<TokenId>& text,
 
 // Not on the CPU with an exact KV cache, but as fewbit-server would have it.
 bool AsServed() {
-  return absl::GetFlag(FLAGS_device) != "cpu" || !absl::GetFlag(FLAGS_kv_type).empty();
+  return absl::GetFlag(FLAGS_device) != "cpu" || !absl::GetFlag(FLAGS_kv_type).empty() ||
+         absl::GetFlag(FLAGS_lm_head_bits) != 0;
 }
 
 absl::StatusOr<TextScore> ScoreServed(const Model& model, const std::vector<TokenId>& text,
@@ -247,8 +248,8 @@ absl::Status CheckFlags() {
   if (AsServed() &&
       (!text || !absl::GetFlag(FLAGS_reference).empty() || absl::GetFlag(FLAGS_write_canary))) {
     return absl::InvalidArgumentError(
-        "--device other than cpu and --kv_type score a text, without --reference and "
-        "--write_canary");
+        "--device other than cpu, --kv_type and --lm_head_bits score a text, without --reference "
+        "and --write_canary");
   }
   if (absl::Status status = CheckDeviceName(absl::GetFlag(FLAGS_device)); !status.ok()) {
     return status;

@@ -8,3 +8,4 @@ fewbit_test(thread_team_test SOURCES thread_team_test.cc LIBS fewbit_runtime LAB
 fewbit_test(sampler_test SOURCES sampler_test.cc LIBS fewbit_runtime LABELS runtime)
 fewbit_test(cpu_executor_test SOURCES cpu_executor_test.cc ../scheduler/counting_new.cc
   LIBS fewbit_runtime LABELS runtime)
+fewbit_test(device_test SOURCES device_test.cc LIBS fewbit_device fewbit_models LABELS runtime)
