@@ -68,8 +68,8 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
 absl::Status DeviceDecoder::MakeGroups() {
   const cuda::DeviceProps& props = memory_.props;
   const auto make = [&](const std::string& name, std::initializer_list<const PlacedMatrix*> parts,
-                        LinearGroup* to) {
-    auto group = LinearGroup::Create(name, parts, props);
+                        LinearGroup* to, LinearGroup::Input input = LinearGroup::Input::kWide) {
+    auto group = LinearGroup::Create(name, parts, input, props);
     if (group.ok()) *to = *std::move(group);
     return group.status();
   };
@@ -89,7 +89,7 @@ absl::Status DeviceDecoder::MakeGroups() {
     status = make(absl::StrCat(prefix, "down"), {&w[LinearRole::kDown]}, &layer.down);
     if (!status.ok()) return status;
   }
-  return make("LM head", {&model_->head}, &head_);
+  return make("LM head", {&model_->head}, &head_, LinearGroup::Input::kHalf);
 }
 
 absl::Status DeviceDecoder::MeasureGroups() {

@@ -23,8 +23,9 @@ void LinearNeeds::Add(const LinearNeeds& other) {
 
 absl::StatusOr<LinearGroup> LinearGroup::Create(const std::string& name,
                                                 std::initializer_list<const PlacedMatrix*> parts,
-                                                const cuda::DeviceProps& props) {
+                                                Input input, const cuda::DeviceProps& props) {
   LinearGroup group;
+  group.input_ = input;
   group.packed_ = (*parts.begin())->plan.packed;
   group.cols_ = (*parts.begin())->plan.cols;
   for (const PlacedMatrix* part : parts) {
@@ -69,13 +70,14 @@ cuda::Desc LinearGroup::DescOf(int m) const {
   return desc;
 }
 
-// Few tokens go through our own kernel, which takes floats at no cost; many through cuBLAS.
+// Few tokens go through our own kernel, which may take floats; many through cuBLAS.
 DType LinearGroup::PlainType(int m) const {
   if (packed_) return DType::kF16;
   const bool wide = std::any_of(dense_, dense_ + count_, [](const cuda::DeviceDense& w) {
     return w.type == cuda::WeightType::kF32;
   });
-  return wide || m <= cuda::kMaxDenseTokens ? DType::kF32 : DType::kF16;
+  const bool few = m <= cuda::kMaxDenseTokens && input_ == Input::kWide;
+  return wide || few ? DType::kF32 : DType::kF16;
 }
 
 LinearNeeds LinearGroup::Needs(int m, const cuda::DeviceProps& props) const {

@@ -44,10 +44,13 @@ class LinearGroup {
  public:
   LinearGroup() = default;
 
+  // Of dense matrices. kWide: floats for few tokens, at three times the cost of kHalf: 16 bits.
+  enum class Input : uint8_t { kWide, kHalf };
+
   // UNIMPLEMENTED, naming `name`, if packed and dense matrices are mixed or no kernel takes them.
   static absl::StatusOr<LinearGroup> Create(const std::string& name,
                                             std::initializer_list<const PlacedMatrix*> parts,
-                                            const cuda::DeviceProps& props);
+                                            Input input, const cuda::DeviceProps& props);
 
   int32_t rows() const { return rows_; }
   int32_t cols() const { return cols_; }
@@ -67,6 +70,7 @@ class LinearGroup {
   DType PlainType(int m) const;
 
   bool packed_ = true;
+  Input input_ = Input::kWide;
   cuda::DeviceGroup group_;
   int count_ = 0;
   cuda::DeviceDense dense_[cuda::kMostParts];

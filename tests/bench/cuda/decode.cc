@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <random>
+#include <string>
 #include <utility>
 
 #include "runtime/cuda/device_executor.h"
@@ -38,7 +40,10 @@ class Watch : public EventSink {
     for (const TokenEvent& event : events) {
       if (event.kind != TokenEvent::Kind::kFinished) continue;
       ++finished_;
-      failed_ = failed_ || event.finish_reason != FinishReason::kLength;
+      if (event.finish_reason == FinishReason::kLength || !failure_.empty()) continue;
+      failure_ = "request " + std::to_string(ToInt(event.request)) + " ended with reason " +
+                 std::to_string(static_cast<int>(event.finish_reason)) + " after " +
+                 std::to_string(event.timing.generated_tokens) + " tokens";
     }
     changed_.NotifyAll();
   }
@@ -48,11 +53,11 @@ class Watch : public EventSink {
     steps_.push_back({Clock::now(), report, executor_->device_seconds()});
   }
 
-  // False if a request ended otherwise than by its length.
-  bool Wait(int requests) {
+  // Empty, or how the first request ended that did not end by its length.
+  std::string Wait(int requests) {
     MutexLock lock(&mu_);
     while (finished_ < requests) changed_.Wait(&mu_);
-    return !failed_;
+    return failure_;
   }
   const std::vector<StepMark>& steps() const { return steps_; }
 
@@ -64,7 +69,7 @@ class Watch : public EventSink {
   Mutex mu_;
   CondVar changed_;
   int finished_ FEWBIT_GUARDED_BY(mu_) = 0;
-  bool failed_ FEWBIT_GUARDED_BY(mu_) = false;
+  std::string failure_ FEWBIT_GUARDED_BY(mu_);
 };
 
 struct Rate {
@@ -85,7 +90,8 @@ Rate RateOf(const std::vector<StepMark>& steps, const Counts& counts) {
   return {tokens / seconds, (last->device_seconds - first->device_seconds) / seconds};
 }
 
-std::unique_ptr<Request> RandomRequest(int index, int prompt, int new_tokens, int vocab) {
+std::unique_ptr<Request> RandomRequest(int index, int prompt, int new_tokens, int vocab,
+                                       bool greedy) {
   std::mt19937 rng(static_cast<uint32_t>(index) + 1);
   auto request = std::make_unique<Request>();
   request->id = RequestId(static_cast<uint64_t>(index) + 1);
@@ -93,14 +99,14 @@ std::unique_ptr<Request> RandomRequest(int index, int prompt, int new_tokens, in
     request->prompt.push_back(TokenId(static_cast<int32_t>(rng() % vocab)));
   }
   request->max_new_tokens = new_tokens;
-  request->sampling.temperature = 1.0f;
+  request->sampling.temperature = greedy ? 0.0f : 1.0f;
   request->sampling.seed = rng();
   return request;
 }
 
-// Runs `requests` requests at once; empty if one failed.
-std::vector<StepMark> RunRequests(CudaExecutor* executor, int requests, int prompt,
-                                  int new_tokens) {
+// Runs `requests` requests at once; empty, and why on stderr, if one failed.
+std::vector<StepMark> RunRequests(CudaExecutor* executor, int requests, int prompt, int new_tokens,
+                                  bool greedy) {
   Watch watch(executor, requests);
   const ExecutorInfo& info = executor->info();
   EngineOptions options;
@@ -111,15 +117,21 @@ std::vector<StepMark> RunRequests(CudaExecutor* executor, int requests, int prom
   Engine engine(options, executor, &watch);
   for (int i = 0; i < requests; ++i) {
     const absl::Status status =
-        engine.Submit(RandomRequest(i, prompt, new_tokens, info.vocab_size));
+        engine.Submit(RandomRequest(i, prompt, new_tokens, info.vocab_size, greedy));
     if (!status.ok()) {
       std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
       return {};
     }
   }
-  const bool all = watch.Wait(requests);
+  const std::string failure = watch.Wait(requests);
   engine.Drain(absl::InfiniteFuture());
-  return all ? watch.steps() : std::vector<StepMark>();
+  if (failure.empty()) return watch.steps();
+  const std::vector<float> logits = executor->Logits(1);
+  const auto finite =
+      std::count_if(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); });
+  std::fprintf(stderr, "%s; %lld of %zu logits of the last step are finite\n", failure.c_str(),
+               static_cast<long long>(finite), logits.size());
+  return {};
 }
 
 class Bench {
@@ -177,7 +189,8 @@ class Bench {
     const int early = (batch * options_.context + budget - 1) / budget;
     const int new_tokens = options_.steps + kWarmUp + early + 4;
     const int prompt = std::max(1, options_.context - options_.steps / 2 - kWarmUp - early);
-    const std::vector<StepMark> steps = RunRequests(executor_.get(), batch, prompt, new_tokens);
+    const std::vector<StepMark> steps =
+        RunRequests(executor_.get(), batch, prompt, new_tokens, options_.greedy);
     if (options_.profile && !steps.empty()) return PrintProfile(batch);
     int seen = 0;
     const Rate rate = RateOf(steps, [&](const StepMark& step) {
@@ -215,7 +228,8 @@ class Bench {
   // Prompts one after the other, each in one step. In the CSV file a row of batch 0.
   bool Prefill(const std::string& kv) {
     constexpr int kPrompts = 6;
-    const std::vector<StepMark> steps = RunRequests(executor_.get(), kPrompts, options_.prefill, 1);
+    const std::vector<StepMark> steps =
+        RunRequests(executor_.get(), kPrompts, options_.prefill, 1, options_.greedy);
     const Rate rate = RateOf(steps, [](const StepMark& step) { return step.report.tokens > 0; });
     if (rate.tokens_per_second <= 0.0) {
       std::fprintf(stderr, "prefill: a request failed\n");

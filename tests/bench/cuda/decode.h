@@ -21,6 +21,7 @@ struct DecodeOptions {
   WeightMix mix;
   bool csv = false;
   bool graphs = true;
+  bool greedy = false;   // else temperature 1
   bool profile = false;  // prints where a decode step's time goes instead of rates
 };
 

@@ -17,7 +17,7 @@ constexpr char kUsage[] =
     "         [--warps=N] [--stages=N] [--blocks=N] [--cp-async]   (0: choose)\n"
     "       fewbit-bench decode [--shape=NAME] [--batch=1,16,64] [--context=512] [--kv=f16,i8]\n"
     "         [--csv] [--lm_head_bits=8] [--steps=128] [--prefill=2048] [--layers=N] "
-    "[--no-graphs] [--profile]\n"
+    "[--no-graphs] [--profile] [--greedy]\n"
     "         [--share4=0.25] [--outliers=0.002] [--zero-points]\n"
     "       fewbit-bench ops [--shape=NAME] [--m=1,16,64,2048] [--vocab=32000] [--repeats=N]\n";
 
@@ -102,6 +102,7 @@ bool Parse(const std::string& argument, fewbit::bench::DecodeOptions* o) {
   if (argument == "--csv") return o->csv = true;
   if (argument == "--no-graphs") return o->graphs = false, true;
   if (argument == "--profile") return o->profile = true;
+  if (argument == "--greedy") return o->greedy = true;
   return ParseMix(argument, &o->mix);
 }
 

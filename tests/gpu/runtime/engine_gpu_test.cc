@@ -1,5 +1,6 @@
 // The GPU executor behind the engine: a request's tokens do not depend on what else runs, graphs
 // replay what eager launches do, and a failing CUDA call says where.
+#include <algorithm>
 #include <cstring>
 #include <random>
 
@@ -75,7 +76,13 @@ void ExpectSameAloneAndTogether(const Model& model, const CudaOptions& options, 
   const auto together = RunAll(executor.get(), requests, false);
   size_t tokens = 0;
   for (int i = 0; i < requests; ++i) {
-    EXPECT_EQ(together[i].tokens, alone[i].tokens) << "request " << i;
+    const auto& a = alone[i].tokens;
+    const auto& t = together[i].tokens;
+    EXPECT_EQ(t.size(), a.size()) << "request " << i;
+    const size_t same =
+        std::mismatch(a.begin(), a.begin() + std::min(a.size(), t.size()), t.begin()).first -
+        a.begin();
+    EXPECT_EQ(same, a.size()) << "request " << i << ": tokens from " << same << " on differ";
     EXPECT_EQ(together[i].scored, alone[i].scored) << "request " << i;
     EXPECT_EQ(together[i].reason, alone[i].reason) << "request " << i;
     EXPECT_NE(alone[i].reason, FinishReason::kError) << "request " << i;
