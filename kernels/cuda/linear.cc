@@ -6,6 +6,7 @@
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/linear_small.h"
 #include "kernels/cuda/linear_stream.h"
+#include "kernels/cuda/linear_wide.h"
 
 namespace fewbit::cuda {
 namespace {
@@ -39,12 +40,14 @@ cudaError_t ReadDeviceProps(int device, DeviceProps* props) {
     const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device);
     if (error != cudaSuccess) return error;
   }
-  return cudaSuccess;
+  return CountWideClusters(*props, &props->wide_clusters);
 }
 
 cudaError_t PrepareLinearKernels(const DeviceProps& props) {
-  const cudaError_t error = PrepareSmallKernels(props);
-  return error != cudaSuccess ? error : PrepareStreamKernels(props);
+  cudaError_t error = PrepareSmallKernels(props);
+  if (error == cudaSuccess) error = PrepareStreamKernels(props);
+  if (error == cudaSuccess) error = PrepareWideKernels(props);
+  return error;
 }
 
 std::string LaunchLinear(const Desc& desc, const Plan& plan, const DeviceGroup& group,
@@ -53,6 +56,10 @@ std::string LaunchLinear(const Desc& desc, const Plan& plan, const DeviceGroup& 
   if (plan.path == Path::kStream) {
     const cudaError_t error = LaunchStream(desc, plan.stream, group, in, out, stream);
     return error == cudaSuccess ? "" : std::string("LaunchStream: ") + cudaGetErrorString(error);
+  }
+  if (plan.path == Path::kWide) {
+    const cudaError_t error = LaunchWide(desc, plan.wide, group, in, out, stream);
+    return error == cudaSuccess ? "" : std::string("LaunchWide: ") + cudaGetErrorString(error);
   }
   for (int p = 0; p < desc.count; ++p) {
     void* y = static_cast<uint8_t*>(out.y) +

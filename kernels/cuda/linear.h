@@ -12,6 +12,7 @@
 #include "kernels/cuda/device_tile.h"
 #include "kernels/cuda/staging.h"
 #include "kernels/cuda/stream_plan.h"
+#include "kernels/cuda/wide_tile.h"
 #include "kernels/matrix.h"
 
 namespace fewbit::cuda {
@@ -22,6 +23,7 @@ struct DeviceProps {
   int multiprocessors = 0;
   int shared_per_multiprocessor = 0;  // bytes
   int shared_per_block = 0;           // bytes, opt-in limit
+  int wide_clusters = 0;  // clusters of the wide kernel resident at once; 0 but on sm_90
 };
 
 // One to kMostParts matrices with the same input, one launch.
@@ -82,6 +84,7 @@ inline constexpr int kMaxPositions2 = 1 << 16;  // of channels in 2-bit strips
 
 enum class Path : uint8_t {
   kStream,      // sm_90, up to kMaxStreamTokens: persistent blocks
+  kWide,        // sm_90, any number of tokens: wgmma on integers
   kSmall,       // dequantize in registers, integer tensor cores
   kDequantize,  // once into fp16 scratch, then cuBLAS
 };
@@ -112,15 +115,15 @@ struct Plan {
   std::string error;  // empty, or why no kernel can run this
   Path path = Path::kSmall;
   StreamPlan stream;
+  WidePlan wide;
   SmallPlan small[kMostParts];  // kSmall: one launch per matrix
 
   // Of the staged form of one part.
-  int group_tokens(const Desc& desc, int part) const {
-    return path == Path::kSmall    ? small[part].group_tokens
-           : path == Path::kStream ? stream.tokens()
-                                   : desc.m;
+  StagedForm form() const {
+    return path == Path::kWide ? StagedForm::kSlabs : StagedForm::kColumns;
   }
-  int groups(int part) const { return path == Path::kSmall ? small[part].groups : 1; }
+  int group_tokens(const Desc& desc, int part) const;
+  int groups(int part) const;
 
   // What the producer of the input has to leave.
   bool staged() const { return path != Path::kDequantize; }
@@ -153,5 +156,7 @@ SharedLayout LayoutShared(const quant::PackedShape& shape, const SmallPlan& plan
 // The geometry of the persistent kernel; false if it cannot run this (m, sm_80, no room).
 bool SelectStream(const Desc& desc, const DeviceProps& device, const Tuning& tuning,
                   StreamPlan* plan);
+// The same for the wide kernel; false where there is none.
+bool SelectWide(const Desc& desc, const DeviceProps& device, const Tuning& tuning, WidePlan* plan);
 
 }  // namespace fewbit::cuda

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/small_instances.h"
+#include "kernels/cuda/wide_instances.h"
 #include "kernels/quant_access.h"
 
 namespace fewbit::cuda {
@@ -129,6 +130,11 @@ bool TryGroups(const quant::PackedShape& shape, int m, const DeviceProps& device
   return false;
 }
 
+size_t GroupBytes(StagedForm form, const quant::PackedShape& shape, int tokens) {
+  return form == StagedForm::kSlabs ? WideGroupBytes(shape, tokens)
+                                    : StagedGroupBytes(shape, tokens);
+}
+
 }  // namespace
 
 std::span<const Instance> SmallInstances() { return kSmallTable; }
@@ -138,10 +144,27 @@ size_t StagedGroupBytes(const quant::PackedShape& shape, int tokens) {
   return meta + size_t{1} * NumQuads(shape) * QuadBytes(tokens);
 }
 
+int Plan::group_tokens(const Desc& desc, int part) const {
+  switch (path) {
+    case Path::kSmall:
+      return small[part].group_tokens;
+    case Path::kStream:
+      return stream.tokens();
+    case Path::kWide:
+      return kWideForms[wide.form].tokens;
+    default:
+      return desc.m;
+  }
+}
+
+int Plan::groups(int part) const {
+  return path == Path::kSmall ? small[part].groups : path == Path::kWide ? wide.groups : 1;
+}
+
 size_t StagedBytes(const Desc& desc, const Plan& plan) {
   size_t bytes = 0;
   for (int p = 0; p < desc.count && plan.staged(); ++p) {
-    bytes += plan.groups(p) * StagedGroupBytes(desc.shapes[p], plan.group_tokens(desc, p));
+    bytes += plan.groups(p) * GroupBytes(plan.form(), desc.shapes[p], plan.group_tokens(desc, p));
   }
   return bytes;
 }
@@ -160,7 +183,9 @@ LinearInput InputOf(const Desc& desc, const Plan& plan, const DeviceGroup& group
     to.strip_order = group.parts[p].strip_order;
     to.staged = at;
     to.group_tokens = plan.group_tokens(desc, p);
-    to.group_bytes = static_cast<uint32_t>(StagedGroupBytes(to.shape, to.group_tokens));
+    to.form = plan.form();
+    to.floats = group.parts[p].outliers != nullptr;
+    to.group_bytes = GroupBytes(to.form, to.shape, to.group_tokens);
     at += size_t{1} * plan.groups(p) * to.group_bytes;
   }
   return in;
@@ -223,6 +248,10 @@ Plan Select(const Desc& desc, const DeviceProps& device, const Tuning& tuning) {
   if (!plan.error.empty()) return plan;
   if (SelectStream(desc, device, tuning, &plan.stream)) {
     plan.path = Path::kStream;
+    return plan;
+  }
+  if (SelectWide(desc, device, tuning, &plan.wide)) {
+    plan.path = Path::kWide;
     return plan;
   }
   if (desc.m > kMaxSmallTokens) {

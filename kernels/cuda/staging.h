@@ -22,6 +22,8 @@ enum class StagedForm : uint8_t {
   // bytes}: 4 strips of 16 channels. bias = -excess * (sum of v), what the bytes of the weights are
   // too large by.
   kColumns,
+  // See wide_tile.h.
+  kSlabs,
 };
 
 // The staged input of one matrix.
@@ -31,7 +33,8 @@ struct StageTarget {
   const uint16_t* strip_order = nullptr;
   uint8_t* staged = nullptr;  // 16-byte aligned
   int group_tokens = 0;
-  uint32_t group_bytes = 0;
+  size_t group_bytes = 0;
+  bool floats = false;  // kSlabs: also as floats, for outliers
 };
 
 // Everything that the producer of a layer's input has to write, for every token of the step.

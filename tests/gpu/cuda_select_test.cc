@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/small_instances.h"
+#include "kernels/cuda/wide_instances.h"
 #include "tests/kernels/random_matrix.h"
 
 namespace fewbit::cuda {
@@ -121,6 +122,60 @@ TEST(CudaSelect, LargeBatchesAreDequantized) {
   const Plan p = Select(DescOf(4096, 4096, 0.25, kMaxSmallTokens + 1), kH200);
   EXPECT_EQ(p.error, "");
   EXPECT_EQ(p.path, Path::kDequantize);
+}
+
+TEST(CudaSelect, WideFormsFitAndCoverAllTokens) {
+  DeviceProps device = kH200;
+  device.wide_clusters = 30;
+  for (bool zero_points : {false, true}) {
+    for (const WideForm& form : kWideForms) {
+      const WideShared layout = WideLayout(form, zero_points);
+      EXPECT_LE(form.residency * (layout.total + 1024), device.shared_per_multiprocessor);
+      EXPECT_LE(layout.total, device.shared_per_block);
+      for (int at : {layout.slices, layout.parity, layout.meta, layout.tiles, layout.inbox}) {
+        EXPECT_EQ(at % 128, 0) << form.tokens;
+      }
+      EXPECT_EQ(layout.barriers % 8, 0);
+      // Registers are dealt out anew by warpgroups of 128 threads.
+      EXPECT_LE(form.residency *
+                    (256 * form.product_registers + (form.threads - 256) * form.other_registers),
+                65536);
+    }
+    for (int m : {9, 16, 17, 64, 65, kMaxWideTokens}) {
+      const Desc d = DescOf(4096, 11008, 0.25, m, zero_points);
+      const Plan p = Select(d, device);
+      ASSERT_EQ(p.error, "");
+      ASSERT_EQ(p.path, Path::kWide) << m;
+      EXPECT_TRUE(p.staged());
+      EXPECT_GE(p.group_tokens(d, 0) * p.groups(0), m);
+      EXPECT_LT(p.group_tokens(d, 0) * (p.groups(0) - 1), m);
+      EXPECT_LE(p.wide.clusters, device.wide_clusters * kWideForms[p.wide.form].residency);
+      EXPECT_EQ(StagedBytes(d, p) % 16, 0u);
+    }
+  }
+  Desc many = DescOf(4096, 4096, 0.25, kMaxWideTokens + 1);
+  EXPECT_EQ(Select(many, device).path, Path::kDequantize);
+  many.x_type = DType::kF32;  // cuBLAS takes none
+  EXPECT_EQ(Select(many, device).path, Path::kWide);
+}
+
+// A tile's slabs begin where those of the tile before end.
+TEST(CudaSelect, SlabsFollowTheTiles) {
+  for (bool zero_points : {false, true}) {
+    for (int cols : {16, 784, 1040, 11008}) {
+      for (double share4 : {0.0, 0.3, 1.0}) {
+        const quant::PackedShape s = DescOf(16, cols, share4, 1, zero_points).shapes[0];
+        int slabs = 0;
+        for (int tile = 0; tile < NumTiles(s); ++tile) {
+          EXPECT_EQ(FirstSlab(s, tile), slabs);
+          const int bits = tile < s.tiles(2) ? 2 : 4;
+          slabs += TileSlabs(bits, s.tile_chunks(bits, bits == 2 ? tile : tile - s.tiles(2)),
+                             zero_points);
+        }
+        EXPECT_EQ(NumSlabs(s), slabs) << cols << " " << share4;
+      }
+    }
+  }
 }
 
 TEST(CudaSelect, ErrorsNameTheFieldAndTheLimit) {

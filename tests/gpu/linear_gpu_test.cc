@@ -8,6 +8,7 @@
 #include <set>
 
 #include "kernels/cuda/small_instances.h"
+#include "kernels/cuda/wide_instances.h"
 #include "tests/gpu/gpu_linear.h"
 #include "tests/kernels/random_matrix.h"
 
@@ -41,8 +42,10 @@ int KernelOf(const cuda::Desc& desc, const cuda::Plan& plan) {
       return 2 * plan.stream.form + desc.shapes[0].zero_points;
     case cuda::Path::kSmall:
       return kPath + plan.small[0].instance;
+    case cuda::Path::kWide:
+      return 2 * kPath + 2 * plan.wide.form + desc.shapes[0].zero_points;
     default:
-      return 2 * kPath;
+      return 3 * kPath;
   }
 }
 
@@ -86,8 +89,8 @@ TEST(LinearGpu, EveryInstanceMatchesFloat64) {
     }
   }
   const size_t small = cuda::kSmallInstances / 2, stream = 2 * cuda::kStreamForms.size();
-  // On sm_90 the bulk copy instances of the small path start beyond the tokens of the stream path.
-  EXPECT_EQ(reached.size(), ThisDevice().major >= 9 ? small + 2 + stream : small)
+  const size_t wide = 2 * cuda::kWideForms.size();
+  EXPECT_EQ(reached.size(), ThisDevice().major >= 9 ? small + stream + wide : small)
       << "an instance was never run";
 }
 

@@ -38,4 +38,43 @@ __device__ __forceinline__ void ExpandCodes(uint32_t codes, const RowScale& s, u
   }
 }
 
+// 4-bit codes of one (row, strip) as bytes, from the planes of device_tile.h: out[f] has the codes
+// of channels 4f .. 4f + 3.
+__device__ __forceinline__ void JoinPlanes(uint32_t high, uint32_t low, uint32_t (&out)[4]) {
+  constexpr uint32_t kPairs = 0x33333333u, kCode = 0x0F0F0F0Fu;
+  const uint32_t even = (low & kPairs) | ((high << 2) & ~kPairs);
+  const uint32_t odd = ((low >> 2) & kPairs) | (high & ~kPairs);
+  out[0] = even & kCode;
+  out[1] = odd & kCode;
+  out[2] = (even >> 4) & kCode;
+  out[3] = (odd >> 4) & kCode;
+}
+
+// 4-bit codes as one byte per weight: 128 + A with (2 q - 15) s = 2 A + (s & 1), |A| <= 113.
+__device__ __forceinline__ void ExpandSymmetric4(uint32_t high, uint32_t low, uint32_t sub_scale,
+                                                 uint32_t (&out)[4]) {
+  const uint32_t bias = (128u - ((15u * sub_scale + 1u) >> 1)) * 0x01010101u;
+  JoinPlanes(high, low, out);
+#pragma unroll
+  for (uint32_t& bytes : out) bytes = bytes * sub_scale + bias;
+}
+
+// 4-bit codes with a zero-point as the sum of two bytes, 256 + (q - zero) s: each takes half of
+// code and zero-point, rounded down or up, so that it stays within 128 +- 120.
+__device__ __forceinline__ void ExpandZeroPoint4(uint32_t high, uint32_t low, uint32_t sub_scale,
+                                                 uint32_t zero, uint32_t (&down)[4],
+                                                 uint32_t (&up)[4]) {
+  constexpr uint32_t kHalf = 0x07070707u;
+  const uint32_t bias_down = (128u - (zero >> 1) * sub_scale) * 0x01010101u;
+  const uint32_t bias_up = (128u - (zero - (zero >> 1)) * sub_scale) * 0x01010101u;
+  uint32_t codes[4];
+  JoinPlanes(high, low, codes);
+#pragma unroll
+  for (int f = 0; f < 4; ++f) {
+    const uint32_t half = (codes[f] >> 1) & kHalf;
+    down[f] = half * sub_scale + bias_down;
+    up[f] = (codes[f] - half) * sub_scale + bias_up;
+  }
+}
+
 }  // namespace fewbit::cuda

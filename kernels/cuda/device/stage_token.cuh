@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/device/stage_slabs.cuh"
 #include "kernels/cuda/device_tile.h"
 #include "kernels/cuda/staging.h"
 
@@ -17,6 +18,7 @@ inline constexpr int kStageRounds = 4;
 // 4 * quarter and up, and how far behind them the low ones.
 __device__ __forceinline__ uint8_t* StagedBytesAt(const StageTarget& to, int token, int position,
                                                   int quarter, int* to_low) {
+  if (to.form == StagedForm::kSlabs) return SlabBytesAt(to, token, position, quarter, to_low);
   const int group = token / to.group_tokens, in_group = token - group * to.group_tokens;
   const int meta_bytes = NumTiles(to.shape) * EvenTokens(to.group_tokens) * 8;
   *to_low = kColumnBytes;
@@ -32,21 +34,61 @@ __device__ __forceinline__ void StoreStagedMeta(const StageTarget& to, int token
   meta[tile * EvenTokens(to.group_tokens) + in_group] = make_int2(__float_as_int(scale), bias);
 }
 
-// One tile of one matrix by one converged warp; load(channel) gives the float4 of 4 channels. A
-// tile whose largest |x| is infinite or NaN gets that as its scale, so that it reaches the result.
-template <typename Load>
+// Who stages a tile: one warp, or four warps with one round each, which is sooner done (less code
+// to fetch, a quarter of the chain).
+struct OneWarp {
+  static constexpr int kRounds = kStageRounds;
+  __device__ int first_round() const { return 0; }
+  __device__ uint32_t Max(uint32_t v) const { return __reduce_max_sync(0xFFFFFFFFu, v); }
+  __device__ int Sum(int v) const { return __reduce_add_sync(0xFFFFFFFFu, v); }
+};
+
+// In shared memory, one per four warps.
+struct StageBoard {
+  uint32_t largest[4];
+  int sums[4];
+};
+
+// Warps 4 q .. 4 q + 3 of a block; they meet at the block's named barrier 1 + q.
+struct FourWarps {
+  static constexpr int kRounds = 1;
+  StageBoard* board;
+
+  __device__ int first_round() const { return threadIdx.x / 32 % 4; }
+  __device__ uint32_t Max(uint32_t v) const {
+    v = __reduce_max_sync(0xFFFFFFFFu, v);
+    if (threadIdx.x % 32 == 0) board->largest[first_round()] = v;
+    Meet();
+    return max(max(board->largest[0], board->largest[1]),
+               max(board->largest[2], board->largest[3]));
+  }
+  __device__ int Sum(int v) const {
+    v = __reduce_add_sync(0xFFFFFFFFu, v);
+    if (threadIdx.x % 32 == 0) board->sums[first_round()] = v;
+    Meet();
+    return board->sums[0] + board->sums[1] + board->sums[2] + board->sums[3];
+  }
+  __device__ void Meet() const {
+    asm volatile("bar.sync %0, 128;" ::"r"(1 + static_cast<int>(threadIdx.x) / 128) : "memory");
+  }
+};
+
+// One tile of one matrix by converged warps; load(channel) gives the float4 of 4 channels. A tile
+// whose largest |x| is infinite or NaN gets that as its scale, so that it reaches the result.
+template <typename Load, typename Warps = OneWarp>
 __device__ __forceinline__ void StageTile(const StageTarget& to, const Load& load, int token,
-                                          int tile) {
+                                          int tile, const Warps& warps = {}) {
   const int lane = threadIdx.x % 32, quarter = lane % 4;
   const bool two = tile < to.shape.tiles(2);
   const int bits = two ? 2 : 4, of_width = two ? tile : tile - to.shape.tiles(2);
   const int strips = to.shape.tile_chunks(bits, of_width) * quant::ChunkStrips(bits);
   const int first = 4 * FirstQuad(to.shape, tile);
-  float4 x[kStageRounds];
+  const bool slabs = to.form == StagedForm::kSlabs;
+  float4 x[Warps::kRounds];
   uint32_t largest = 0;
 #pragma unroll
-  for (int i = 0; i < kStageRounds; ++i) {
-    const int strip = 8 * i + lane / 4;
+  for (int i = 0; i < Warps::kRounds; ++i) {
+    const int strip = 8 * (warps.first_round() + i) + lane / 4;
     const uint16_t source = strip < strips ? to.strip_order[first + strip] : quant::kNoStrip;
     x[i] = make_float4(0, 0, 0, 0);
     if (source != quant::kNoStrip) x[i] = load(source * quant::kStripChannels + 4 * quarter);
@@ -54,52 +96,69 @@ __device__ __forceinline__ void StageTile(const StageTarget& to, const Load& loa
       largest = max(largest, __float_as_uint(v) & 0x7FFFFFFFu);
     }
   }
-  const float top = __uint_as_float(__reduce_max_sync(0xFFFFFFFFu, largest));
+  const float top = __uint_as_float(warps.Max(largest));
   // Below 1e-34 the factor would overflow, and the tile counts as zero.
   const bool finite = top > 1e-34f && top < __int_as_float(0x7F800000);
   const float to_fixed = finite ? __fdiv_rn(static_cast<float>(kMaxActivation), top) : 0.0f;
+  const float scale = __fdiv_rn(top, static_cast<float>(kMaxActivation));
+  const bool twice = slabs && !two && !to.shape.zero_points;
+  const int padded = slabs ? 4 * PaddedQuads(to.shape, bits, of_width) : strips;
   int sum = 0;
 #pragma unroll
-  for (int i = 0; i < kStageRounds; ++i) {
-    const int strip = 8 * i + lane / 4;
+  for (int i = 0; i < Warps::kRounds; ++i) {
+    const int round = warps.first_round() + i, strip = 8 * round + lane / 4;
     uint32_t high = 0, low = 0;
+    int of_strip = 0;
     int shift = 0;
     for (float value : {x[i].x, x[i].y, x[i].z, x[i].w}) {
       const float scaled =
           fminf(fmaxf(__fmul_rn(value, to_fixed), -1.0f * kMaxActivation), kMaxActivation);
       const int v = finite ? __float2int_rn(scaled) : 0;
-      const int h = (v + 128) >> 8;
-      sum += v;
+      const int u = twice ? 2 * v : v, h = (u + 128) >> 8;
+      of_strip += v;
       high |= static_cast<uint32_t>(h & 0xFF) << shift;
-      low |= static_cast<uint32_t>((v - 256 * h) & 0xFF) << shift;
+      low |= static_cast<uint32_t>((u - 256 * h) & 0xFF) << shift;
       shift += 8;
+      if (slabs && to.floats && two && strip < strips) {
+        StoreSlabFloat(to, token, 16 * (first + strip) + 4 * quarter + shift / 8 - 1,
+                       __fmul_rn(__int2float_rn(v), scale));
+      }
     }
-    if (strip < strips) {
+    sum += of_strip;
+    if (twice && round < 2) StoreParitySlabs(to, token, tile, strip, of_strip);
+    if (strip < padded) {
       int to_low;
       uint8_t* at = StagedBytesAt(to, token, first + strip, quarter, &to_low);
       *reinterpret_cast<uint32_t*>(at) = high;
       *reinterpret_cast<uint32_t*>(at + to_low) = low;
     }
   }
-  sum = __reduce_add_sync(0xFFFFFFFFu, sum);
+  sum = warps.Sum(sum);
+  const bool first_lane = lane == 0 && warps.first_round() == 0;
+  if (slabs) {
+    if (first_lane) StoreSlabMeta(to, token, tile, scale, sum);
+    return;
+  }
   // The bytes of a weight are 128 too large, in both planes of a 4-bit code.
   const uint32_t excess = two ? 128u : 128u * 5u;
-  if (lane == 0) {
-    StoreStagedMeta(to, token, tile, __fdiv_rn(top, static_cast<float>(kMaxActivation)),
+  if (first_lane) {
+    StoreStagedMeta(to, token, tile, scale,
                     static_cast<int>(0u - excess * static_cast<uint32_t>(sum)));
   }
 }
 
-// The staged forms of one token, the tiles of all parts dealt out to `warps` warps.
-template <typename Load>
+// The staged forms of one token, the tiles of all parts dealt out to `workers` (of warps, or of
+// four warps each).
+template <typename Load, typename Warps = OneWarp>
 __device__ __forceinline__ void StageTiles(const LinearInput& to, const Load& load, int token,
-                                           int warp, int warps) {
-  int item = warp;
-#pragma unroll
-  for (int p = 0; p < kMostParts; ++p) {
-    if (p >= to.count) break;
+                                           int worker, int workers, const Warps& warps = {}) {
+  int item = worker;
+  // Not unrolled: code that runs once per launch takes longer to fetch than to run.
+#pragma unroll 1
+  for (int p = 0; p < to.count; ++p) {
     const int tiles = NumTiles(to.parts[p].shape);
-    for (; item < tiles; item += warps) StageTile(to.parts[p], load, token, item);
+#pragma unroll 1
+    for (; item < tiles; item += workers) StageTile(to.parts[p], load, token, item, warps);
     item -= tiles;
   }
 }

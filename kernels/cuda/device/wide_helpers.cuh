@@ -1,0 +1,272 @@
+// The helper warps of the wide kernel: outliers while the products run, then the last sums.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/cuda/device/wide_args.cuh"
+
+namespace fewbit::cuda {
+
+inline constexpr int kTaskRows = 4;  // that one lane sums and stores at once, for one token
+
+// Named barrier of the helpers.
+template <int kForm>
+__device__ __forceinline__ void MeetHelpers() {
+  constexpr int kThreads = 32 * WideHelpers(kWideForms[kForm]);
+  asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
+
+// Outliers are summed by teams of lanes: a team has all tokens of the group and a run of the
+// block's rows, whose lists lie behind each other. A lane fetches one entry of every kLanes, finds
+// its list and hands it round; it knows the start of one list.
+template <int kForm>
+class OutlierTeam {
+ public:
+  static constexpr int kTokens = kWideForms[kForm].tokens;
+  static constexpr int kLanes = kTokens < 32 ? kTokens : 32, kLaneTokens = kTokens / kLanes;
+  static constexpr int kTeams = 32 / kLanes * WideHelpers(kWideForms[kForm]);
+  static constexpr int kMostRows = (kWideOwnRows + kTeams - 1) / kTeams;
+  static constexpr int kMostLists = kMostRows * kSegments;
+  static_assert(kMostLists < kLanes);
+  // Entries whose activations are fetched together.
+  static constexpr int kAhead = kLaneTokens == 2 ? 16 : 8;
+
+  __device__ __forceinline__ OutlierTeam() {
+    const int helper = threadIdx.x / 32 - kWideProductWarps - kWideFetchWarps;
+    team_ = helper * (32 / kLanes) + threadIdx.x % 32 / kLanes;
+    lane_ = threadIdx.x % kLanes;
+    first_row_ = kWideOwnRows * team_ / kTeams;
+    rows_ = kWideOwnRows * (team_ + 1) / kTeams - first_row_;
+  }
+
+  // The lists of this team's rows, the first of which is row `row` of the matrix; `rows` are left
+  // there. Reads only what is never written, so it may be called early.
+  __device__ __forceinline__ void Find(const DeviceMatrix& w, int row, int rows) {
+    lists_ = max(0, min(rows_, rows - first_row_)) * kSegments;
+    bound_ = 0;
+    if (lists_ > 0) {
+      bound_ = __ldg(w.outlier_start + static_cast<size_t>(row + first_row_) * kSegments +
+                     min(lane_, lists_));
+    }
+    entries_ = w.outliers;
+    at_ = __shfl_sync(0xFFFFFFFFu, bound_, 0, kLanes);
+    end_ = __shfl_sync(0xFFFFFFFFu, bound_, lists_, kLanes);
+    entry_ = Entry(at_);
+    next_entry_ = Entry(at_ + kLanes);
+  }
+
+  // extras[row][token] = ((E0 + E1) + E2) + E3 for all tokens and the team's rows; x: the
+  // activations as floats, [channel][token].
+  __device__ __forceinline__ void Sum(const float* x, float* extras) {
+    x += kLaneTokens * lane_;
+    extras += first_row_ * kTokens + kLaneTokens * lane_;
+    for (int r = 0; r < rows_; ++r) Store(extras + r * kTokens, Vector{});
+    Vector chain = {}, sum = {};
+#pragma unroll 1
+    while (__any_sync(0xFFFFFFFFu, at_ < end_)) {
+      const uint32_t after = Entry(at_ + 2 * kLanes);
+      Sort();
+#pragma unroll 1
+      for (int i = 0; i < kLanes; i += kAhead) {
+        if (!__any_sync(0xFFFFFFFFu, at_ + i < end_)) break;
+        SumSome(i, x, extras, &chain, &sum);
+      }
+      at_ += kLanes;
+      entry_ = next_entry_;
+      next_entry_ = after;
+    }
+  }
+
+ private:
+  struct Vector {
+    float v[kLaneTokens];
+  };
+
+  static __device__ __forceinline__ void Store(float* to, const Vector& from) {
+#pragma unroll
+    for (int t = 0; t < kLaneTokens; ++t) to[t] = from.v[t];
+  }
+  // Volatile, so that all loads of a batch stay in front of the sums.
+  static __device__ __forceinline__ Vector Load(const float* from) {
+    Vector out;
+    if constexpr (kLaneTokens == 2) {
+      asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];"
+                   : "=f"(out.v[0]), "=f"(out.v[1])
+                   : "l"(from));
+    } else {
+      asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(out.v[0]) : "l"(from));
+    }
+    return out;
+  }
+  // This lane's entry of those from `at` on; 0 behind the end.
+  __device__ __forceinline__ uint32_t Entry(uint32_t at) const {
+    return at + lane_ < end_ ? __ldg(entries_ + at + lane_) : 0;
+  }
+
+  // The row of this lane's entry, and which entries of the team begin and end a list or a row.
+  __device__ __forceinline__ void Sort() {
+    const uint32_t own = at_ + lane_;
+    uint32_t begin = 0, end = 0, row_end = 0;
+    row_ = 0;
+#pragma unroll 4
+    for (int list = 0; list < kMostLists; ++list) {
+      const uint32_t from = __shfl_sync(0xFFFFFFFFu, bound_, list, kLanes);
+      const uint32_t to = __shfl_sync(0xFFFFFFFFu, bound_, list + 1, kLanes);
+      const bool inside = list < lists_ && own >= from && own < to;
+      begin |= inside && own == from;
+      end |= inside && own + 1 == to;
+      if (inside) row_ = list / kSegments;
+    }
+    row_end = own + 1 == __shfl_sync(0xFFFFFFFFu, bound_, (row_ + 1) * kSegments, kLanes);
+    const int shift = threadIdx.x % 32 - lane_;
+    begins_ = __ballot_sync(0xFFFFFFFFu, begin) >> shift;
+    ends_ = __ballot_sync(0xFFFFFFFFu, end) >> shift;
+    ends_row_ = __ballot_sync(0xFFFFFFFFu, end && row_end) >> shift;
+  }
+
+  // Entries first .. first + kAhead - 1 of those fetched.
+  __device__ __forceinline__ void SumSome(int first, const float* x, float* extras, Vector* chain,
+                                          Vector* sum) const {
+    Vector values[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const uint32_t entry = __shfl_sync(0xFFFFFFFFu, entry_, first + k, kLanes);
+      values[k] = Load(x + (entry & 0xFFFFu) * kTokens);
+    }
+    const uint32_t begins = begins_ >> first, ends = ends_ >> first, rows = ends_row_ >> first;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const uint32_t entry = __shfl_sync(0xFFFFFFFFu, entry_, first + k, kLanes);
+      const int row = __shfl_sync(0xFFFFFFFFu, row_, first + k, kLanes);
+      const float weight = __half2float(__ushort_as_half(static_cast<uint16_t>(entry >> 16)));
+      const bool begin = begins >> k & 1, end = ends >> k & 1;
+#pragma unroll
+      for (int t = 0; t < kLaneTokens; ++t) {
+        chain->v[t] = __fmaf_rn(weight, values[k].v[t], begin ? 0.0f : chain->v[t]);
+        if (end) sum->v[t] = __fadd_rn(sum->v[t], chain->v[t]);
+      }
+      if (rows >> k & 1) {
+        Store(extras + row * kTokens, *sum);
+        *sum = {};
+      }
+    }
+  }
+
+  int team_, lane_, first_row_, rows_;
+  int lists_ = 0, row_ = 0;
+  const uint32_t* entries_ = nullptr;
+  uint32_t bound_ = 0;  // the start of list `lane`
+  uint32_t at_ = 0, end_ = 0, entry_ = 0, next_entry_ = 0;
+  uint32_t begins_ = 0, ends_ = 0, ends_row_ = 0;
+};
+
+__device__ __forceinline__ void StoreRows(const WideArgs& a, int64_t at,
+                                          const float (&values)[kTaskRows], int count) {
+  const bool whole = count >= kTaskRows && at % kTaskRows == 0;
+  if (a.y_type == DType::kF32) {
+    float* y = static_cast<float*>(a.y) + at;
+    if (whole) {
+      *reinterpret_cast<float4*>(y) = make_float4(values[0], values[1], values[2], values[3]);
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < kTaskRows; ++i) {
+      if (i < count) y[i] = values[i];
+    }
+    return;
+  }
+  uint16_t bits[kTaskRows];
+#pragma unroll
+  for (int i = 0; i < kTaskRows; ++i) {
+    bits[i] = a.y_type == DType::kF16 ? __half_as_ushort(__float2half_rn(values[i]))
+                                      : __bfloat16_as_ushort(__float2bfloat16_rn(values[i]));
+  }
+  uint16_t* y = static_cast<uint16_t*>(a.y) + at;
+  if (whole) {
+    *reinterpret_cast<uint2*>(y) = make_uint2(bits[0] | static_cast<uint32_t>(bits[1]) << 16,
+                                              bits[2] | static_cast<uint32_t>(bits[3]) << 16);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kTaskRows; ++i) {
+    if (i < count) y[i] = bits[i];
+  }
+}
+
+// Sums and stores what has come for this block's rows: a lane has kTaskRows rows of one token.
+template <int kForm>
+__device__ __forceinline__ void FinishUnit(const WideArgs& a, const WideUnit& unit, int first_row,
+                                           const float* inbox, const float* extras) {
+  constexpr WideForm kF = kWideForms[kForm];
+  constexpr int kTasks = kWideOwnRows / kTaskRows * kF.tokens;
+  const bool outliers = unit.part->w.outliers != nullptr;
+#pragma unroll 1
+  for (int i = threadIdx.x - 32 * (kWideProductWarps + kWideFetchWarps); i < kTasks;
+       i += 32 * WideHelpers(kF)) {
+    const int token = i % kF.tokens, row = i / kF.tokens * kTaskRows;
+    float sums[kTaskRows];
+#pragma unroll
+    for (int r = 0; r < kTaskRows; ++r) {
+      const float* p = inbox + InboxIndex(row + r, token);
+      sums[r] = p[0];
+#pragma unroll
+      for (int s = 1; s < kSegments; ++s) sums[r] = __fadd_rn(sums[r], p[s * InboxFloats(kF)]);
+      if (outliers) sums[r] = __fadd_rn(sums[r], extras[(row + r) * kF.tokens + token]);
+    }
+    const int of_step = unit.group * kF.tokens + token, at = first_row + row;
+    if (of_step < a.m) {
+      StoreRows(a, of_step * a.y_stride + unit.part->column + at, sums,
+                unit.part->w.shape.rows - at);
+    }
+  }
+}
+
+template <int kForm, bool kZeroPoints>
+__device__ __forceinline__ void RunHelpers(const WideArgs& a, uint8_t* shared,
+                                           const WideBarriers& barriers) {
+  constexpr WideForm kF = kWideForms[kForm];
+  constexpr WideShared kL = WideLayout(kF, kZeroPoints);
+  constexpr int kInboxBytes = kSegments * kWideOwnRows * kF.tokens * 4;
+  constexpr int kFirstThread = 32 * (kWideProductWarps + kWideFetchWarps);
+  const int units = a.row_tiles * a.groups, clusters = gridDim.x / kWideCluster;
+  const int own_row = static_cast<int>(ClusterRank()) * kWideOwnRows;
+  float* extras = reinterpret_cast<float*>(shared + kL.extras);
+  PipeCursor box;
+  OutlierTeam<kForm> team;
+  const auto find = [&](int u) {
+    if (u >= units) return;
+    const WideUnit unit(a, u, 0, 0);
+    const int row = unit.row_tile * kWideRows + own_row;
+    if (unit.part->w.outliers == nullptr) return;
+    team.Find(unit.part->w, row, unit.part->row_blocks * quant::kBlockRows - row);
+  };
+  int u = blockIdx.x / kWideCluster;
+  find(u);
+  WaitForPreviousKernels();
+#pragma unroll 1
+  for (; u < units; u += clusters) {
+    const WideUnit unit(a, u, 0, 0);
+    if (unit.part->w.outliers != nullptr) {
+      team.Sum(reinterpret_cast<const float*>(unit.Staged() +
+                                              WideFloatsAt(unit.part->w.shape, kF.tokens)),
+               extras);
+    }
+    find(u + clusters);
+    if (threadIdx.x == kFirstThread) BarrierExpect(barriers.inbox.full + box.stage, kInboxBytes);
+    MeetHelpers<kForm>();
+    BarrierWaitCluster(barriers.inbox.full + box.stage, box.parity);
+    FinishUnit<kForm>(
+        a, unit, unit.row_tile * kWideRows + own_row,
+        reinterpret_cast<const float*>(shared + kL.inbox) + box.stage * kSegments * InboxFloats(kF),
+        extras);
+    MeetHelpers<kForm>();
+    // Nobody waits for the last ones, and a block that has ended must not be reached.
+    if (u + kF.inboxes * clusters < units && threadIdx.x - kFirstThread < kWideCluster) {
+      BarrierArriveCluster(ClusterAddress(barriers.inbox.empty + box.stage, threadIdx.x % 32));
+    }
+    box.Advance(kF.inboxes);
+  }
+}
+
+}  // namespace fewbit::cuda

@@ -1,0 +1,154 @@
+// Linear layers for more than a few tokens, sm_90: wgmma on integers. A cluster of 4 blocks takes
+// kWideRows rows of the weights for one token group, each block one segment of the channels;
+// partial sums go to the block that owns the row, through its shared memory. Blocks stay and take
+// unit after unit, and their warps have roles that run ahead of each other.
+#include <array>
+#include <utility>
+
+#include "kernels/cuda/device/wide_fetch.cuh"
+#include "kernels/cuda/device/wide_helpers.cuh"
+#include "kernels/cuda/device/wide_product.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_wide.h"
+
+namespace fewbit::cuda {
+namespace {
+
+template <int kRegisters>
+__device__ __forceinline__ void RaiseRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void LowerRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+template <int kForm>
+__device__ __forceinline__ void InitBarriers(const WideBarriers& b) {
+  constexpr WideForm kF = kWideForms[kForm];
+  for (int i = 0; i < kF.tile_stages; ++i) {
+    BarrierInit(b.tiles.full + i, kWideFetchWarps);
+    BarrierInit(b.tiles.empty + i, kWideProductWarps);
+  }
+  for (int i = 0; i < kF.slice_stages; ++i) {
+    BarrierInit(b.slices.full + i, 1);
+    BarrierInit(b.slices.empty + i, kWideProductWarps);
+  }
+  for (int i = 0; i < kF.inboxes; ++i) {
+    BarrierInit(b.inbox.full + i, 1);
+    BarrierInit(b.inbox.empty + i, kWideCluster);
+  }
+  BarrierInitFence();
+}
+
+template <int kForm, bool kZeroPoints>
+__global__ void __launch_bounds__(kWideForms[kForm].threads, kWideForms[kForm].residency)
+    WideKernel(const __grid_constant__ WideArgs a) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  constexpr WideForm kF = kWideForms[kForm];
+  constexpr WideShared kL = WideLayout(kF, kZeroPoints);
+  const int warp = threadIdx.x / 32;
+  const WideBarriers barriers(shared + kL.barriers, kF);
+  if (threadIdx.x == 0) InitBarriers<kForm>(barriers);
+  LetNextKernelStart();
+  ClusterMeet();
+  if (warp < kWideProductWarps) {
+    RaiseRegisters<kF.product_registers>();
+    RunProducts<kForm, kZeroPoints>(a, shared, barriers);
+  } else {
+    LowerRegisters<kF.other_registers>();
+    if (warp == kWideProductWarps) {
+      FetchWeights<kForm, kZeroPoints>(a, shared, barriers);
+    } else if (warp == kWideProductWarps + 1) {
+      WaitForPreviousKernels();
+      if (threadIdx.x % 32 == 0) FetchActivations<kForm, kZeroPoints>(a, shared, barriers);
+      __syncwarp();
+    } else {
+      RunHelpers<kForm, kZeroPoints>(a, shared, barriers);
+    }
+  }
+  ClusterMeet();
+}
+
+using Kernel = void (*)(WideArgs);
+constexpr int kForms = static_cast<int>(kWideForms.size());
+
+template <size_t... kIndex>
+constexpr std::array<Kernel, sizeof...(kIndex)> KernelTable(std::index_sequence<kIndex...>) {
+  return {WideKernel<static_cast<int>(kIndex) / 2, kIndex % 2 == 1>...};
+}
+constexpr std::array<Kernel, 2 * kForms> kKernels =
+    KernelTable(std::make_index_sequence<2 * kForms>());
+
+cudaLaunchAttribute ClusterAttribute() {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = kWideCluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+}  // namespace
+
+cudaError_t PrepareWideKernels(const DeviceProps& props) {
+  if (props.major != 9) return cudaSuccess;
+  for (Kernel kernel : kKernels) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, props.shared_per_block);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t CountWideClusters(const DeviceProps& props, int* clusters) {
+  *clusters = 0;
+  if (props.major != 9) return cudaSuccess;
+  const cudaError_t error = PrepareWideKernels(props);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute = ClusterAttribute();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(kWideCluster * props.multiprocessors);
+  config.blockDim = dim3(kWideForms.back().threads);
+  config.dynamicSmemBytes = WideLayout(kWideForms.back(), false).total;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(clusters, kKernels[2 * (kForms - 1)], &config);
+}
+
+cudaError_t LaunchWide(const Desc& desc, const WidePlan& plan, const DeviceGroup& group,
+                       const LinearInput& in, const LinearOutput& out, cudaStream_t stream) {
+  WideArgs args = {};
+  args.parts = desc.count;
+  for (int p = 0; p < desc.count; ++p) {
+    const DeviceMatrix& w = group.parts[p];
+    args.part[p] = {w,
+                    in.parts[p].staged,
+                    in.parts[p].group_bytes,
+                    w.shape.row_block_bytes(),
+                    NumTiles(w.shape),
+                    w.shape.row_blocks(),
+                    args.row_tiles,
+                    out.column[p]};
+    args.row_tiles += (w.shape.row_blocks() + kWideRowBlocks - 1) / kWideRowBlocks;
+  }
+  args.groups = plan.groups;
+  args.m = desc.m;
+  args.y = out.y;
+  args.y_stride = out.stride;
+  args.y_type = desc.y_type;
+  const WideForm& form = kWideForms[plan.form];
+  const bool zero_points = desc.shapes[0].zero_points;
+  cudaLaunchAttribute attributes[2] = {ClusterAttribute(), {}};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(kWideCluster * plan.clusters);
+  config.blockDim = dim3(form.threads);
+  config.dynamicSmemBytes = WideLayout(form, zero_points).total;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = plan.early_start ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kKernels[2 * plan.form + (zero_points ? 1 : 0)], args);
+}
+
+}  // namespace fewbit::cuda
