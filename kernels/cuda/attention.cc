@@ -107,6 +107,7 @@ DecodeSharedLayout DecodeShared(const AttentionPlan& p, int stages) {
     return here;
   };
   s.queries = place(kMostGroupHeads * (p.padded_dim + kQueryPad) * 2);
+  s.raw = place((p.part_heads + 2) * p.padded_dim * 4);
   s.rows = place(kDecodeWarps * p.padded_dim * 4);
   s.fresh = place(2 * p.cache.token_bytes() + 16);
   s.sums = place(kDecodeWarps * kMostGroupHeads * 8);
@@ -133,7 +134,9 @@ AttentionPlan SelectAttention(const AttentionDesc& desc, const AttentionLimits& 
   p.cache = {desc.kv_type, desc.num_kv_heads, desc.head_dim};
   p.padded_dim = p.cache.padded_dim();
   p.group = desc.num_heads / desc.num_kv_heads;
-  p.head_parts = (p.group + kMostGroupHeads - 1) / kMostGroupHeads;
+  // Large heads leave less shared memory for what the warps of a block add up.
+  const int most_heads = p.padded_dim > 128 ? kMostGroupHeads / 2 : kMostGroupHeads;
+  p.head_parts = (p.group + most_heads - 1) / most_heads;
   p.part_heads = (p.group + p.head_parts - 1) / p.head_parts;
   p.max_splits = MaxSplits(limits.max_context);
   p.bulk = device.major >= 9;

@@ -11,8 +11,8 @@
 namespace fewbit::cuda {
 
 inline constexpr int kDecodeWarps = 4;
-inline constexpr int kDecodeResidency =
-    4;  // blocks per multiprocessor that registers leave room for
+// Blocks per multiprocessor that registers leave room for.
+inline constexpr int kDecodeResidency = 3;
 inline constexpr int kMostDecodeStages = 4;  // KV blocks of a ring, at least 2
 inline constexpr int kStripeKeys = 32;       // neighbouring keys that a warp takes at once
 inline constexpr int kQueryPad = 8;  // elements behind a row of queries, against bank conflicts
@@ -51,6 +51,7 @@ constexpr int MostPrefillTiles(int tokens, int sequences) {
 struct DecodeSharedLayout {
   int slot_bytes = 0;  // one head of a KV block, rounded up to 128
   int queries = 0;     // [8][padded D + kQueryPad] 16-bit
+  int raw = 0;         // [8 + 2][padded D] as the linear layers left them
   int rows = 0;        // [warps][padded D] float
   int fresh = 0;       // the new key, the new value as cached, their scales
   int sums = 0;        // [warps][8] {maximum, sum}

@@ -7,6 +7,7 @@
 // blocks write the plain copy if there is one. Runs are added in their order.
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/device/async_copy.cuh"
+#include "kernels/cuda/device/fragment.cuh"
 #include "kernels/cuda/device/stage_token.cuh"
 #include "kernels/cuda/launch.h"
 
@@ -73,6 +74,17 @@ __device__ float4 CombineRuns(const CombineArgs& a, int sequence, int splits, in
   return make_float4(value.x * scale, value.y * scale, value.z * scale, value.w * scale);
 }
 
+__device__ __forceinline__ void StorePlain4(void* plain, DType type, size_t at, const float4& x) {
+  if (type == DType::kF32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(plain) + at) = x;
+    return;
+  }
+  const bool half = type == DType::kF16;
+  const uint2 words = {half ? HalfMath::Pack(x.x, x.y) : BfloatMath::Pack(x.x, x.y),
+                       half ? HalfMath::Pack(x.z, x.w) : BfloatMath::Pack(x.z, x.w)};
+  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(plain) + at) = words;
+}
+
 // The source channel of this thread's 4 channels of a tile, or -1.
 __device__ __forceinline__ int SourceChannel(const StageTarget& to, int tile) {
   const bool two = tile < to.shape.tiles(2);
@@ -123,8 +135,7 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant_
   if (plain) {
     if (channel < 0) return;
     const size_t at = static_cast<size_t>(token) * cols + channel;
-    const float x[4] = {value.x, value.y, value.z, value.w};
-    for (int i = 0; i < 4; ++i) StorePlain(a.out.plain, a.out.plain_type, at + i, x[i]);
+    StorePlain4(a.out.plain, a.out.plain_type, at, value);
     return;
   }
   if (channel >= 0) *reinterpret_cast<float4*>(row + channel) = value;

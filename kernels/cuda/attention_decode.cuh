@@ -130,9 +130,6 @@ __device__ __forceinline__ void AddValues(const uint8_t* slot, uint32_t b0, uint
     }
   } else {
     const typename View::Lane lane = View::TokensFirst();
-    const uint32_t* scales = reinterpret_cast<const uint32_t*>(slot + 2 * View::kHalf + 32);
-    const int t = threadIdx.x % 4;
-    const uint32_t low = scales[t], high = scales[t + 4];
 #pragma unroll
     for (int m = 0; m < View::kSteps; m += 2) {
       uint32_t r[4];
@@ -145,14 +142,27 @@ __device__ __forceinline__ void AddValues(const uint8_t* slot, uint32_t b0, uint
 #pragma unroll
       for (int i = 0; i < (both ? 2 : 1); ++i) {
         // Bytes: dimensions 2g, 2g + 1 of key 2t, then of key 2t + 1.
-        const uint32_t a[4] = {MultiplyHalves(WidenBytes<0, 2>(r[2 * i]), low),
-                               MultiplyHalves(WidenBytes<1, 3>(r[2 * i]), low),
-                               MultiplyHalves(WidenBytes<0, 2>(r[2 * i + 1]), high),
-                               MultiplyHalves(WidenBytes<1, 3>(r[2 * i + 1]), high)};
+        const uint32_t a[4] = {WidenBytes<0, 2>(r[2 * i]), WidenBytes<1, 3>(r[2 * i]),
+                               WidenBytes<0, 2>(r[2 * i + 1]), WidenBytes<1, 3>(r[2 * i + 1])};
         Math::Mma(out[m + i], a, b0, b1);
       }
     }
   }
+}
+
+// Weights of i8 values take their scales, and a factor that keeps the products of small scales and
+// small weights within what f16 resolves; it is taken back with the output. It leaves room for
+// scales up to 1000, where no value that f16 could hold goes.
+inline constexpr float kWeightRaise = 64.0f;
+
+template <int kDim>
+__device__ __forceinline__ void ScaleWeights(const uint8_t* slot, float (&s)[4]) {
+  using View = BlockView<kv::KvType::kI8, kDim>;
+  const __half* scales = reinterpret_cast<const __half*>(slot + 2 * View::kHalf) + 16;
+  const int g = threadIdx.x % 32 / 4;
+  const float low = __half2float(scales[g]) * kWeightRaise;
+  const float high = __half2float(scales[g + 8]) * kWeightRaise;
+  s[0] *= low, s[1] *= low, s[2] *= high, s[3] *= high;
 }
 
 // The dimension of row g (second: row g + 8) of out[m].
@@ -162,44 +172,60 @@ __device__ __forceinline__ int OutputDim(int m, bool second) {
   return kType == kv::KvType::kI8 ? 16 * m + 2 * g + second : 16 * m + g + 8 * second;
 }
 
-// One run of the keys of one part of a kv head's group.
+// A unit: one run of the keys of one part of a kv head's group. It moves on without dividing.
 struct DecodeUnit {
   DecodeItem item;
-  int head_part;      // kv head * head_parts + part
-  int split, splits;  // of the token
-  int key_begin, key_end;
+  int kv_head, part;
+  int split, splits, split_length, first_key;  // of the token
 
-  static __device__ __forceinline__ DecodeUnit Load(const DecodeArgs& a, int index) {
+  static __device__ __forceinline__ DecodeUnit At(const DecodeArgs& a, int index) {
     const int per_run = a.num_kv_heads * a.head_parts;
     DecodeUnit u;
-    u.item = a.items[index / per_run];
-    const int first = FirstKey(u.item.kv_len, a.window), keys = u.item.kv_len - first;
-    const int length = SplitTokens(keys), local = index - u.item.base * per_run;
-    u.splits = (keys + length - 1) / length;
-    u.head_part = local / u.splits;
-    u.split = local - u.head_part * u.splits;
-    u.key_begin = first + u.split * length;
-    u.key_end = min(u.key_begin + length, u.item.kv_len);
+    u.LoadToken(a, index / per_run);
+    const int local = index - u.item.base * per_run, head_part = local / u.splits;
+    u.split = local - head_part * u.splits;
+    u.kv_head = head_part / a.head_parts;
+    u.part = head_part - u.kv_head * a.head_parts;
     return u;
   }
-  __device__ bool newest() const { return key_end == item.kv_len; }
-};
+  // To the next unit; past the last one nothing is loaded.
+  __device__ __forceinline__ void Advance(const DecodeArgs& a) {
+    if (++split == splits) NextPart(a);
+  }
+  // To the first run of the next part.
+  __device__ __forceinline__ void NextPart(const DecodeArgs& a) {
+    split = 0;
+    if (++part < a.head_parts) return;
+    part = 0;
+    if (++kv_head < a.num_kv_heads) return;
+    kv_head = 0;
+    const int next = item.base + splits;
+    if (next < a.counts->decode_items) LoadToken(a, next);
+  }
 
-// The query heads of a part.
-struct HeadPart {
-  int kv_head, part, first_head, heads;
-  __device__ HeadPart(const DecodeArgs& a, int head_part)
-      : kv_head(head_part / a.head_parts),
-        part(head_part - kv_head * a.head_parts),
-        first_head(kv_head * a.group + part * a.part_heads),
-        heads(min(a.part_heads, a.group - part * a.part_heads)) {}
+  __device__ int key_begin() const { return first_key + split * split_length; }
+  __device__ int key_end() const { return min(key_begin() + split_length, item.kv_len); }
+  __device__ int first_head(const DecodeArgs& a) const {
+    return kv_head * a.group + part * a.part_heads;
+  }
+  __device__ int heads(const DecodeArgs& a) const {
+    return min(a.part_heads, a.group - part * a.part_heads);
+  }
+
+ private:
+  __device__ __forceinline__ void LoadToken(const DecodeArgs& a, int entry) {
+    item = a.items[entry];
+    first_key = FirstKey(item.kv_len, a.window);
+    split_length = SplitTokens(item.kv_len - first_key);
+    splits = (item.kv_len - first_key + split_length - 1) / split_length;
+  }
 };
 
 // The KV blocks of one warp, unit after unit, asked for in the order in which they are consumed.
 class KvStream {
  public:
   __device__ KvStream(const DecodeArgs& a, KvRing* ring, int first_unit, int end_unit)
-      : a_(a), ring_(ring), end_(end_unit), next_(first_unit) {
+      : a_(a), ring_(ring), left_(end_unit - first_unit), next_(DecodeUnit::At(a, first_unit)) {
     LookAhead();
     for (int i = 0; i < a.stages; ++i) Issue();
   }
@@ -207,12 +233,13 @@ class KvStream {
   // Asks for one more block; to be called once for every block consumed.
   __device__ __forceinline__ void Issue() {
     while (block_ == count_) {
-      if (next_ >= end_) {
+      if (left_ == 0) {
         ring_->IssueNothing();
         return;
       }
       block_ = 0, count_ = next_count_, ids_ = next_ids_, from_ = next_from_;
-      ++next_;
+      --left_;
+      next_.Advance(a_);
       LookAhead();
     }
     const int id = __shfl_sync(0xFFFFFFFFu, ids_, block_);
@@ -223,79 +250,121 @@ class KvStream {
  private:
   // Loads what the next unit needs long before it is its turn. A lane has the number of one block.
   __device__ __forceinline__ void LookAhead() {
-    if (next_ >= end_) return;
-    const DecodeUnit u = DecodeUnit::Load(a_, next_);
+    if (left_ == 0) return;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     constexpr int kPerStripe = kStripeKeys / kv::kBlockTokens;
-    const int block = u.key_begin / kv::kBlockTokens +
+    const int block = next_.key_begin() / kv::kBlockTokens +
                       (lane / kPerStripe * kDecodeWarps + warp) * kPerStripe + lane % kPerStripe;
-    const bool mine = block * kv::kBlockTokens < u.key_end;
+    const bool mine = block * kv::kBlockTokens < next_.key_end();
     next_count_ = __popc(__ballot_sync(0xFFFFFFFFu, mine));
     if (mine) {
       next_ids_ =
-          a_.block_table[static_cast<size_t>(u.item.sequence) * a_.sizes->block_table_stride +
+          a_.block_table[static_cast<size_t>(next_.item.sequence) * a_.sizes->block_table_stride +
                          block];
     }
-    next_from_ = a_.layer.cache + u.head_part / a_.head_parts * a_.head_bytes;
+    next_from_ = a_.layer.cache + next_.kv_head * a_.head_bytes;
   }
 
   const DecodeArgs& a_;
   KvRing* const ring_;
-  const int end_;
-  int next_;
+  int left_;         // units not yet begun
+  DecodeUnit next_;  // the first of them
   int block_ = 0, count_ = 0, ids_ = 0;
   const uint8_t* from_ = nullptr;
   int next_count_ = 0, next_ids_ = 0;
   const uint8_t* next_from_ = nullptr;
 };
 
-// The queries of a part and, if `fresh` is wanted, the token's key and value as the cache has them,
-// into shared memory; a warp per row.
+// What a part needs of its token besides old keys and values: queries, and if the block comes to
+// the run that ends with the token (`want_fresh`), its key and value. Rows are asked for a part
+// ahead.
 template <kv::KvType kType, int kDim>
-__device__ __forceinline__ void PrepareRows(const DecodeArgs& a, const HeadPart& h, int64_t token,
-                                            bool want_fresh, uint8_t* shared) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a.head.dim;
-  float* row = reinterpret_cast<float*>(shared + a.shared.rows) + warp * kDim;
-  const AttentionLayer& l = a.layer;
-  const int width = a.qkv_type == DType::kF32 ? 4 : 2;
-  const auto at = [&](const void* x, int64_t stride, int head) {
-    return static_cast<const uint8_t*>(x) + (token * stride + head * d) * width;
-  };
-  const auto part = [d](const float* x, int head) { return x == nullptr ? x : x + head * d; };
-  const float2* turns = a.turns + token * (a.head.rotary_dim / 2);
-  uint8_t* fresh = shared + a.shared.fresh;
-  for (int r = warp; r < h.heads + (want_fresh ? 2 : 0); r += kDecodeWarps) {
-    if (r < h.heads) {
-      const int head = h.first_head + r;
-      const HeadSource from = {at(l.q, l.q_stride, head), a.qkv_type, part(l.q_bias, head),
-                               l.q_norm, turns};
-      PrepareHead<kDim>(a.head, from, row);
-      uint32_t* to =
-          reinterpret_cast<uint32_t*>(shared + a.shared.queries) + r * (kDim + kQueryPad) / 2;
-      for (int i = lane; i < kDim / 2; i += 32) {
-        to[i] = PackPair<kType>(row[2 * i] * a.scale, row[2 * i + 1] * a.scale);
-      }
-      continue;
+class RowMaker {
+ public:
+  __device__ RowMaker(const DecodeArgs& a, uint8_t* shared)
+      : a_(a), shared_(shared), width_(a.qkv_type == DType::kF32 ? 4 : 2) {}
+
+  // Each warp asks for the rows that it will prepare.
+  __device__ __forceinline__ void Ask(const DecodeUnit& u, bool want_fresh) {
+#if __CUDA_ARCH__ >= 900
+    const int bytes = a_.head.dim * width_, rows = u.heads(a_) + (want_fresh ? 2 : 0);
+    for (int r = threadIdx.x / 32; r < rows; r += kDecodeWarps) {
+      const uint8_t* from = Source(u, r);
+      for (int i = 16 * (threadIdx.x % 32); i < bytes; i += 16 * 32)
+        CopyAsync16(Raw(r) + i, from + i);
     }
-    const bool key = r == h.heads;
-    const HeadSource from = {key ? at(l.k, l.k_stride, h.kv_head) : at(l.v, l.v_stride, h.kv_head),
-                             a.qkv_type, part(key ? l.k_bias : l.v_bias, h.kv_head),
-                             key ? l.k_norm : nullptr, key ? turns : nullptr};
-    PrepareHead<kDim>(a.head, from, row);
-    constexpr int kBytes = kDim * kv::KvTypeBytes(kType);
-    const __half scale = EncodeRow<kType, kDim>(row, fresh + (key ? 0 : kBytes));
-    if (lane == 0) reinterpret_cast<__half*>(fresh + 2 * kBytes)[key ? 0 : 1] = scale;
+    CopyAsyncCommit();
+#endif
   }
-}
+
+  // Leaves queries and, if wanted, the token's key and value as the cache has them, in shared
+  // memory.
+  __device__ __forceinline__ void Make(const DecodeUnit& u, bool want_fresh) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a_.head.dim;
+    float* row = reinterpret_cast<float*>(shared_ + a_.shared.rows) + warp * kDim;
+    const AttentionLayer& l = a_.layer;
+    const auto part = [d](const float* x, int head) { return x == nullptr ? x : x + head * d; };
+    const float2* turns = a_.turns + static_cast<int64_t>(u.item.token) * (a_.head.rotary_dim / 2);
+    uint8_t* fresh = shared_ + a_.shared.fresh;
+#if __CUDA_ARCH__ >= 900
+    CopyAsyncWait<0>();
+    __syncwarp();
+#endif
+    const int heads = u.heads(a_);
+    for (int r = warp; r < heads + (want_fresh ? 2 : 0); r += kDecodeWarps) {
+#if __CUDA_ARCH__ >= 900
+      HeadSource from = {Raw(r), a_.qkv_type};
+#else
+      HeadSource from = {Source(u, r), a_.qkv_type};
+#endif
+      if (r < heads) {
+        const int head = u.first_head(a_) + r;
+        from.bias = part(l.q_bias, head);
+        from.norm = l.q_norm;
+        from.turns = turns;
+        PrepareHead<kDim>(a_.head, from, row);
+        uint32_t* to =
+            reinterpret_cast<uint32_t*>(shared_ + a_.shared.queries) + r * (kDim + kQueryPad) / 2;
+        for (int i = lane; i < kDim / 2; i += 32) {
+          to[i] = PackPair<kType>(row[2 * i] * a_.scale, row[2 * i + 1] * a_.scale);
+        }
+        continue;
+      }
+      const bool key = r == heads;
+      from.bias = part(key ? l.k_bias : l.v_bias, u.kv_head);
+      from.norm = key ? l.k_norm : nullptr;
+      from.turns = key ? turns : nullptr;
+      PrepareHead<kDim>(a_.head, from, row);
+      constexpr int kBytes = kDim * kv::KvTypeBytes(kType);
+      const __half scale = EncodeRow<kType, kDim>(row, fresh + (key ? 0 : kBytes));
+      if (lane == 0) reinterpret_cast<__half*>(fresh + 2 * kBytes)[key ? 0 : 1] = scale;
+    }
+  }
+
+ private:
+  // Row r: query heads, then the key, then the value.
+  __device__ __forceinline__ const uint8_t* Source(const DecodeUnit& u, int r) const {
+    const AttentionLayer& l = a_.layer;
+    const int heads = u.heads(a_);
+    const void* x = r < heads ? l.q : r == heads ? l.k : l.v;
+    const int64_t stride = r < heads ? l.q_stride : r == heads ? l.k_stride : l.v_stride;
+    const int head = r < heads ? u.first_head(a_) + r : u.kv_head;
+    return static_cast<const uint8_t*>(x) + (u.item.token * stride + head * a_.head.dim) * width_;
+  }
+  __device__ uint8_t* Raw(int r) const { return shared_ + a_.shared.raw + r * kDim * 4; }
+
+  const DecodeArgs& a_;
+  uint8_t* const shared_;
+  const int width_;
+};
 
 // Puts the newest key and value where they belong in the copied block and in the cache, and zeros
 // over what the block holds of no sequence, which may be anything.
 template <kv::KvType kType, int kDim>
-__device__ __forceinline__ void CompleteNewestBlock(const DecodeArgs& a, const DecodeItem& item,
-                                                    const HeadPart& h, const uint8_t* fresh,
-                                                    uint8_t* slot) {
+__device__ __forceinline__ void CompleteNewestBlock(const DecodeArgs& a, const DecodeUnit& u,
+                                                    const uint8_t* fresh, uint8_t* slot) {
   using View = BlockView<kType, kDim>;
-  const int lane = threadIdx.x % 32, position = item.kv_len - 1;
+  const int lane = threadIdx.x % 32, position = u.item.kv_len - 1;
   const int token = position % kv::kBlockTokens;
   PlaceRow<kType, kDim>(fresh, slot, token);
   PlaceRow<kType, kDim>(fresh + View::kRow, slot + View::kHalf, token);
@@ -312,11 +381,12 @@ __device__ __forceinline__ void CompleteNewestBlock(const DecodeArgs& a, const D
     }
   }
   FenceBeforeBulkCopies();
-  if (h.part == 0) {
-    const int id = a.block_table[static_cast<size_t>(item.sequence) * a.sizes->block_table_stride +
-                                 position / kv::kBlockTokens];
+  if (u.part == 0) {
+    const int id =
+        a.block_table[static_cast<size_t>(u.item.sequence) * a.sizes->block_table_stride +
+                      position / kv::kBlockTokens];
     uint8_t* cached =
-        a.layer.cache + static_cast<size_t>(id) * a.block_bytes + h.kv_head * a.head_bytes;
+        a.layer.cache + static_cast<size_t>(id) * a.block_bytes + u.kv_head * a.head_bytes;
     PlaceRow<kType, kDim>(fresh, cached, token);
     PlaceRow<kType, kDim>(fresh + View::kRow, cached + View::kHalf, token);
     if (View::kBytes && lane < 2) {
@@ -400,8 +470,9 @@ __device__ __forceinline__ void StoreWarp(const DecodeArgs& a, RunningSoftmax<kD
     if (lane < 4) sums[head] = make_float2(softmax.top[c], sum);
 #pragma unroll
     for (int m = 0; m < kDim / 16; ++m) {
-      out[head * kDim + OutputDim<kType>(m, false)] = softmax.out[m][c];
-      out[head * kDim + OutputDim<kType>(m, true)] = softmax.out[m][c + 2];
+      constexpr float kLower = kType == kv::KvType::kI8 ? 1 / kWeightRaise : 1.0f;
+      out[head * kDim + OutputDim<kType>(m, false)] = softmax.out[m][c] * kLower;
+      out[head * kDim + OutputDim<kType>(m, true)] = softmax.out[m][c + 2] * kLower;
     }
   }
 }
@@ -409,10 +480,11 @@ __device__ __forceinline__ void StoreWarp(const DecodeArgs& a, RunningSoftmax<kD
 // The run's result from those of the warps, added in their order.
 template <int kDim>
 __device__ __forceinline__ void MergeWarps(const DecodeArgs& a, const DecodeUnit& u,
-                                           const HeadPart& h, const uint8_t* shared) {
+                                           const uint8_t* shared) {
   const float2* sums = reinterpret_cast<const float2*>(shared + a.shared.sums);
   const float* out = reinterpret_cast<const float*>(shared + a.shared.outputs);
-  for (int i = threadIdx.x; i < h.heads * kDim; i += 32 * kDecodeWarps) {
+  const int heads = u.heads(a), first_head = u.first_head(a);
+  for (int i = threadIdx.x; i < heads * kDim; i += 32 * kDecodeWarps) {
     const int head = i / kDim, d = i - head * kDim;
     float top = kNoMaximum;
 #pragma unroll
@@ -428,7 +500,7 @@ __device__ __forceinline__ void MergeWarps(const DecodeArgs& a, const DecodeUnit
       sum = __fmaf_rn(s.y, factor, sum);
     }
     const size_t row =
-        (static_cast<size_t>(u.item.sequence) * a.num_heads + h.first_head + head) * a.max_splits +
+        (static_cast<size_t>(u.item.sequence) * a.num_heads + first_head + head) * a.max_splits +
         u.split;
     a.partials[row * kDim + d] = value;
     if (d == 0) a.partial_sums[row] = make_float2(top, sum);
@@ -438,22 +510,23 @@ __device__ __forceinline__ void MergeWarps(const DecodeArgs& a, const DecodeUnit
 // The warp's keys of one unit.
 template <kv::KvType kType, int kDim>
 __device__ __forceinline__ void AttendUnit(const DecodeArgs& a, const DecodeUnit& u,
-                                           const HeadPart& h, const QueryFragments<kDim / 16>& q,
-                                           const uint8_t* fresh, KvRing* ring, KvStream* stream,
+                                           const QueryFragments<kDim / 16>& q, const uint8_t* fresh,
+                                           KvRing* ring, KvStream* stream,
                                            RunningSoftmax<kDim / 16>* softmax) {
   using Math = typename MathOf<kType>::Type;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_len = u.item.kv_len;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int kv_len = u.item.kv_len, key_end = u.key_end();
   const int first_seen = a.window == 0 ? 0 : max(0, kv_len - a.window);
-  for (int key = u.key_begin + kStripeKeys * warp; key < u.key_end;
+  for (int key = u.key_begin() + kStripeKeys * warp; key < key_end;
        key += kStripeKeys * kDecodeWarps) {
     // Where the second block is missing the first stands for it, with weights of 0.
-    const bool both = key + kv::kBlockTokens < u.key_end;
+    const bool both = key + kv::kBlockTokens < key_end;
     uint8_t* slots[2];
     slots[0] = ring->Wait();
     slots[1] = both ? ring->Wait() : slots[0];
     const int newest = kv_len - 1 - key;  // the token's own key within the stripe
     if (newest < kStripeKeys) {
-      CompleteNewestBlock<kType, kDim>(a, u.item, h, fresh,
+      CompleteNewestBlock<kType, kDim>(a, u, fresh,
                                        newest < kv::kBlockTokens ? slots[0] : slots[1]);
     }
     float s[2][4];
@@ -467,6 +540,10 @@ __device__ __forceinline__ void AttendUnit(const DecodeArgs& a, const DecodeUnit
       }
     }
     softmax->Weigh(s);
+    if constexpr (kType == kv::KvType::kI8) {
+#pragma unroll
+      for (int b = 0; b < 2; ++b) ScaleWeights<kDim>(slots[b], s[b]);
+    }
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
       const uint32_t b0 = TransposeMatrix(Math::Pack(s[b][0], s[b][1]));
@@ -506,24 +583,34 @@ __global__ __launch_bounds__(
   __syncthreads();
   WaitForPreviousKernels();
   QueryFragments<kDim / 16> q;
-  int prepared_base = -1, prepared_part = -1;
+  RowMaker<kType, kDim> rows(a, shared);
+  DecodeUnit u = DecodeUnit::At(a, begin);
+  // The run that ends with the token may be one that this block comes to later.
+  const auto ends_here = [&](const DecodeUnit& unit, int index) {
+    return index + unit.splits - 1 - unit.split < end;
+  };
+  rows.Ask(u, ends_here(u, begin));
+  bool new_part = true;
   for (int index = begin; index < end; ++index) {
-    const DecodeUnit u = DecodeUnit::Load(a, index);
-    const HeadPart h(a, u.head_part);
-    if (u.item.base != prepared_base || u.head_part != prepared_part) {
-      prepared_base = u.item.base, prepared_part = u.head_part;
-      // The run that ends with the token itself may be one that this block comes to later.
-      const bool fresh = index + u.splits - 1 - u.split < end;
-      PrepareRows<kType, kDim>(a, h, u.item.token, fresh, shared);
+    if (new_part) {
+      rows.Make(u, ends_here(u, index));
+      const int next_index = index + u.splits - u.split;
+      if (next_index < end) {
+        DecodeUnit next = u;
+        next.NextPart(a);
+        rows.Ask(next, ends_here(next, next_index));
+      }
       __syncthreads();
       LoadQueries<kType, kDim>(shared, a, q);
     }
     RunningSoftmax<kDim / 16> softmax;
-    AttendUnit<kType, kDim>(a, u, h, q, shared + a.shared.fresh, &ring, &stream, &softmax);
+    AttendUnit<kType, kDim>(a, u, q, shared + a.shared.fresh, &ring, &stream, &softmax);
     __syncthreads();  // the run before is merged
-    StoreWarp<kType, kDim>(a, softmax, h.heads, shared);
+    StoreWarp<kType, kDim>(a, softmax, u.heads(a), shared);
     __syncthreads();
-    MergeWarps<kDim>(a, u, h, shared);
+    MergeWarps<kDim>(a, u, shared);
+    new_part = u.split + 1 == u.splits;
+    if (index + 1 < end) u.Advance(a);
   }
 }
 

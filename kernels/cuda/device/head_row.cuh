@@ -25,6 +25,17 @@ __device__ __forceinline__ float LoadNumber(const void* x, DType type, int i) {
                              : __half2float(static_cast<const __half*>(x)[i]);
 }
 
+// Rope where elements d and d + D / 2 are a lane's i and i + kPerLane / 2.
+template <int kPerLane>
+__device__ __forceinline__ void TurnOwnPairs(const float2 (&turn)[kPerLane], float (&x)[kPerLane]) {
+#pragma unroll
+  for (int i = 0; i < kPerLane / 2; ++i) {
+    const float a = x[i], b = x[i + kPerLane / 2];
+    x[i] = __fmaf_rn(a, turn[i].x, -__fmul_rn(b, turn[i].y));
+    x[i + kPerLane / 2] = __fmaf_rn(b, turn[i].x, __fmul_rn(a, turn[i].y));
+  }
+}
+
 // out [kDim] floats in shared memory: the head, zeros behind D.
 template <int kDim>
 __device__ __forceinline__ void PrepareHead(const HeadShape& shape, const HeadSource& from,
@@ -58,13 +69,16 @@ __device__ __forceinline__ void PrepareHead(const HeadShape& shape, const HeadSo
       if (d < shape.dim) x[i] = __fmul_rn(__fmul_rn(x[i], scale), from.norm[d]);
     }
   }
+  // As a rule both elements of a pair are in one lane.
+  const bool own_pairs = kDim % 64 == 0 && !shape.interleaved && shape.rotary_dim == kDim;
+  if (own_pairs) TurnOwnPairs<kPerLane>(turn, x);
   __syncwarp();  // whoever read `out` before is done
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     if (lane + 32 * i < kDim) out[lane + 32 * i] = x[i];
   }
   __syncwarp();
-  if (from.turns == nullptr) return;
+  if (from.turns == nullptr || own_pairs) return;
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int d = lane + 32 * i;
