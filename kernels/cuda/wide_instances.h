@@ -43,9 +43,15 @@ constexpr int WideHelpers(const WideForm& f) {
   return f.threads / 32 - kWideProductWarps - kWideFetchWarps;
 }
 
+// Lanes of a team that sums outliers, and its board in shared memory, padded so that the two teams
+// of a warp meet no bank conflict.
+inline constexpr int kTeamLanes = 16;
+inline constexpr int kBoardBytes = 8 * kTeamLanes + 8;
+constexpr int WideTeams(const WideForm& f) { return WideHelpers(f) * 32 / kTeamLanes; }
+
 struct WideShared {
   int tile_bytes, slice_bytes, parity_bytes, meta_bytes;            // of one stage
-  int slices, parity, meta, tiles, inbox, extras, barriers, total;  // offsets and size
+  int slices, parity, meta, tiles, inbox, extras, boards, barriers, total;  // offsets and size
 };
 constexpr WideShared WideLayout(const WideForm& f, bool zero_points) {
   WideShared s = {};
@@ -60,7 +66,8 @@ constexpr WideShared WideLayout(const WideForm& f, bool zero_points) {
   s.tiles = s.meta + f.tile_stages * s.meta_bytes;
   s.inbox = s.tiles + f.tile_stages * kWideRowBlocks * s.tile_bytes;
   s.extras = s.inbox + f.inboxes * kSegments * InboxFloats(f) * 4;
-  s.barriers = s.extras + kWideOwnRows * f.tokens * 4;
+  s.boards = s.extras + kWideOwnRows * f.tokens * 4;
+  s.barriers = s.boards + WideTeams(f) * kBoardBytes;
   s.total = s.barriers + 8 * (2 * f.tile_stages + 2 * f.slice_stages + 2 * f.inboxes);
   return s;
 }

@@ -17,27 +17,25 @@ __device__ __forceinline__ void MeetHelpers() {
   asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
 
-// Outliers are summed by teams of lanes: a team has all tokens of the group and a run of the
-// block's rows, whose lists lie behind each other. A lane fetches one entry of every kLanes, finds
-// its list and hands it round; it knows the start of one list.
+// Outliers are summed by teams of 16 lanes: a team has all tokens of the group and a run of the
+// block's rows, whose lists lie behind each other. A lane fetches every 16th entry, finds its list
+// (it knows the start of one list itself) and leaves it on the team's board for all lanes.
 template <int kForm>
 class OutlierTeam {
  public:
-  static constexpr int kTokens = kWideForms[kForm].tokens;
-  static constexpr int kLanes = kTokens < 32 ? kTokens : 32, kLaneTokens = kTokens / kLanes;
-  static constexpr int kTeams = 32 / kLanes * WideHelpers(kWideForms[kForm]);
+  static constexpr int kTokens = kWideForms[kForm].tokens, kLaneTokens = kTokens / kTeamLanes;
+  static constexpr int kTeams = WideTeams(kWideForms[kForm]);
   static constexpr int kMostRows = (kWideOwnRows + kTeams - 1) / kTeams;
   static constexpr int kMostLists = kMostRows * kSegments;
-  static_assert(kMostLists < kLanes);
-  // Entries whose activations are fetched together.
-  static constexpr int kAhead = kLaneTokens == 2 ? 16 : 8;
+  static_assert(kMostLists < kTeamLanes);
+  static constexpr int kAhead = 8;  // entries whose activations are fetched together
 
-  __device__ __forceinline__ OutlierTeam() {
-    const int helper = threadIdx.x / 32 - kWideProductWarps - kWideFetchWarps;
-    team_ = helper * (32 / kLanes) + threadIdx.x % 32 / kLanes;
-    lane_ = threadIdx.x % kLanes;
-    first_row_ = kWideOwnRows * team_ / kTeams;
-    rows_ = kWideOwnRows * (team_ + 1) / kTeams - first_row_;
+  __device__ __forceinline__ explicit OutlierTeam(uint8_t* boards) {
+    const int team = (threadIdx.x - 32 * (kWideProductWarps + kWideFetchWarps)) / kTeamLanes;
+    board_ = reinterpret_cast<uint2*>(boards + team * kBoardBytes);
+    lane_ = threadIdx.x % kTeamLanes;
+    first_row_ = kWideOwnRows * team / kTeams;
+    rows_ = kWideOwnRows * (team + 1) / kTeams - first_row_;
   }
 
   // The lists of this team's rows, the first of which is row `row` of the matrix; `rows` are left
@@ -50,14 +48,14 @@ class OutlierTeam {
                      min(lane_, lists_));
     }
     entries_ = w.outliers;
-    at_ = __shfl_sync(0xFFFFFFFFu, bound_, 0, kLanes);
-    end_ = __shfl_sync(0xFFFFFFFFu, bound_, lists_, kLanes);
+    at_ = Bound(0);
+    end_ = Bound(lists_);
     entry_ = Entry(at_);
-    next_entry_ = Entry(at_ + kLanes);
+    next_entry_ = Entry(at_ + kTeamLanes);
   }
 
-  // extras[row][token] = ((E0 + E1) + E2) + E3 for all tokens and the team's rows; x: the
-  // activations as floats, [channel][token].
+  // extras[row][token] = ((E0 + E1) + E2) + E3 for all tokens and the team's rows; x: the activations
+  // as floats, [channel][token].
   __device__ __forceinline__ void Sum(const float* x, float* extras) {
     x += kLaneTokens * lane_;
     extras += first_row_ * kTokens + kLaneTokens * lane_;
@@ -65,32 +63,40 @@ class OutlierTeam {
     Vector chain = {}, sum = {};
 #pragma unroll 1
     while (__any_sync(0xFFFFFFFFu, at_ < end_)) {
-      const uint32_t after = Entry(at_ + 2 * kLanes);
-      Sort();
+      const uint32_t after = Entry(at_ + 2 * kTeamLanes);
+      Post();
+      __syncwarp();
 #pragma unroll 1
-      for (int i = 0; i < kLanes; i += kAhead) {
+      for (int i = 0; i < kTeamLanes; i += kAhead) {
         if (!__any_sync(0xFFFFFFFFu, at_ + i < end_)) break;
-        SumSome(i, x, extras, &chain, &sum);
+        SumSome(board_ + i, x, extras, &chain, &sum);
       }
-      at_ += kLanes;
+      __syncwarp();
+      at_ += kTeamLanes;
       entry_ = next_entry_;
       next_entry_ = after;
     }
   }
 
  private:
-  struct Vector {
+  // A note on the board: x = channel, row, and what begins or ends with the entry; y = the weight.
+  static constexpr uint32_t kRowShift = 16, kBegin = 1u << 20, kEnd = 1u << 21, kRowEnd = 1u << 22;
+
+  struct alignas(4 * kLaneTokens) Vector {
     float v[kLaneTokens];
   };
 
   static __device__ __forceinline__ void Store(float* to, const Vector& from) {
-#pragma unroll
-    for (int t = 0; t < kLaneTokens; ++t) to[t] = from.v[t];
+    *reinterpret_cast<Vector*>(to) = from;
   }
   // Volatile, so that all loads of a batch stay in front of the sums.
   static __device__ __forceinline__ Vector Load(const float* from) {
     Vector out;
-    if constexpr (kLaneTokens == 2) {
+    if constexpr (kLaneTokens == 4) {
+      asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                   : "=f"(out.v[0]), "=f"(out.v[1]), "=f"(out.v[2]), "=f"(out.v[3])
+                   : "l"(from));
+    } else if constexpr (kLaneTokens == 2) {
       asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];"
                    : "=f"(out.v[0]), "=f"(out.v[1])
                    : "l"(from));
@@ -99,66 +105,64 @@ class OutlierTeam {
     }
     return out;
   }
+  __device__ __forceinline__ uint32_t Bound(int list) const {
+    return __shfl_sync(0xFFFFFFFFu, bound_, list, kTeamLanes);
+  }
   // This lane's entry of those from `at` on; 0 behind the end.
   __device__ __forceinline__ uint32_t Entry(uint32_t at) const {
     return at + lane_ < end_ ? __ldg(entries_ + at + lane_) : 0;
   }
 
-  // The row of this lane's entry, and which entries of the team begin and end a list or a row.
-  __device__ __forceinline__ void Sort() {
+  // This lane's entry onto the board.
+  __device__ __forceinline__ void Post() {
     const uint32_t own = at_ + lane_;
-    uint32_t begin = 0, end = 0, row_end = 0;
-    row_ = 0;
-#pragma unroll 4
+    const bool valid = own < end_;
+    uint32_t note = entry_ & 0xFFFFu, from = Bound(0);
+#pragma unroll
     for (int list = 0; list < kMostLists; ++list) {
-      const uint32_t from = __shfl_sync(0xFFFFFFFFu, bound_, list, kLanes);
-      const uint32_t to = __shfl_sync(0xFFFFFFFFu, bound_, list + 1, kLanes);
-      const bool inside = list < lists_ && own >= from && own < to;
-      begin |= inside && own == from;
-      end |= inside && own + 1 == to;
-      if (inside) row_ = list / kSegments;
+      const uint32_t to = Bound(list + 1);
+      if (valid && list < lists_ && own >= from && own < to) {
+        note |= static_cast<uint32_t>(list / kSegments) << kRowShift;
+        if (own == from) note |= kBegin;
+        if (own + 1 == to) note |= kEnd;
+      }
+      const uint32_t row = static_cast<uint32_t>(list / kSegments);
+      if (list % kSegments == kSegments - 1 && own + 1 == to && (note >> kRowShift & 0xFu) == row) {
+        note |= kRowEnd;
+      }
+      from = to;
     }
-    row_end = own + 1 == __shfl_sync(0xFFFFFFFFu, bound_, (row_ + 1) * kSegments, kLanes);
-    const int shift = threadIdx.x % 32 - lane_;
-    begins_ = __ballot_sync(0xFFFFFFFFu, begin) >> shift;
-    ends_ = __ballot_sync(0xFFFFFFFFu, end) >> shift;
-    ends_row_ = __ballot_sync(0xFFFFFFFFu, end && row_end) >> shift;
+    const float weight = __half2float(__ushort_as_half(static_cast<uint16_t>(entry_ >> 16)));
+    board_[lane_] = make_uint2(note, __float_as_uint(weight));
   }
 
-  // Entries first .. first + kAhead - 1 of those fetched.
-  __device__ __forceinline__ void SumSome(int first, const float* x, float* extras, Vector* chain,
-                                          Vector* sum) const {
+  __device__ __forceinline__ void SumSome(const volatile uint2* notes, const float* x,
+                                          float* extras, Vector* chain, Vector* sum) const {
     Vector values[kAhead];
 #pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      const uint32_t entry = __shfl_sync(0xFFFFFFFFu, entry_, first + k, kLanes);
-      values[k] = Load(x + (entry & 0xFFFFu) * kTokens);
-    }
-    const uint32_t begins = begins_ >> first, ends = ends_ >> first, rows = ends_row_ >> first;
+    for (int k = 0; k < kAhead; ++k) values[k] = Load(x + (notes[k].x & 0xFFFFu) * kTokens);
 #pragma unroll
     for (int k = 0; k < kAhead; ++k) {
-      const uint32_t entry = __shfl_sync(0xFFFFFFFFu, entry_, first + k, kLanes);
-      const int row = __shfl_sync(0xFFFFFFFFu, row_, first + k, kLanes);
-      const float weight = __half2float(__ushort_as_half(static_cast<uint16_t>(entry >> 16)));
-      const bool begin = begins >> k & 1, end = ends >> k & 1;
+      const uint32_t note = notes[k].x;
+      const float weight = __uint_as_float(notes[k].y);
 #pragma unroll
       for (int t = 0; t < kLaneTokens; ++t) {
-        chain->v[t] = __fmaf_rn(weight, values[k].v[t], begin ? 0.0f : chain->v[t]);
-        if (end) sum->v[t] = __fadd_rn(sum->v[t], chain->v[t]);
+        chain->v[t] = __fmaf_rn(weight, values[k].v[t], note & kBegin ? 0.0f : chain->v[t]);
+        if (note & kEnd) sum->v[t] = __fadd_rn(sum->v[t], chain->v[t]);
       }
-      if (rows >> k & 1) {
-        Store(extras + row * kTokens, *sum);
+      if (note & kRowEnd) {
+        Store(extras + (note >> kRowShift & 0xFu) * kTokens, *sum);
         *sum = {};
       }
     }
   }
 
-  int team_, lane_, first_row_, rows_;
-  int lists_ = 0, row_ = 0;
+  uint2* board_;
+  int lane_, first_row_, rows_;
+  int lists_ = 0;
   const uint32_t* entries_ = nullptr;
   uint32_t bound_ = 0;  // the start of list `lane`
   uint32_t at_ = 0, end_ = 0, entry_ = 0, next_entry_ = 0;
-  uint32_t begins_ = 0, ends_ = 0, ends_row_ = 0;
 };
 
 __device__ __forceinline__ void StoreRows(const WideArgs& a, int64_t at,
@@ -233,7 +237,7 @@ __device__ __forceinline__ void RunHelpers(const WideArgs& a, uint8_t* shared,
   const int own_row = static_cast<int>(ClusterRank()) * kWideOwnRows;
   float* extras = reinterpret_cast<float*>(shared + kL.extras);
   PipeCursor box;
-  OutlierTeam<kForm> team;
+  OutlierTeam<kForm> team(shared + kL.boards);
   const auto find = [&](int u) {
     if (u >= units) return;
     const WideUnit unit(a, u, 0, 0);
