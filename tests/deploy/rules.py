@@ -30,6 +30,7 @@ ALLOWED = {
     'kernels/cuda': ['kernels/', 'cuda', 'cublas', 'nccl'],
     'scheduler': ['scheduler/', 'absl/'],
     'runtime': ['runtime/', 'scheduler/', 'kernels/', 'absl/', 'nlohmann/'],
+    'runtime/cuda': ['runtime/', 'scheduler/', 'kernels/', 'absl/', 'cuda'],
     'server': ['server/', 'runtime/', 'scheduler/', 'absl/', 'nlohmann/', 'fewbit/', 'grpc/', 'grpcpp/', 'google/protobuf/',
                'prometheus/', 'spdlog/', 'sentencepiece'],
     'server/client': ['server/client/', 'server/flag_help.h', 'server/build_info.h', 'absl/', 'fewbit/', 'grpc/', 'grpcpp/',
