@@ -122,6 +122,13 @@ metrics=$(curl --silent --fail "http://127.0.0.1:$metrics_port/metrics")
 expect "the metric build_info" "$(grep '^fewbit_build_info' <<< "$metrics")" "*version=\"$version\",commit=\"$(label revision)\"*"
 expect "requests that ended well" "$(awk '/^fewbit_requests_total.*code="OK"/ {sum += $2} END {print sum}' <<< "$metrics")" 1
 
+if [[ $target == cuda ]]; then
+  code=0
+  said=$(podman run --rm "${secure[@]}" "$image" --model=/models/fewbit-demo-29m --device=cuda 2>&1) || code=$?
+  expect "the exit status of --device=cuda where there is no GPU" "$code" 1
+  expect "its reason" "$(tail -n 1 <<< "$said")" "fewbit-server: --device=cuda: *"
+fi
+
 step "SIGTERM while a stream runs"
 mkfifo "$work/tmp/stream.$$"
 client --ignore_eos --max_new_tokens=1900 "Once upon a time" > "$work/tmp/stream.$$" 2> "$work/stream.err" < /dev/null &

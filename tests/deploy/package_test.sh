@@ -2,7 +2,7 @@
 # Builds the Debian packages, installs them into a fresh Debian and lets its systemd, in a container, run the server: as installed, and with
 # certificates and keys. Then the client library: a program of another project finds and links the protocol.
 #
-#   tests/deploy/package_test.sh
+#   tests/deploy/package_test.sh [--no_build]    --no_build: the packages of the last run
 #
 # Needs root, namespaces, a network for Debian's packages, and of those packages: debootstrap podman runc openssl systemd. lintian is used if
 # it is there. Everything lies in build/package and build/package-test.
@@ -11,8 +11,10 @@ self=$(realpath "$0")
 cd "$(dirname "$self")/../.."
 . deploy/common.sh
 . tests/deploy/containers.sh
+build=1
 case ${1:-} in
   '') ;;
+  --no_build) build= ;;
   -h | --help) show_help "$self"; exit 0 ;;
   *) die "unknown argument '$1' (see --help)" ;;
 esac
@@ -33,9 +35,11 @@ mkdir -p "$work"
 containers "$work"
 
 step "Build the packages"
-rm -f build/package/*.deb
-{ cmake --preset package -DFEWBIT_CUDA=OFF && cmake --build --preset package --parallel "$(parallel_jobs)"; } > "$work/build.log" 2>&1 ||
-  { tail -n 40 "$work/build.log" >&2; die "the build failed ($work/build.log)"; }
+if [[ -n $build ]]; then
+  rm -f build/package/*.deb
+  { cmake --preset package -DFEWBIT_CUDA=OFF && cmake --build --preset package --parallel "$(parallel_jobs)"; } > "$work/build.log" 2>&1 ||
+    { tail -n 40 "$work/build.log" >&2; die "the build failed ($work/build.log)"; }
+fi
 version=$(sed -n 's/^project(fewbit VERSION \([0-9.]*\).*/\1/p' CMakeLists.txt)
 for name in server client tools dev; do
   expect "the version of fewbit-$name" "$(dpkg-deb --field "build/package/fewbit-${name}_${version}_$(dpkg --print-architecture).deb" Version)" "$version"
@@ -85,7 +89,7 @@ port=18133
 flags=$root/etc/fewbit/server.flags
 printf -- '--port=%s\n--metrics_port=18134\n--threads=1\n' "$port" >> "$flags" # an administrator's change
 umount "$root/proc"
-machine=$(podman run --detach --privileged --systemd=always --network=host --no-hosts --rootfs "$root" /lib/systemd/systemd)
+machine=$(podman run --detach --privileged --systemd=always --network=host --rootfs "$root" /lib/systemd/systemd)
 on() { podman exec "$machine" "$@"; }
 # As on a real machine, where systemd finds nothing mounted: it hands credentials to services by way of shared mounts.
 on mount --make-rshared /
