@@ -15,7 +15,7 @@ import sys
 
 SOURCE = {'.h', '.cc', '.cu', '.cuh', '.inc'}
 TEXT = SOURCE | {'.py', '.sh', '.cmake', '.proto', '.md'}
-SKIPPED = {'.git', 'build', '__pycache__'}
+SKIPPED = {'build', '__pycache__'}  # and what begins with a dot at the top: it is for tools
 MAX_LINES = 600
 
 TOP_LEVEL = {
@@ -58,7 +58,9 @@ LOCAL_PATH = re.compile(r'/' + r'work/|\.\./sha' + 'red')
 def files(root, suffixes):
     for path in sorted(root.rglob('*')):
         parts = path.relative_to(root).parts
-        if not SKIPPED.intersection(parts) and path.suffix in suffixes and path.is_file():
+        if parts[0].startswith('.') or SKIPPED.intersection(parts):
+            continue
+        if path.suffix in suffixes and path.is_file():
             yield path, path.relative_to(root).as_posix()
 
 
