@@ -35,7 +35,9 @@ MatrixPlan PlanMatrix(const Matrix& matrix) {
 
 class Uploader {
  public:
-  Uploader(Stager* stager, ThreadTeam* team) : stager_(stager), team_(team) {}
+  // `clamped`: device memory, counts the weights that f16 cannot hold.
+  Uploader(Stager* stager, ThreadTeam* team, int* clamped)
+      : stager_(stager), team_(team), clamped_(clamped) {}
 
   absl::Status Layer(const LayerWeights& from, const DeviceLayer& to) {
     RepackLists(from);
@@ -137,7 +139,7 @@ class Uploader {
           if (to.plan.type == cuda::WeightType::kI8) {
             return cuda::QuantizeRows(rows, out, to.scales + first, stager_->stream());
           }
-          return cuda::ConvertWeights(rows, to.plan.type, out, nullptr, stager_->stream());
+          return cuda::ConvertWeights(rows, to.plan.type, out, clamped_, stager_->stream());
         });
   }
 
@@ -164,27 +166,52 @@ class Uploader {
 
   Stager* const stager_;
   ThreadTeam* const team_;
+  int* const clamped_;
   std::array<cuda::OutlierLists, kNumLinearRoles> lists_;
 };
+
+absl::Status UploadAll(const Model& model, const ModelPlan& plan, const DeviceModel& to,
+                       Uploader* uploader) {
+  absl::Status status = uploader->Table(model.embedding, to.embedding);
+  if (!status.ok()) return status;
+  if (!plan.share_head) {
+    status = uploader->Table(model.head, to.head);
+    if (!status.ok()) return status;
+  }
+  status = uploader->Vectors({{&model.final_norm, to.final_norm}});
+  if (!status.ok()) return status;
+  for (size_t l = 0; l < model.layers.size(); ++l) {
+    status = uploader->Layer(model.layers[l], to.layers[l]);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
 
 absl::Status Fill(const Model& model, const ModelPlan& plan, const DeviceModel& to) {
   ThreadTeam team(std::min(AvailableProcessors(), kMostThreads));
   auto stager = Stager::Create(&team);
   if (!stager.ok()) return stager.status();
-  Uploader uploader(stager->get(), &team);
-  absl::Status status = uploader.Table(model.embedding, to.embedding);
+  auto counter = DeviceMemory::Allocate(sizeof(int), "a counter");
+  if (!counter.ok()) return counter.status();
+  int clamped = 0;
+  absl::Status status = (*stager)->Copy(&clamped, sizeof(clamped), counter->get());
   if (!status.ok()) return status;
-  if (!plan.share_head) {
-    status = uploader.Table(model.head, to.head);
-    if (!status.ok()) return status;
-  }
-  status = uploader.Vectors({{&model.final_norm, to.final_norm}});
+  Uploader uploader(stager->get(), &team, reinterpret_cast<int*>(counter->get()));
+  status = UploadAll(model, plan, to, &uploader);
   if (!status.ok()) return status;
-  for (size_t l = 0; l < model.layers.size(); ++l) {
-    status = uploader.Layer(model.layers[l], to.layers[l]);
-    if (!status.ok()) return status;
+  if (status = (*stager)->Finish(); !status.ok()) return status;
+  const cudaError_t error =
+      cudaMemcpy(&clamped, counter->get(), sizeof(clamped), cudaMemcpyDeviceToHost);
+  if (error != cudaSuccess) {
+    return absl::InternalError(absl::StrCat("uploading weights: ", cudaGetErrorString(error)));
   }
-  return (*stager)->Finish();
+  if (clamped > 0) {
+    return absl::UnimplementedError(absl::StrCat(
+        clamped,
+        " weights are beyond 65504, the most that f16 holds: on the GPU 16-bit weights "
+        "are f16"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
