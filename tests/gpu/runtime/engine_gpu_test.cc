@@ -186,6 +186,22 @@ TEST(EngineGpu, SaysWhatItGot) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("memory is too small"));
 }
 
+TEST(EngineGpu, RefusesWeightsThatF16CannotHold) {
+  const Golden golden = LoadGolden("llama2");
+  ASSERT_NE(golden.model, nullptr);
+  Model model = *golden.model;
+  DenseMatrix down = std::get<DenseMatrix>(model.layers[1][LinearRole::kDown]);
+  ASSERT_EQ(down.dtype, DType::kBF16);
+  const auto* from = static_cast<const uint16_t*>(down.data);
+  std::vector<uint16_t> weights(from, from + static_cast<size_t>(down.rows) * down.cols);
+  weights[77] = 0x4B80;  // 2^24
+  down.data = weights.data();
+  model.layers[1][LinearRole::kDown] = down;
+  const absl::Status status = CreateCudaExecutor(&model, SmallCudaOptions()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("1 weights are beyond 65504"));
+}
+
 // A block that does not exist makes the attention read outside the cache.
 TEST(EngineGpuDeathTest, AFailingKernelEndsTheProcessAndSaysWhere) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
