@@ -10,12 +10,10 @@
 namespace fewbit::cuda {
 namespace {
 
-// A dot product is cut into kSplits runs of channels, one warp each; a result is
-// (((P0 + P1) + P2) + P3) * scale + bias, and P_s one chain of tensor-core products in channel
-// order. None of this depends on m.
+// A dot product is cut into kSplits runs of channels; a result is (((P0 + P1) + P2) + P3) * scale +
+// bias, and P_s one chain of tensor-core products in channel order. None of this depends on m.
 constexpr int kSplits = 4;
-constexpr int kGroups = 2;  // row groups of a block
-constexpr int kWarps = kSplits * kGroups;
+constexpr int kWarps = 8;
 constexpr int kStepBytes = 128;  // of each row that a warp takes at once
 
 // One warp's step of 16 rows: rows g and g + 8, two pieces of 16 bytes each per lane.
@@ -23,53 +21,86 @@ struct Step {
   uint4 low[2], high[2];
 };
 
-// RT tiles of 16 rows by NT tiles of 8 tokens.
-template <typename Words, int RT, int NT>
-__global__ void __launch_bounds__(32 * kWarps)
-    DenseKernel(const __grid_constant__ DenseCall call, int tokens_per_group) {
-  __shared__ float parts[kGroups][kSplits - 1][RT * NT * 4][32];
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int split = threadIdx.x / 32 % kSplits, group = threadIdx.x / 32 / kSplits;
-  const int first_row = (blockIdx.x * kGroups + group) * RT * 16;
-  const int first_token = blockIdx.y * tokens_per_group;
-  const int tokens = min(tokens_per_group, call.m - first_token);
-  const int steps = call.w.cols / Words::kStepChannels;
-  const int begin = steps * split / kSplits, end = steps * (split + 1) / kSplits;
-  const size_t row_bytes = static_cast<size_t>(steps) * kStepBytes;
-  const uint8_t* rows[RT][2];
+// A warp's rows of weights.
+template <int RT>
+struct Rows {
+  const uint8_t* at[RT][2];
+
+  __device__ Rows(const DeviceDense& w, int first_row, size_t row_bytes) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
-  for (int i = 0; i < RT; ++i) {
-    for (int hi = 0; hi < 2; ++hi) {
-      const int row = min(first_row + 16 * i + 8 * hi + g, call.w.rows - 1);
-      rows[i][hi] = static_cast<const uint8_t*>(call.w.data) + row * row_bytes + 16 * t;
+    for (int i = 0; i < 2 * RT; ++i) {
+      const int row = min(first_row + 8 * i + g, w.rows - 1);
+      at[i / 2][i % 2] = static_cast<const uint8_t*>(w.data) + row * row_bytes + 16 * t;
     }
   }
-  const auto load = [&](int step, Step(&to)[RT]) {
+  __device__ void Load(int step, Step (&to)[RT]) const {
 #pragma unroll
     for (int i = 0; i < RT; ++i) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        to[i].low[j] = LoadStreaming(rows[i][0] + step * kStepBytes + 64 * j);
-        to[i].high[j] = LoadStreaming(rows[i][1] + step * kStepBytes + 64 * j);
+        to[i].low[j] = LoadStreaming(at[i][0] + step * kStepBytes + 64 * j);
+        to[i].high[j] = LoadStreaming(at[i][1] + step * kStepBytes + 64 * j);
       }
     }
-  };
+  }
+};
+
+template <int RT, int NT>
+__device__ void StoreResult(const DenseCall& call, int first_row, int first_token, int tokens,
+                            const float (&sums)[RT][NT][4]) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+  for (int i = 0; i < RT * NT * 4; ++i) {
+    const int row = first_row + 16 * (i / (NT * 4)) + (i % 4 / 2) * 8 + g;
+    const int token = 8 * (i / 4 % NT) + 2 * t + i % 2;
+    if (row >= call.w.rows || token >= tokens) continue;
+    float y = sums[i / (NT * 4)][i / 4 % NT][i % 4];
+    if (call.w.scales != nullptr) y *= call.w.scales[row];
+    if (call.bias != nullptr) y += call.bias[row];
+    StorePlain(call.y, call.y_type, (first_token + token) * call.y_stride + row, y);
+  }
+}
+
+template <int RT, int NT>
+__device__ __forceinline__ void AddAndClear(float (&total)[RT][NT][4], float (&acc)[RT][NT][4]) {
+#pragma unroll
+  for (int i = 0; i < RT * NT * 4; ++i) {
+    total[i / (NT * 4)][i / 4 % NT][i % 4] += acc[i / (NT * 4)][i / 4 % NT][i % 4];
+    acc[i / (NT * 4)][i / 4 % NT][i % 4] = 0;
+  }
+}
+
+// RT tiles of 16 rows by NT tiles of 8 tokens. SW warps share the splits of a dot product: kSplits
+// for few tokens, which leaves more rows in flight; 1 for many, so that the warps of a block are at
+// the same channels of x and find them in the first-level cache.
+template <typename Words, int RT, int NT, int SW>
+__global__ void __launch_bounds__(32 * kWarps) DenseKernel(const __grid_constant__ DenseCall call) {
+  constexpr int kGroups = kWarps / SW, kTokens = 8 * NT;
+  __shared__ float parts[kGroups][SW > 1 ? SW - 1 : 1][SW > 1 ? RT * NT * 4 : 1][32];
+  const int lane = threadIdx.x % 32;
+  const int split = threadIdx.x / 32 % SW, group = threadIdx.x / 32 / SW;
+  const int first_row = (blockIdx.x * kGroups + group) * RT * 16;
+  const int first_token = blockIdx.y * kTokens, tokens = min(kTokens, call.m - first_token);
+  const int steps = call.w.cols / Words::kStepChannels;
+  const int begin = steps * split / SW, end = steps * (split + 1) / SW;
+  const Rows<RT> rows(call.w, first_row, static_cast<size_t>(steps) * kStepBytes);
   Step now[RT], next[RT];
-  if (begin < end) load(begin, next);
+  if (begin < end) rows.Load(begin, next);
   WaitForPreviousKernels();
   LetNextKernelStart();
   const typename Words::X* x[NT];
 #pragma unroll
   for (int n = 0; n < NT; ++n) {
-    const int token = first_token + min(8 * n + g, tokens - 1);
+    const int token = first_token + min(8 * n + lane / 4, tokens - 1);
     x[n] = static_cast<const typename Words::X*>(call.x) + token * call.x_stride +
-           Words::kLaneChannels * t;
+           Words::kLaneChannels * (lane % 4);
   }
-  float acc[RT][NT][4] = {};
-  for (int step = begin; step < end; ++step) {
+  float acc[RT][NT][4] = {}, total[RT][NT][4] = {};
+  for (int step = begin, part = 1; step < end; ++step) {
 #pragma unroll
     for (int i = 0; i < RT; ++i) now[i] = next[i];
-    if (step + 1 < end) load(step + 1, next);
+    if (step + 1 < end) rows.Load(step + 1, next);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       typename Words::A a[RT];
@@ -83,7 +114,12 @@ __global__ void __launch_bounds__(32 * kWarps)
         for (int i = 0; i < RT; ++i) Words::Multiply(acc[i][n], a[i], b);
       }
     }
+    if constexpr (SW == 1) {
+      while (part < kSplits && steps * part / kSplits <= step) ++part;  // splits without a step
+      if (steps * part / kSplits == step + 1) AddAndClear(total, acc);
+    }
   }
+  if (SW == 1) return StoreResult<RT, NT>(call, first_row, first_token, tokens, total);
   if (split > 0) {
 #pragma unroll
     for (int i = 0; i < RT * NT * 4; ++i) {
@@ -94,34 +130,29 @@ __global__ void __launch_bounds__(32 * kWarps)
   if (split > 0) return;
 #pragma unroll
   for (int i = 0; i < RT * NT * 4; ++i) {
-    float sum = acc[i / (NT * 4)][i / 4 % NT][i % 4];
 #pragma unroll
-    for (int s = 0; s < kSplits - 1; ++s) sum += parts[group][s][i][lane];
-    const int row = first_row + 16 * (i / (NT * 4)) + (i % 4 / 2) * 8 + g;
-    const int token = 8 * (i / 4 % NT) + 2 * t + i % 2;
-    if (row >= call.w.rows || token >= tokens) continue;
-    if (call.w.scales != nullptr) sum *= call.w.scales[row];
-    if (call.bias != nullptr) sum += call.bias[row];
-    StorePlain(call.y, call.y_type, (first_token + token) * call.y_stride + row, sum);
+    for (int s = 0; s < SW - 1; ++s) {
+      acc[i / (NT * 4)][i / 4 % NT][i % 4] += parts[group][s][i][lane];
+    }
   }
+  StoreResult<RT, NT>(call, first_row, first_token, tokens, acc);
 }
 
-template <typename Words, int RT, int NT>
+template <typename Words, int RT, int NT, int SW>
 cudaError_t LaunchTiles(const DenseCall& call, cudaStream_t stream) {
-  constexpr int kTokens = 8 * NT;
-  const int rows_per_block = kGroups * RT * 16;
+  const int rows_per_block = kWarps / SW * RT * 16;
   return LaunchDependent(
-      DenseKernel<Words, RT, NT>,
-      dim3((call.w.rows + rows_per_block - 1) / rows_per_block, (call.m + kTokens - 1) / kTokens),
-      dim3(32 * kWarps), 0, stream, call, kTokens);
+      DenseKernel<Words, RT, NT, SW>,
+      dim3((call.w.rows + rows_per_block - 1) / rows_per_block, (call.m + 8 * NT - 1) / (8 * NT)),
+      dim3(32 * kWarps), 0, stream, call);
 }
 
 template <typename Words>
 cudaError_t LaunchByTokens(const DenseCall& call, cudaStream_t stream) {
-  if (call.m <= 8) return LaunchTiles<Words, 1, 1>(call, stream);
-  if (call.m <= 16) return LaunchTiles<Words, 1, 2>(call, stream);
-  if (call.m <= 32) return LaunchTiles<Words, 2, 4>(call, stream);
-  return LaunchTiles<Words, 2, 8>(call, stream);
+  if (call.m <= 8) return LaunchTiles<Words, 1, 1, kSplits>(call, stream);
+  if (call.m <= 16) return LaunchTiles<Words, 1, 2, kSplits>(call, stream);
+  if (call.m <= 32) return LaunchTiles<Words, 2, 4, 1>(call, stream);
+  return LaunchTiles<Words, 2, 8, 1>(call, stream);
 }
 
 constexpr int kPlainTokens = 8;  // of one warp in PlainKernel

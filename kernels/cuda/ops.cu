@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/device/async_copy.cuh"
-#include "kernels/cuda/device/exp.cuh"
+#include "kernels/cuda/device/block_group.cuh"
 #include "kernels/cuda/device/load4.cuh"
 #include "kernels/cuda/device/stage_token.cuh"
 #include "kernels/cuda/launch.h"
@@ -13,8 +13,8 @@ namespace {
 // A row is cut into segments of 128 elements, 4 per lane of a warp. The sum of squares is one tree
 // per segment and one over the segments: the same bits for any number of warps.
 constexpr int kSegment = 128;
-constexpr int kMaxNormWarps = 32;
-constexpr int kMaxSegmentsPerWarp = 4;
+constexpr int kMaxNormWarps = 16;  // a multiple of 4; half of a multiprocessor's registers
+constexpr int kMaxSegmentsPerWarp = 8;
 static_assert(kMaxRowElements == kSegment * kMaxNormWarps * kMaxSegmentsPerWarp);
 
 __device__ __forceinline__ float WarpSum(float v) {
@@ -25,7 +25,7 @@ __device__ __forceinline__ float WarpSum(float v) {
 
 // The row that hidden starts from: an earlier hidden row, plus a linear layer's output.
 struct FromHidden {
-  static constexpr bool kFirstOfStep = false;
+  static constexpr bool kFirstOfStep = false, kInPlace = true;
   const float* hidden;
   const int32_t* rows;
   const void* delta;
@@ -59,7 +59,7 @@ struct FromHidden {
 // Starts a step: launched without dependence on a kernel, so that what the step's preparation wrote
 // is visible to every later kernel from its start on.
 struct FromEmbedding {
-  static constexpr bool kFirstOfStep = true;
+  static constexpr bool kFirstOfStep = true, kInPlace = false;
   DeviceDense table;
   StepView step;
 
@@ -86,14 +86,41 @@ struct NormCall {
   int cols;
 };
 
+// Brings the strip order of the tile that a warp stages first near, before there is an x to stage.
+__device__ __forceinline__ void PrefetchOrder(const LinearInput& to, int item) {
+  for (int p = 0; p < to.count; ++p) {
+    const quant::PackedShape& s = to.parts[p].shape;
+    if (item < NumTiles(s)) {
+      const uint16_t* order = to.parts[p].strip_order + 4 * FirstQuad(s, item);
+      if (threadIdx.x % 32 == 0) asm volatile("prefetch.global.L1 [%0];" ::"l"(order));
+      return;
+    }
+    item -= NumTiles(s);
+  }
+}
+
+__device__ __forceinline__ void StorePlainShare(const LinearInput& to, const float* x, int cols,
+                                                int token, int rank, int blocks) {
+  if (to.plain == nullptr) return;
+  const int share = (cols + blocks - 1) / blocks;
+  for (int i = rank * share + threadIdx.x; i < min((rank + 1) * share, cols); i += blockDim.x) {
+    StorePlain(to.plain, to.plain_type, static_cast<size_t>(token) * cols + i, x[i]);
+  }
+}
+
+// Every block of a token norms the whole row and stages a share of the tiles: staging is what takes
+// the time. The rows of `hidden` are replaced once all blocks have read them.
 template <int kPerWarp, typename Source>
 __global__ void __launch_bounds__(32 * kMaxNormWarps)
     NormKernel(const Source source, const NormCall call, const __grid_constant__ LinearInput out) {
   extern __shared__ float4 row4[];
   __shared__ float partial[kMaxNormWarps * kMaxSegmentsPerWarp];
+  __shared__ StageBoard boards[kMaxNormWarps / 4];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const int segments = (call.cols + kSegment - 1) / kSegment, token = blockIdx.x;
+  const int segments = (call.cols + kSegment - 1) / kSegment, token = blockIdx.y;
+  const int blocks = gridDim.x, rank = blockIdx.x;
   LetNextKernelStart();
+  PrefetchOrder(out, warp / 4 * blocks + rank);
   float4 w[kPerWarp], x[kPerWarp];
 #pragma unroll
   for (int k = 0; k < kPerWarp; ++k) {
@@ -109,18 +136,15 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
   }
 #pragma unroll
   for (int k = 0; k < kPerWarp; ++k) {
-    const int segment = warp + k * warps, i = segment * kSegment + 4 * lane;
+    const int segment = warp + k * warps;
     if (segment >= segments) break;
     float square = x[k].x * x[k].x;
     square = fmaf(x[k].y, x[k].y, square);
     square = fmaf(x[k].z, x[k].z, square);
     square = WarpSum(fmaf(x[k].w, x[k].w, square));
     if (lane == 0) partial[segment] = square;
-    if (call.hidden_out != nullptr && i < call.cols) {
-      *reinterpret_cast<float4*>(call.hidden_out + static_cast<int64_t>(token) * call.cols + i) =
-          x[k];
-    }
   }
+  if (Source::kInPlace && blocks > 1) GroupArrive();
   __syncthreads();
   float sum = 0;
   for (int s = lane; s < segments; s += 32) sum += partial[s];
@@ -134,21 +158,65 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
                                 x[k].z * scale * w[k].z, x[k].w * scale * w[k].w);
     }
   }
+  if (Source::kInPlace && blocks > 1) GroupAwait();
+#pragma unroll
+  for (int k = 0; k < kPerWarp; ++k) {
+    const int segment = warp + k * warps, i = segment * kSegment + 4 * lane;
+    if (call.hidden_out == nullptr || segment % blocks != rank || i >= call.cols) continue;
+    *reinterpret_cast<float4*>(call.hidden_out + static_cast<int64_t>(token) * call.cols + i) =
+        x[k];
+  }
   __syncthreads();
-  StageToken(out, reinterpret_cast<const float*>(row4), call.cols, token);
+  const float* normed = reinterpret_cast<const float*>(row4);
+  StageTiles(
+      out, [=](int channel) { return Load4(normed + channel); }, token, warp / 4 * blocks + rank,
+      warps / 4 * blocks, FourWarps{&boards[warp / 4]});
+  StorePlainShare(out, normed, call.cols, token, rank, blocks);
+}
+
+int TotalTiles(const LinearInput& out) {
+  int tiles = 0;
+  for (int p = 0; p < out.count; ++p) tiles += NumTiles(out.parts[p].shape);
+  return tiles;
+}
+
+bool HasClusters() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 9;
+}
+
+// As many as find work and are resident at once on a GPU of 100 multiprocessors. More than one
+// need clusters, which older devices do not have.
+int BlocksPerToken(int tokens, int tiles) {
+  constexpr int kMostBlocks = 8, kResident = 200;
+  if (!HasClusters()) return 1;
+  int blocks = kMostBlocks;
+  while (blocks > 1 && (blocks * tokens > kResident || blocks > tiles)) blocks /= 2;
+  return blocks;
 }
 
 template <int kPerWarp, typename Source>
-cudaError_t LaunchNormWith(const Source& source, const NormArgs& args, int warps,
+cudaError_t LaunchNormWith(const Source& source, const NormArgs& args, int warps, int blocks,
                            const LinearInput& out, cudaStream_t stream) {
   const NormCall call = {args.hidden_out, args.weight, args.eps, args.cols};
-  const size_t shared = sizeof(float) * args.cols;
-  if (Source::kFirstOfStep) {
-    NormKernel<kPerWarp><<<args.tokens, 32 * warps, shared, stream>>>(source, call, out);
-    return cudaGetLastError();
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks, args.tokens);
+  config.blockDim = dim3(32 * warps);
+  config.dynamicSmemBytes = sizeof(float) * args.cols;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (!Source::kFirstOfStep) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }
-  return LaunchDependent(NormKernel<kPerWarp, Source>, dim3(args.tokens), dim3(32 * warps), shared,
-                         stream, source, call, out);
+  if (Source::kInPlace && blocks > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  }
+  return cudaLaunchKernelEx(&config, NormKernel<kPerWarp, Source>, source, call, out);
 }
 
 template <typename Source>
@@ -160,34 +228,38 @@ cudaError_t LaunchNorm(const Source& source, const NormArgs& args, const LinearI
   }
   const int segments = (args.cols + kSegment - 1) / kSegment;
   const int per_warp = (segments + kMaxNormWarps - 1) / kMaxNormWarps;
-  // Staging has work for more warps than a short row has segments.
-  const int warps = std::max((segments + per_warp - 1) / per_warp, std::min(segments * 4, 8));
-  if (per_warp == 1) return LaunchNormWith<1>(source, args, warps, out, stream);
-  if (per_warp == 2) return LaunchNormWith<2>(source, args, warps, out, stream);
-  return LaunchNormWith<kMaxSegmentsPerWarp>(source, args, warps, out, stream);
+  const int needed = (segments + per_warp - 1) / per_warp;
+  const int warps = (needed + 3) / 4 * 4;
+  const int blocks = BlocksPerToken(args.tokens, TotalTiles(out));
+  if (per_warp == 1) return LaunchNormWith<1>(source, args, warps, blocks, out, stream);
+  if (per_warp == 2) return LaunchNormWith<2>(source, args, warps, blocks, out, stream);
+  if (per_warp <= 4) return LaunchNormWith<4>(source, args, warps, blocks, out, stream);
+  return LaunchNormWith<kMaxSegmentsPerWarp>(source, args, warps, blocks, out, stream);
 }
 
-constexpr int kSiluWarps = 4;
+constexpr int kSiluWarps = 4;  // of a block: those that stage a tile together
 
 template <typename T>
 __device__ __forceinline__ float4 SiluMul4(const T* gate, const T* up) {
   const float4 g = Load4(gate), u = Load4(up);
-  const auto one = [](float a, float b) { return __fdividef(a, 1.0f + ExpLikeCpu(-a)) * b; };
+  const auto one = [](float a, float b) { return __fdividef(a, 1.0f + __expf(-a)) * b; };
   return make_float4(one(g.x, u.x), one(g.y, u.y), one(g.z, u.z), one(g.w, u.w));
 }
 
-// A warp per (token, tile); the plain form is shared out among the blocks of the token.
+// Four warps per (token, tile); the plain form is shared out among the blocks of the token.
 template <typename T>
 __global__ void __launch_bounds__(32 * kSiluWarps)
     SiluKernel(const SiluArgs args, const __grid_constant__ LinearInput out) {
+  __shared__ StageBoard board;
   LetNextKernelStart();
+  PrefetchOrder(out, blockIdx.x);
   WaitForPreviousKernels();
   const int token = blockIdx.y;
   const T* gate = static_cast<const T*>(args.gate) + token * args.stride;
   const T* up = static_cast<const T*>(args.up) + token * args.stride;
   StageTiles(
-      out, [&](int channel) { return SiluMul4(gate + channel, up + channel); }, token,
-      blockIdx.x * kSiluWarps + threadIdx.x / 32, gridDim.x * kSiluWarps);
+      out, [&](int channel) { return SiluMul4(gate + channel, up + channel); }, token, blockIdx.x,
+      gridDim.x, FourWarps{&board});
   if (out.plain == nullptr) return;
   for (int i = 4 * (blockIdx.x * blockDim.x + threadIdx.x); i < args.cols;
        i += 4 * gridDim.x * blockDim.x) {
@@ -229,11 +301,13 @@ cudaError_t LaunchEmbedNorm(const DeviceDense& table, const StepView& step, cons
 
 cudaError_t LaunchSiluMul(const SiluArgs& args, const LinearInput& out, cudaStream_t stream) {
   if (args.tokens == 0) return cudaSuccess;
-  int tiles = 0;
-  for (int p = 0; p < out.count; ++p) tiles += NumTiles(out.parts[p].shape);
-  const int plain_warps = out.plain == nullptr ? 0 : (args.cols + 127) / 128;
-  const int items = std::max({tiles, plain_warps, 1});
-  const dim3 grid((items + kSiluWarps - 1) / kSiluWarps, args.tokens), block(32 * kSiluWarps);
+  const int tiles = TotalTiles(out);
+  constexpr int kMostBlocks = 8192, kPlainElements = 4 * 32 * kSiluWarps;
+  const int plain = out.plain == nullptr ? 0 : (args.cols + kPlainElements - 1) / kPlainElements;
+  const int items = std::max({tiles, plain, 1});
+  // Blocks that find more than one tile start fewer times.
+  const int blocks = std::min(items, std::max(1, kMostBlocks / args.tokens));
+  const dim3 grid(blocks, args.tokens), block(32 * kSiluWarps);
   return args.type == DType::kF16
              ? LaunchDependent(SiluKernel<__half>, grid, block, 0, stream, args, out)
              : LaunchDependent(SiluKernel<float>, grid, block, 0, stream, args, out);

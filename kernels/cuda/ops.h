@@ -1,6 +1,6 @@
 // The small operations between the linear layers: embedding, residual add + RMSNorm, SiLU * up.
 // Each is one launch that leaves its result in the form in which the next linear layer reads it
-// (staging.h). One block per token: a token's result does not depend on the batch. All pointers are
+// (staging.h). A token's result does not depend on the batch. All pointers are
 // device memory; launches only enqueue on `stream` and may be captured.
 #pragma once
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/device/async_copy.cuh"
+#include "kernels/cuda/device/philox.cuh"
 #include "kernels/cuda/device/row_sampler.cuh"
 #include "kernels/cuda/sample.h"
 
@@ -95,6 +96,7 @@ __global__ void __launch_bounds__(kGroupThreads)
   LetNextKernelStart();
   const int r = blockIdx.y, rank = GroupRank();
   const SampleParams p = call.params[r];
+  const double uniform = PhiloxUniform(p.seed, p.position);
   // Also for rows without work: the kernel after this one relies on it.
   WaitForPreviousKernels();
   if (p.kind == SampleKind::kNone) return;
@@ -123,9 +125,10 @@ __global__ void __launch_bounds__(kGroupThreads)
         row.aligned = call.vocab % 4 == 0;
         best = sampler.Best(row);
       }
-      token = p.temperature == 0.0f ? static_cast<int>(~static_cast<uint32_t>(best))
-                                    : sampler.Draw(p, call.vocab, row,
-                                                   FromOrdered(static_cast<uint32_t>(best >> 32)));
+      token = p.temperature == 0.0f
+                  ? static_cast<int>(~static_cast<uint32_t>(best))
+                  : sampler.Draw(p, call.vocab, row, FromOrdered(static_cast<uint32_t>(best >> 32)),
+                                 uniform);
     }
     if (p.kind == SampleKind::kScorePrompt || p.describe != 0 || p.num_top > 0) {
       Describe(&sampler, p, call.vocab, raw, raw_max, token, result);

@@ -8,7 +8,6 @@
 
 #include "kernels/cuda/device/block_group.cuh"
 #include "kernels/cuda/device/exp.cuh"
-#include "kernels/cuda/device/philox.cuh"
 #include "kernels/cuda/sample.h"
 
 namespace fewbit::cuda {
@@ -70,7 +69,7 @@ struct SampleBoard {
   uint64_t before_mass;
   uint32_t before_count, in_bin;
   int bin;
-  uint32_t found;  // 1 + the id, 0: not in this block
+  uint32_t found[2];  // 1 + the id, 0: not in this block; in turn, as ReduceBoard's slots
 };
 
 // One row as one block sees it.
@@ -130,6 +129,14 @@ struct RowSampler {
     __syncthreads();
   }
 
+  // 64-bit sums by the 32-bit additions that shared memory has, with the carry.
+  __device__ static void AddShared(uint64_t* to, uint64_t v) {
+    uint32_t* words = reinterpret_cast<uint32_t*>(to);
+    const uint32_t low = static_cast<uint32_t>(v), old = atomicAdd(words, low);
+    const uint32_t high = static_cast<uint32_t>(v >> 32) + (old + low < old);
+    if (high != 0) atomicAdd(words + 1, high);
+  }
+
   // bin_count and bin_mass of the whole group: block r holds the sums of the r-th slice of bins.
   __device__ void Histogram(const LogitRow& row, const SoftmaxWeight& weigh) {
     ClearBins();
@@ -137,8 +144,7 @@ struct RowSampler {
       const int bin = weigh.Bin(x);
       if (bin >= kBins) return;
       atomicAdd(&board->bin_count[bin], 1u);
-      atomicAdd(reinterpret_cast<unsigned long long*>(&board->bin_mass[bin]),
-                static_cast<unsigned long long>(weigh.Mass(x)));
+      AddShared(&board->bin_mass[bin], weigh.Mass(x));
     });
     GroupSync();
     const int size = GroupSize(), slice = kBins / size, first = GroupRank() * slice;
@@ -339,7 +345,8 @@ struct RowSampler {
   // Follows a Sum with the same arguments.
   template <typename F>
   __device__ int Locate(const LogitRow& row, const F& mass, uint64_t target) {
-    if (threadIdx.x == 0) board->found = 0;
+    uint32_t* found = &board->found[located_++ & 1];
+    if (threadIdx.x == 0) *found = 0;
     __syncthreads();
     const int lane = threadIdx.x, count = (row.end - row.begin + kSegment - 1) / kSegment;
     if (threadIdx.x < 32 && target >= before_) {
@@ -351,21 +358,19 @@ struct RowSampler {
           const int first = __ffs(passed) - 1;
           const uint64_t up_to = __shfl_sync(~0u, to, first);
           before = up_to - segments[s + first];
-          LocateInSegment(row, s + first, mass, target - before);
+          LocateInSegment(row, s + first, mass, target - before, found);
           break;
         }
         before = __shfl_sync(~0u, to, 31);
       }
     }
     GroupSync();
-    const uint64_t found = GroupTotal(&board->found, TakeMax());
-    GroupSync();  // board->found may change after this
-    return static_cast<int>(found) - 1;
+    return static_cast<int>(GroupTotal(found, TakeMax())) - 1;
   }
 
   template <typename F>
-  __device__ void LocateInSegment(const LogitRow& row, int segment, const F& mass,
-                                  uint64_t target) {
+  __device__ void LocateInSegment(const LogitRow& row, int segment, const F& mass, uint64_t target,
+                                  uint32_t* found) {
     const int lane = threadIdx.x % 32, i = row.begin + segment * kSegment + 4 * lane;
     const uint64_t mine = SumOf4(row, segment, mass), to = InclusiveSum(mine);
     const uint32_t passed = __ballot_sync(~0u, to > target);
@@ -374,13 +379,15 @@ struct RowSampler {
     for (int j = i; j < min(i + 4, row.end); ++j) {
       running += mass(j, row.x[j]);
       if (running > target) {
-        board->found = j + 1;
+        *found = j + 1;
         return;
       }
     }
   }
 
-  __device__ int Draw(const SampleParams& p, int vocab, const LogitRow& row, float max) {
+  // The token that `uniform`, in [0, 1), falls to.
+  __device__ int Draw(const SampleParams& p, int vocab, const LogitRow& row, float max,
+                      double uniform) {
     const SoftmaxWeight weigh = {max, fminf(__fdiv_rn(1.0f, p.temperature), 1e30f)};
     uint64_t cut = 0;
     const bool cut_k = p.top_k > 0 && p.top_k < vocab;
@@ -400,10 +407,11 @@ struct RowSampler {
     }
     const auto mass = [&](int id, float x) {
       const float weight = weigh.Weight(x);
-      return weight < p.min_p || KeyOf(x, id) < cut ? 0 : SoftmaxWeight::Fixed(weight);
+      return weight < p.min_p || (cut != 0 && KeyOf(x, id) < cut) ? 0
+                                                                  : SoftmaxWeight::Fixed(weight);
     };
     const uint64_t total = Sum(row, mass);
-    const double target = PhiloxUniform(p.seed, p.position) * static_cast<double>(total);
+    const double target = uniform * static_cast<double>(total);
     return Locate(row, mass, ::min(static_cast<uint64_t>(target), total - 1));
   }
 
@@ -422,6 +430,7 @@ struct RowSampler {
     __syncthreads();
   }
 
+  int located_ = 0;
   uint64_t before_ = 0;  // of the last Sum: what the blocks before this one add up to
 };
 
