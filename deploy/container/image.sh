@@ -32,7 +32,7 @@ done
 [[ ! -e $dest ]] || die "$dest exists"
 root=$dest/root libc=$dest/libc
 
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr -DFEWBIT_TESTS=OFF \
+cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX=/usr -DFEWBIT_TESTS=OFF -DFEWBIT_WERROR=OFF \
   -DFEWBIT_CUDA="$cuda" -DFEWBIT_COMMIT="$commit" \
   -DCMAKE_INSTALL_RPATH=/usr/lib/fewbit -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags
 cmake --build "$build" --parallel "$(parallel_jobs)" --target fewbit-server fewbit-client
