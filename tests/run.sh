@@ -11,7 +11,7 @@
 # Only where --only asks for them, because they need root, namespaces and Debian's mirrors, and build everything once more:
 #
 #   container builds the image and runs it as Kubernetes would (tests/deploy/container_test.sh)
-#   packages  builds the Debian packages, installs them into a fresh Debian and serves from there (tests/deploy/package_test.sh)
+#   packages  builds the Debian packages, installs them into a fresh Debian and runs the service (tests/deploy/package_test.sh)
 #
 # Every step runs even if one before it failed; the exit status is 0 only if all passed. Logs are in build/logs/.
 set -uo pipefail
