@@ -74,17 +74,6 @@ __device__ float4 CombineRuns(const CombineArgs& a, int sequence, int splits, in
   return make_float4(value.x * scale, value.y * scale, value.z * scale, value.w * scale);
 }
 
-__device__ __forceinline__ void StorePlain4(void* plain, DType type, size_t at, const float4& x) {
-  if (type == DType::kF32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(plain) + at) = x;
-    return;
-  }
-  const bool half = type == DType::kF16;
-  const uint2 words = {half ? HalfMath::Pack(x.x, x.y) : BfloatMath::Pack(x.x, x.y),
-                       half ? HalfMath::Pack(x.z, x.w) : BfloatMath::Pack(x.z, x.w)};
-  *reinterpret_cast<uint2*>(static_cast<uint16_t*>(plain) + at) = words;
-}
-
 // The source channel of this thread's 4 channels of a tile, or -1.
 __device__ __forceinline__ int SourceChannel(const StageTarget& to, int tile) {
   const bool two = tile < to.shape.tiles(2);
@@ -149,9 +138,7 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant_
 }  // namespace
 
 cudaError_t PrepareCombine(const AttentionPlan& plan) {
-  return cudaFuncSetAttribute(
-      CombineKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-      static_cast<int>(sizeof(float)) * plan.desc.num_heads * plan.desc.head_dim);
+  return ReserveShared(CombineKernel, sizeof(float) * plan.desc.num_heads * plan.desc.head_dim);
 }
 
 cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, const uint8_t* base,

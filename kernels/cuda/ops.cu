@@ -102,9 +102,8 @@ __device__ __forceinline__ void PrefetchOrder(const LinearInput& to, int item) {
 __device__ __forceinline__ void StorePlainShare(const LinearInput& to, const float* x, int cols,
                                                 int token, int rank, int blocks) {
   if (to.plain == nullptr) return;
-  const int share = (cols + blocks - 1) / blocks;
-  for (int i = rank * share + threadIdx.x; i < min((rank + 1) * share, cols); i += blockDim.x) {
-    StorePlain(to.plain, to.plain_type, static_cast<size_t>(token) * cols + i, x[i]);
+  for (int i = 4 * (rank * blockDim.x + threadIdx.x); i < cols; i += 4 * blocks * blockDim.x) {
+    StorePlain4(to.plain, to.plain_type, static_cast<size_t>(token) * cols + i, Load4(x + i));
   }
 }
 
@@ -187,10 +186,10 @@ bool HasClusters() {
          major >= 9;
 }
 
-// As many as find work and are resident at once on a GPU of 100 multiprocessors. More than one
+// As many as find work and are resident at once on a GPU of 132 multiprocessors. More than one
 // need clusters, which older devices do not have.
 int BlocksPerToken(int tokens, int tiles) {
-  constexpr int kMostBlocks = 8, kResident = 200;
+  constexpr int kMostBlocks = 8, kResident = 264;
   if (!HasClusters()) return 1;
   int blocks = kMostBlocks;
   while (blocks > 1 && (blocks * tokens > kResident || blocks > tiles)) blocks /= 2;
@@ -263,12 +262,8 @@ __global__ void __launch_bounds__(32 * kSiluWarps)
   if (out.plain == nullptr) return;
   for (int i = 4 * (blockIdx.x * blockDim.x + threadIdx.x); i < args.cols;
        i += 4 * gridDim.x * blockDim.x) {
-    const float4 v = SiluMul4(gate + i, up + i);
-    const size_t at = static_cast<size_t>(token) * args.cols + i;
-    StorePlain(out.plain, out.plain_type, at, v.x);
-    StorePlain(out.plain, out.plain_type, at + 1, v.y);
-    StorePlain(out.plain, out.plain_type, at + 2, v.z);
-    StorePlain(out.plain, out.plain_type, at + 3, v.w);
+    StorePlain4(out.plain, out.plain_type, static_cast<size_t>(token) * args.cols + i,
+                SiluMul4(gate + i, up + i));
   }
 }
 
@@ -302,12 +297,9 @@ cudaError_t LaunchEmbedNorm(const DeviceDense& table, const StepView& step, cons
 cudaError_t LaunchSiluMul(const SiluArgs& args, const LinearInput& out, cudaStream_t stream) {
   if (args.tokens == 0) return cudaSuccess;
   const int tiles = TotalTiles(out);
-  constexpr int kMostBlocks = 8192, kPlainElements = 4 * 32 * kSiluWarps;
+  constexpr int kPlainElements = 4 * 32 * kSiluWarps;
   const int plain = out.plain == nullptr ? 0 : (args.cols + kPlainElements - 1) / kPlainElements;
-  const int items = std::max({tiles, plain, 1});
-  // Blocks that find more than one tile start fewer times.
-  const int blocks = std::min(items, std::max(1, kMostBlocks / args.tokens));
-  const dim3 grid(blocks, args.tokens), block(32 * kSiluWarps);
+  const dim3 grid(std::max({tiles, plain, 1}), args.tokens), block(32 * kSiluWarps);
   return args.type == DType::kF16
              ? LaunchDependent(SiluKernel<__half>, grid, block, 0, stream, args, out)
              : LaunchDependent(SiluKernel<float>, grid, block, 0, stream, args, out);

@@ -39,12 +39,8 @@ __global__ void __launch_bounds__(kStageThreads)
   if (to.plain == nullptr) return;
   for (int i = 4 * (blockIdx.y * blockDim.x + threadIdx.x); i < cols;
        i += 4 * gridDim.y * blockDim.x) {
-    const float4 v = LoadChannels(x, x_type, row + i);
-    const size_t at = static_cast<size_t>(token) * cols + i;
-    StorePlain(to.plain, to.plain_type, at, v.x);
-    StorePlain(to.plain, to.plain_type, at + 1, v.y);
-    StorePlain(to.plain, to.plain_type, at + 2, v.z);
-    StorePlain(to.plain, to.plain_type, at + 3, v.w);
+    StorePlain4(to.plain, to.plain_type, static_cast<size_t>(token) * cols + i,
+                LoadChannels(x, x_type, row + i));
   }
 }
 

@@ -43,11 +43,11 @@ __device__ __forceinline__ void GroupSync() {
   __syncthreads();
 }
 
-// GroupSync in two halves, for groups of more than one block: what is done in between overlaps with
-// the other blocks.
+// A meeting in two halves, for groups of more than one block: what is done in between overlaps with
+// the other blocks. What was read before Arrive may be overwritten by any block after Await.
 __device__ __forceinline__ void GroupArrive() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void GroupAwait() {

@@ -173,6 +173,22 @@ __device__ __forceinline__ void StorePlain(void* plain, DType type, size_t at, f
   }
 }
 
+// Elements at .. at + 3; `at` is a multiple of 4.
+__device__ __forceinline__ void StorePlain4(void* plain, DType type, size_t at, const float4& x) {
+  if (type == DType::kF32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(plain) + at) = x;
+  } else if (type == DType::kF16) {
+    const __half2 low = __floats2half2_rn(x.x, x.y), high = __floats2half2_rn(x.z, x.w);
+    *reinterpret_cast<uint2*>(static_cast<__half*>(plain) + at) =
+        make_uint2(reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high));
+  } else {
+    const __nv_bfloat162 low = __floats2bfloat162_rn(x.x, x.y);
+    const __nv_bfloat162 high = __floats2bfloat162_rn(x.z, x.w);
+    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(plain) + at) =
+        make_uint2(reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high));
+  }
+}
+
 // Writes all that `to` asks for, for one token, by the whole block (a multiple of 32 threads). x:
 // [cols] floats in shared memory, 16-byte aligned, written before a block barrier; cols is a
 // multiple of 16. The block must have passed WaitForPreviousKernels(). No barrier inside.
@@ -181,8 +197,9 @@ __device__ inline void StageToken(const LinearInput& to, const float* x, int col
       to, [x](int channel) { return *reinterpret_cast<const float4*>(x + channel); }, token,
       threadIdx.x / 32, blockDim.x / 32);
   if (to.plain == nullptr) return;
-  for (int i = threadIdx.x; i < cols; i += blockDim.x) {
-    StorePlain(to.plain, to.plain_type, static_cast<size_t>(token) * cols + i, x[i]);
+  for (int i = 4 * threadIdx.x; i < cols; i += 4 * blockDim.x) {
+    StorePlain4(to.plain, to.plain_type, static_cast<size_t>(token) * cols + i,
+                *reinterpret_cast<const float4*>(x + i));
   }
 }
 
