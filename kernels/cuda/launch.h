@@ -10,6 +10,15 @@
 
 namespace fewbit::cuda {
 
+// Once for every kernel of the token path: the same split of the L1 cache for all, as much shared
+// memory as there is. By default each kernel gets a split for its own shared memory, and a
+// multiprocessor must drain before it changes, so that no kernel could start early.
+template <typename Kernel>
+cudaError_t PreferShared(Kernel* kernel) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t LaunchDependent(void (*kernel)(Parameters...), dim3 grid, dim3 block,
                             size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {

@@ -58,34 +58,28 @@ struct OutlierLists {
 // From the lists of a packed matrix in host memory.
 OutlierLists RepackOutliers(const quant::PackedMatrix& matrix);
 
-// How weights come to the multiprocessor.
-enum class Copy : uint8_t {
-  kBulk,   // the bulk copy engine with barriers, sm_90
-  kAsync,  // cp.async, sm_80
-};
-
-// One compiled kernel for small m. The table holds an instance only if a launch can reach it.
+// One compiled kernel of the small path, which runs from sm_80 on. The table holds an instance only
+// if a launch can reach it.
 struct Instance {
   int token_tiles;  // of 4 tokens each
   int row_blocks;   // that a warp computes at once, so that it loads x once for all of them
   int max_warps;    // of a block
   int residency;    // blocks per multiprocessor that registers must leave room for
   bool zero_points;
-  Copy copy;
 };
 std::span<const Instance> SmallInstances();
 
 // The most tokens that one block takes; more run as groups in one grid.
 inline constexpr int kMostGroupTokens = 16;
 inline constexpr int kMaxSmallTokens = 64;
-inline constexpr int kAsyncStages = 3;          // fixed for Copy::kAsync
+inline constexpr int kAsyncStages = 3;          // tiles under way per warp
 inline constexpr int kMaxTiles = 256;           // of a row block
 inline constexpr int kMaxPositions2 = 1 << 16;  // of channels in 2-bit strips
 
 enum class Path : uint8_t {
   kStream,      // sm_90, up to kMaxStreamTokens: persistent blocks
   kWide,        // sm_90, any number of tokens: wgmma on integers
-  kSmall,       // dequantize in registers, integer tensor cores
+  kSmall,       // from sm_80 on, up to kMaxSmallTokens: cp.async, mma on integers
   kDequantize,  // once into fp16 scratch, then cuBLAS
 };
 
@@ -94,7 +88,7 @@ struct Tuning {
   int warps = 0;
   int stages = 0;
   int blocks_per_multiprocessor = 0;
-  int use_cp_async = 0;
+  int use_cp_async = 0;    // the path of sm_80
   int no_early_start = 0;  // without programmatic dependent launch
   int synchronous = 0;     // nothing is under way while a block computes
 };
@@ -103,7 +97,6 @@ struct Tuning {
 struct SmallPlan {
   int instance = 0;  // row of SmallInstances()
   int warps = 0;     // per block
-  int stages = 0;    // tiles in flight per warp
   int blocks = 0;    // per token group; each owns a run of row blocks
   int own = 0;       // row blocks of one block, at most
   int group_tokens = 0;
@@ -149,7 +142,7 @@ LinearInput InputOf(const Desc& desc, const Plan& plan, const DeviceGroup& group
 struct SharedLayout {
   int tile_bytes = 0;  // of the largest tile; a ring slot has one per row block
   int outlier_bounds = 0, outlier_entries = 0;  // words: list starts, then as many entries as fit
-  int terms = 0, outliers = 0, barriers = 0, total = 0;  // offsets and size
+  int terms = 0, outliers = 0, total = 0;       // offsets and size
 };
 SharedLayout LayoutShared(const quant::PackedShape& shape, const SmallPlan& plan);
 

@@ -1,7 +1,8 @@
-// Linear layers for few tokens. A block owns a run of 16-row blocks of the matrix; its warps take
-// tiles in turn, each through a ring of asynchronous copies of its own, and leave one float per
-// (row, token, tile) in shared memory, which the block then sums in the order that device_tile.h
-// defines. Weights are asked for before the kernel waits for its predecessor in the stream.
+// Linear layers for few tokens, from sm_80 on. A block owns a run of 16-row blocks of the matrix;
+// its warps take tiles in turn, each through a ring of asynchronous copies of its own, and leave
+// one float per (row, token, tile) in shared memory, which the block then sums in the order that
+// device_tile.h defines. Weights are asked for before the kernel waits for its predecessor in the
+// stream.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -36,7 +37,7 @@ struct SmallArgs {
   size_t row_block_bytes;  // of the weights
   SharedLayout layout;
   int tiles, row_blocks;
-  int m, group_tokens, stages;
+  int m, group_tokens;
   int segment_begin[kSegments + 1];
   DType y_type;
   TileInfo tile[kMaxTiles];
@@ -304,7 +305,7 @@ struct Warp {
   const SmallArgs& a;
   const Share& s;
   int lane, warps;
-  TileRing<kI.copy> ring;
+  TileRing ring;
   Cursor<kBlocks, kColumns> ahead, at;
 
   __device__ __forceinline__ Warp(const SmallArgs& args, const Share& share, uint8_t* shared)
@@ -312,9 +313,8 @@ struct Warp {
         s(share),
         lane(threadIdx.x % 32),
         warps(blockDim.x / 32),
-        ring(shared + threadIdx.x / 32 * a.stages * kBlocks * a.layout.tile_bytes,
-             reinterpret_cast<uint64_t*>(shared + a.layout.barriers) + threadIdx.x / 32 * a.stages,
-             a.stages, kBlocks * a.layout.tile_bytes),
+        ring(shared + threadIdx.x / 32 * kAsyncStages * kBlocks * a.layout.tile_bytes,
+             kBlocks * a.layout.tile_bytes),
         ahead(args, share, threadIdx.x / 32),
         at(ahead) {}
 
@@ -407,7 +407,7 @@ __global__ void __launch_bounds__(32 * kSmallTable[kInstance].max_warps,
   const Share s = Share::Of<kI.row_blocks>(a);
   Warp<kInstance> warp(a, s, shared);
 #pragma unroll 1
-  for (int i = 0; i < a.stages; ++i) warp.Issue();
+  for (int i = 0; i < kAsyncStages; ++i) warp.Issue();
   LetNextKernelStart();
   const Activations x(a, s);
   float* terms = reinterpret_cast<float*>(shared + a.layout.terms);
@@ -451,9 +451,9 @@ void FillTiles(const quant::PackedShape& shape, SmallArgs* args) {
 
 cudaError_t PrepareSmallKernels(const DeviceProps& props) {
   for (int i = 0; i < kSmallInstances; ++i) {
-    if (kSmallTable[i].copy == Copy::kBulk && props.major < 9) continue;
-    const cudaError_t error = cudaFuncSetAttribute(
+    cudaError_t error = cudaFuncSetAttribute(
         kKernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, props.shared_per_block);
+    if (error == cudaSuccess) error = PreferShared(kKernels[i]);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -471,7 +471,6 @@ cudaError_t LaunchSmall(const SmallPlan& plan, int m, const DeviceMatrix& w, con
   args.layout = LayoutShared(w.shape, plan);
   FillTiles(w.shape, &args);
   args.m = m;
-  args.stages = plan.stages;
   args.group_tokens = plan.group_tokens;
   args.y_type = y_type;
   return LaunchDependent(kKernels[plan.instance], dim3(plan.blocks, plan.groups),

@@ -3,8 +3,7 @@
 // and fill their rings with weights while this one still runs. A block owns a run of 16-row blocks
 // of one matrix, one stretch of memory, and its warps have roles:
 //   producer   asks for the weights, a few tiles per bulk copy, as far ahead as the ring has room,
-//              and works out for each tile where everything lies; waits for the kernels before this
-//              one, then asks for the activations
+//              and works out for each tile where everything lies
 //   outliers   sum the outliers of a row block (device/stream_outliers.cuh)
 //   consumers  take tiles in turn and leave one float term per (row, token, tile)
 //   finisher   adds up the terms of a row block in the order that device_tile.h defines and stores
@@ -50,22 +49,17 @@ __device__ __forceinline__ void Produce(const StreamArgs& a, const StreamPart& p
   using Map = TileMap<kZeroPoints>;
   const int lane = threadIdx.x % 32;
   const uint64_t policy = ReadOncePolicy();
-  const uint8_t* from = p.tiles + static_cast<size_t>(s.first_row_block) * p.row_block_bytes;
+  constexpr uint32_t kLine = 128;
+  const uint32_t share_begin = s.first_row_block * p.row_block_bytes;
+  const uint32_t share_end = (p.row_blocks - s.first_row_block) * p.row_block_bytes;
+  const uint8_t* from = p.tiles + share_begin;
   const int items = s.row_blocks * p.num_tiles;
-  const int stages = (items + a.stage_tiles - 1) / a.stage_tiles, ahead = min(stages, a.stages);
+  const int stages = (items + a.stage_tiles - 1) / a.stage_tiles;
   const uint32_t all_bytes = s.row_blocks * p.row_block_bytes;
   int tile = lane, row_block = 0;
   RingPlace place, slot;
 #pragma unroll 1
-  for (int stage = 0; stage <= stages; ++stage) {
-    if (stage == ahead) {
-      WaitForPreviousKernels();
-      if (lane == 0) {
-        BarrierExpect(b.x, p.x_bytes);
-        BulkCopy(b.shared + a.layout.x, p.staged, p.x_bytes, b.x);
-      }
-    }
-    if (stage == stages) break;
+  for (int stage = 0; stage < stages; ++stage) {
     while (tile >= p.num_tiles) {
       tile -= p.num_tiles;
       ++row_block;
@@ -75,17 +69,22 @@ __device__ __forceinline__ void Produce(const StreamArgs& a, const StreamPart& p
         row_block < s.row_blocks ? row_block * p.row_block_bytes + Map::Offset(p, tile) : all_bytes;
     const uint32_t begin = __shfl_sync(0xFFFFFFFFu, at, 0);
     const uint32_t end = __shfl_sync(0xFFFFFFFFu, at, a.stage_tiles);
-    if (stage >= a.stages) BarrierWait(b.empty + place.slot, place.parity ^ 1);
+    // Copies that begin inside a line of 128 bytes are slower by a quarter.
+    const uint32_t in_line = reinterpret_cast<uintptr_t>(from + begin) % kLine;
+    const uint32_t lead = in_line <= share_begin + begin ? in_line : 0;
+    const uint32_t behind = (0u - reinterpret_cast<uintptr_t>(from + end)) % kLine;
+    const uint32_t bytes = end - begin + lead + (behind <= share_end - end ? behind : 0);
     const uint32_t to = place.slot * a.layout.stage_bytes;
-    if (lane < a.stage_tiles) {
-      b.works[place.slot * a.stage_tiles + lane] =
-          WorkOf<kTokens, kZeroPoints>(a, p, row_block, tile, slot, to + at - begin);
-    }
-    __syncwarp();
+    const TileWork work =
+        WorkOf<kTokens, kZeroPoints>(a, p, row_block, tile, slot, to + lead + at - begin);
+    if (stage >= a.stages) BarrierWait(b.empty[place.slot], place.parity ^ 1);
     if (lane == 0) {
-      BarrierExpect(b.full + place.slot, end - begin);
-      BulkCopyOnce(b.shared + to, from + begin, end - begin, b.full + place.slot, policy);
+      BarrierExpectBytes(b.full[place.slot], bytes);
+      BulkCopyOnce(b.address + to, from + begin - lead, bytes, b.full[place.slot], policy);
     }
+    if (lane < a.stage_tiles) b.works[place.slot * a.stage_tiles + lane] = work;
+    __syncwarp();
+    if (lane == 0) BarrierArrive(b.full[place.slot]);
     tile += a.stage_tiles;
     place.Advance(1, a.stages);
   }
@@ -93,12 +92,11 @@ __device__ __forceinline__ void Produce(const StreamArgs& a, const StreamPart& p
 
 // One float per row and token of the tile: the exact sum, d and the scale of x.
 template <int kTokens, bool kZeroPoints>
-__device__ __forceinline__ void StoreTerms(const int (&sums)[(kTokens + 3) / 4][4],
-                                           const uint8_t* d_bytes, const int2* meta, int lane,
-                                           float* terms) {
+__device__ __forceinline__ void StoreTerms(const int (&sums)[(kTokens + 3) / 4][4], __half2 halves,
+                                           const int2* meta, int lane, float* terms) {
   const int g = lane / 4, t = lane % 4;
   constexpr float kUnit = 1.0f / (quant::kStoredSecondOrderFactor * (kZeroPoints ? 2.0f : 4.0f));
-  const float2 d = __half22float2(reinterpret_cast<const __half2*>(d_bytes)[g]);
+  const float2 d = __half22float2(halves);
 #pragma unroll
   for (int j = 0; j < (kTokens + 3) / 4; ++j) {
     const int token = 4 * j + t;
@@ -126,34 +124,33 @@ __device__ __forceinline__ void Consume(const StreamArgs& a, const StreamPart& p
   RingPlace place;
   place.Advance(warp / a.stage_tiles, ring);
   const TileWork* works = b.works + warp % a.stage_tiles;
-  if (left > 0) BarrierWait(b.x, 0);
 #pragma unroll 1
   for (; left > 0; left -= warps) {
-    BarrierWait(b.full + place.slot, place.parity);
+    BarrierWait(b.full[place.slot], place.parity);
     const uint4 raw = *reinterpret_cast<const uint4*>(works + place.slot * a.stage_tiles);
     const TileWork w = {raw.x, raw.y, raw.z, raw.w};
     const uint8_t* data = b.shared + w.data;
     const int chunks = w.terms >> TileWork::kChunksShift & 7;
     int sums[kTiles][4];
-    int record;
+    __half2 d;
+    const auto release = [&] {
+      __syncwarp();
+      if (lane == 0) BarrierArrive(b.empty[place.slot]);
+    };
     if (w.terms & TileWork::kWide) {
-      WholeTileProduct<kTokens, 4, kZeroPoints>(data, chunks, lane, lane_planes + w.planes, sums);
-      record = RecordBytes(4, kZeroPoints);
+      WholeTileProduct<kTokens, 4, kZeroPoints>(data, chunks, lane, lane_planes + w.planes, sums,
+                                                &d, release);
     } else {
-      WholeTileProduct<kTokens, 2, kZeroPoints>(data, chunks, lane, lane_planes + w.planes, sums);
-      record = RecordBytes(2, kZeroPoints);
+      WholeTileProduct<kTokens, 2, kZeroPoints>(data, chunks, lane, lane_planes + w.planes, sums,
+                                                &d, release);
     }
     const int slot = w.terms >> TileWork::kSlotShift & 7;
-    if (w.terms & TileWork::kWait) BarrierWait(b.free + slot, (w.terms & TileWork::kParity) != 0);
+    if (w.terms & TileWork::kWait) BarrierWait(b.free[slot], (w.terms & TileWork::kParity) != 0);
     constexpr uint32_t kPlace = (1u << TileWork::kPlaceBits) - 1;
-    StoreTerms<kTokens, kZeroPoints>(sums, data + chunks * record,
-                                     reinterpret_cast<const int2*>(b.shared + w.meta), lane,
-                                     reinterpret_cast<float*>(b.shared + (w.terms & kPlace)));
+    StoreTerms<kTokens, kZeroPoints>(sums, d, reinterpret_cast<const int2*>(b.shared + w.meta),
+                                     lane, reinterpret_cast<float*>(b.shared + (w.terms & kPlace)));
     __syncwarp();
-    if (lane == 0) {
-      BarrierArrive(b.empty + place.slot);
-      BarrierArrive(b.ready + slot);
-    }
+    if (lane == 0) BarrierArrive(b.ready[slot]);
     place.Advance(step, ring);
   }
 }
@@ -168,49 +165,63 @@ __device__ __forceinline__ void StoreOutput(const StreamArgs& a, int64_t at, flo
   }
 }
 
+// The sum of one (row, token)'s terms, ((P0 + P1) + P2) + P3. `from`: of the row block's first
+// tile, tiles kStride floats apart. Zeros stand for terms beyond the end of a segment: a sum that
+// began with +0 is not changed by +0.
+template <int kStride>
+__device__ __forceinline__ float SumTerms(const float* from, const int (&begin)[kSegments + 1]) {
+  constexpr int kBatch = 4;  // of every segment, loaded at once
+  float part[kSegments] = {};
+  const int longest = (begin[kSegments] + kSegments - 1) / kSegments;
+#pragma unroll 1
+  for (int base = 0; base < longest; base += kBatch) {
+    float term[kSegments][kBatch];
+#pragma unroll
+    for (int s = 0; s < kSegments; ++s) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int tile = begin[s] + base + i;
+        term[s][i] = tile < begin[s + 1] ? from[tile * kStride] : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+#pragma unroll
+      for (int s = 0; s < kSegments; ++s) part[s] = __fadd_rn(part[s], term[s][i]);
+    }
+  }
+  float sum = part[0];
+#pragma unroll
+  for (int s = 1; s < kSegments; ++s) sum = __fadd_rn(sum, part[s]);
+  return sum;
+}
+
 // One warp; a lane has whole (row, token)s.
 template <int kTokens>
 __device__ __forceinline__ void Finish(const StreamArgs& a, const StreamPart& p,
                                        const StreamShare& s, const StreamBlock& b) {
-  constexpr int kOutputs = quant::kBlockRows * kTokens, kEach = (kOutputs + 31) / 32;
+  constexpr int kOutputs = quant::kBlockRows * kTokens;
   const int lane = threadIdx.x % 32;
-  const bool outliers = p.outliers != nullptr;
   const float* terms = reinterpret_cast<const float*>(b.shared + a.layout.terms);
-  int segment_end[kSegments];
+  int begin[kSegments + 1];
 #pragma unroll
-  for (int i = 0; i < kSegments; ++i) segment_end[i] = p.segment_begin[i + 1];
+  for (int i = 0; i <= kSegments; ++i) begin[i] = p.segment_begin[i];
   RingPlace slot;
   WaitForPreviousKernels();
 #pragma unroll 1
   for (int row_block = 0; row_block < s.row_blocks; ++row_block) {
     const float* from = terms + slot.slot * StreamTermFloats(p.num_tiles, kTokens);
-    BarrierWait(b.ready + slot.slot, slot.parity);
-    float sum[kEach] = {};
-    int tile = 0;
+    BarrierWait(b.ready[slot.slot], slot.parity);
 #pragma unroll
-    for (int segment = 0; segment < kSegments; ++segment) {
-      float part[kEach] = {};
-#pragma unroll 4
-      for (; tile < segment_end[segment]; ++tile) {
-#pragma unroll
-        for (int i = 0; i < kEach; ++i) {
-          part[i] = __fadd_rn(part[i], from[tile * kOutputs + (lane + 32 * i) % kOutputs]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) sum[i] = segment == 0 ? part[i] : __fadd_rn(sum[i], part[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int output = lane + 32 * i, row = output / kTokens, token = output % kTokens;
-      if (outliers) sum[i] = __fadd_rn(sum[i], from[tile * kOutputs + output % kOutputs]);
+    for (int output = lane; output < kOutputs; output += 32) {
+      const int row = output / kTokens, token = output % kTokens;
+      float sum = SumTerms<kOutputs>(from + output, begin);
+      if (p.outliers != nullptr) sum = __fadd_rn(sum, from[p.num_tiles * kOutputs + output]);
       const int at = (s.first_row_block + row_block) * quant::kBlockRows + row;
-      if (output < kOutputs && token < a.m && at < p.rows) {
-        StoreOutput(a, token * a.y_stride + p.column + at, sum[i]);
-      }
+      if (token < a.m && at < p.rows) StoreOutput(a, token * a.y_stride + p.column + at, sum);
     }
     __syncwarp();
-    if (lane == 0) BarrierArrive(b.free + slot.slot);
+    if (lane == 0) BarrierArrive(b.free[slot.slot]);
     slot.Advance(1, a.term_slots);
   }
 }
@@ -225,8 +236,9 @@ __global__ void __launch_bounds__(32 * kStreamForms[kForm].warps(), 2)
   const StreamPart& p = a.part[id];
   const StreamShare s(p);
   const StreamBlock b(a, shared);
+  constexpr int kLoaders = 32 * (kF.outliers + kF.consumers);
   const int warp = threadIdx.x / 32;
-  LetNextKernelStart();
+  if (a.lets_next) LetNextKernelStart();
   if (warp == 0) {
     b.InitBarriers(a, p.num_tiles + (p.outliers != nullptr ? 2 : 0), threadIdx.x);
     __syncthreads();
@@ -236,9 +248,10 @@ __global__ void __launch_bounds__(32 * kStreamForms[kForm].warps(), 2)
     Finish<kF.tokens>(a, p, s, b);
   } else if (warp < 2 + kF.outliers) {
     __syncthreads();
-    SumOutliers<kF.tokens>(a, p, s, b, warp - 2, kF.outliers);
+    SumOutliers<kF.tokens>(a, p, s, b, warp - 2, kF.outliers, kLoaders);
   } else {
     __syncthreads();
+    b.LoadActivations(a, p, threadIdx.x - 64, kLoaders);
     Consume<kF.tokens, kZeroPoints>(a, p, s, b, warp - 2 - kF.outliers, kF.consumers);
   }
 }
@@ -277,8 +290,9 @@ cudaError_t PrepareStreamKernels(const DeviceProps& props) {
   if (props.major < 9) return cudaSuccess;
   for (const auto& form : kKernels) {
     for (Kernel kernel : form) {
-      const cudaError_t error = cudaFuncSetAttribute(
-          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, props.shared_per_block);
+      cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               props.shared_per_block);
+      if (error == cudaSuccess) error = PreferShared(kernel);
       if (error != cudaSuccess) return error;
     }
   }
@@ -302,6 +316,7 @@ cudaError_t LaunchStream(const Desc& desc, const StreamPlan& plan, const DeviceG
   args.stage_tiles = plan.stage_tiles;
   args.term_slots = plan.term_slots;
   args.layout = plan.layout;
+  args.lets_next = plan.lets_next;
   const Kernel kernel = kKernels[plan.form][desc.shapes[0].zero_points];
   const dim3 grid(plan.blocks), block(32 * kStreamForms[plan.form].warps());
   if (plan.early) {

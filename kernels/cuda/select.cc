@@ -11,12 +11,10 @@ namespace {
 int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 size_t Align(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
-int FindInstance(const quant::PackedShape& shape, int tokens, Copy copy) {
+int FindInstance(const quant::PackedShape& shape, int tokens) {
   for (int i = 0; i < kSmallInstances; ++i) {
     const Instance& in = kSmallTable[i];
-    if (in.copy == copy && in.zero_points == shape.zero_points && 4 * in.token_tiles >= tokens) {
-      return i;
-    }
+    if (in.zero_points == shape.zero_points && 4 * in.token_tiles >= tokens) return i;
   }
   return -1;
 }
@@ -95,14 +93,9 @@ bool TryGeometry(const quant::PackedShape& shape, const DeviceProps& device, con
   plan->warps =
       tuning.warps > 0 ? std::min(tuning.warps, most) : ChooseWarps(items, std::min(most, 8), most);
   const int least = std::min(plan->warps, fewest_warps);
-  const bool fixed = in.copy == Copy::kAsync;
-  const int wanted = fixed ? kAsyncStages : tuning.stages > 0 ? tuning.stages : 2;
-  const int least_stages = fixed || tuning.stages > 0 ? wanted : 1;
   for (;; plan->warps -= 2) {
-    for (plan->stages = wanted; plan->stages >= least_stages; --plan->stages) {
-      plan->shared_bytes = LayoutShared(shape, *plan).total;
-      if (plan->shared_bytes <= static_cast<size_t>(budget)) return true;
-    }
+    plan->shared_bytes = LayoutShared(shape, *plan).total;
+    if (plan->shared_bytes <= static_cast<size_t>(budget)) return true;
     if (tuning.warps > 0 || plan->warps - 2 < least) return false;
   }
 }
@@ -110,10 +103,9 @@ bool TryGeometry(const quant::PackedShape& shape, const DeviceProps& device, con
 // The best geometry for groups of `tokens` tokens: without a second wave if possible.
 bool TryGroups(const quant::PackedShape& shape, int m, const DeviceProps& device,
                const Tuning& tuning, int tokens, SmallPlan* plan) {
-  const bool bulk = device.major >= 9 && !tuning.use_cp_async;
   plan->group_tokens = tokens;
   plan->groups = CeilDiv(m, tokens);
-  plan->instance = FindInstance(shape, tokens, bulk ? Copy::kBulk : Copy::kAsync);
+  plan->instance = FindInstance(shape, tokens);
   const int fixed = tuning.blocks_per_multiprocessor;
   const int row_blocks = shape.row_blocks();
   // Another wave of blocks costs less than a block with too few warps.
@@ -195,16 +187,15 @@ SharedLayout LayoutShared(const quant::PackedShape& shape, const SmallPlan& plan
   SharedLayout out;
   const Instance& in = kSmallTable[plan.instance];
   out.tile_bytes = static_cast<int>(quant::TileBytes(2, quant::kTileChunks, shape.zero_points));
-  out.terms = plan.warps * plan.stages * in.row_blocks * out.tile_bytes;
+  out.terms = plan.warps * kAsyncStages * in.row_blocks * out.tile_bytes;
   out.outliers = out.terms + plan.own * NumTiles(shape) * TermFloats(in.token_tiles) *
                                  static_cast<int>(sizeof(float));
   // Room for outliers at 0.4 % of all weights; longer lists are read from global memory.
   const int rows = plan.own * quant::kBlockRows;
   out.outlier_bounds = rows * kSegments + 1;
   out.outlier_entries = rows * std::max(4, shape.cols / 256);
-  out.barriers =
-      static_cast<int>(Align(out.outliers + 4 * (out.outlier_bounds + out.outlier_entries), 8));
-  out.total = static_cast<int>(Align(out.barriers + plan.warps * plan.stages * 8, 16));
+  out.total =
+      static_cast<int>(Align(out.outliers + 4 * (out.outlier_bounds + out.outlier_entries), 16));
   return out;
 }
 

@@ -1,12 +1,12 @@
 // Geometry of the persistent small-batch kernel.
 #include <algorithm>
-#include <utility>
 
 #include "kernels/cuda/linear.h"
 
 namespace fewbit::cuda {
 namespace {
 
+constexpr int kLine = 128;       // copies begin and end at whole lines
 constexpr int kReserved = 1024;  // bytes of shared memory that the system takes per block
 
 int CeilDiv(int a, int b) { return (a + b - 1) / b; }
@@ -36,8 +36,9 @@ void ShareBlocks(const Desc& d, int most_blocks, StreamPlan* plan) {
 // The layout of a block for plan->stages and plan->term_slots, with room for every part.
 StreamLayout Layout(const Desc& d, const StreamPlan& plan) {
   StreamLayout out;
-  out.stage_bytes = plan.stage_tiles * static_cast<int>(quant::TileBytes(2, quant::kTileChunks,
-                                                                         d.shapes[0].zero_points));
+  const int tile =
+      static_cast<int>(quant::TileBytes(2, quant::kTileChunks, d.shapes[0].zero_points));
+  out.stage_bytes = AlignUp(plan.stage_tiles * tile + 2 * kLine, kLine);
   int x = 0, tiles = 0, rows = 0;
   for (int p = 0; p < d.count; ++p) {
     const quant::PackedShape& s = d.shapes[p];
@@ -46,15 +47,15 @@ StreamLayout Layout(const Desc& d, const StreamPlan& plan) {
     tiles = std::max(tiles, NumTiles(s));
     rows = std::max(rows, CeilDiv(s.row_blocks(), blocks) * quant::kBlockRows);
   }
-  // Room for outliers at 0.4 % of all weights.
-  out.entry_capacity = rows * std::max(4, d.shapes[0].cols / 256);
+  // Room for outliers at 0.22 % of all weights.
+  out.entry_capacity = rows * std::max(4, d.shapes[0].cols / 448);
   out.x = plan.stages * out.stage_bytes;
   out.terms = AlignUp(out.x + x, 16);
   out.bounds = out.terms + 4 * plan.term_slots * StreamTermFloats(tiles, plan.tokens());
   out.entries = out.bounds + 4 * (rows * kSegments + 1);
   out.works = AlignUp(out.entries + 4 * out.entry_capacity, 16);
   out.barriers = out.works + plan.stages * plan.stage_tiles * 16;
-  out.total = AlignUp(out.barriers + 8 * (2 * plan.stages + 2 * plan.term_slots + 1), 128);
+  out.total = AlignUp(out.barriers + 8 * (2 * plan.stages + 2 * plan.term_slots), 128);
   return out;
 }
 
@@ -74,21 +75,28 @@ bool SelectStream(const Desc& desc, const DeviceProps& device, const Tuning& tun
     most_own = std::max(most_own, CeilDiv(desc.shapes[p].row_blocks(),
                                           plan->first_block[p + 1] - plan->first_block[p]));
   }
-  // Every consumer uses every `step`th stage. It must meet each phase of a slot, or it could take an
-  // old one for the one that it waits for: so a multiple of that many stages.
+  // Every consumer uses every `step`th stage. It must meet each phase of a slot, or it could take
+  // an old one for the one that it waits for: so a multiple of that many stages.
   const int step = form.consumers / plan->stage_tiles;
   const int most = tuning.stages > 0 ? std::min(tuning.stages, kMostStages) : kMostStages;
   const int wanted = tuning.synchronous ? 1 : std::max(most / step, 1) * step;
-  // Half of a multiprocessor, so that the next layer's blocks find room; if that leaves no ring
-  // worth its name, all of it. Few term slots serve, but with more nobody waits for them.
+  // Half of a multiprocessor, so that the next layer's blocks find room; if that leaves hardly a
+  // ring, all of it. Few term slots serve, but with more nobody waits for them.
   const int half = device.shared_per_multiprocessor / 2 - kReserved;
-  for (const auto& [budget, least] :
-       {std::pair{half, std::min(wanted, 4)}, std::pair{device.shared_per_block, step}}) {
-    for (plan->term_slots = std::min(most_own, kMostTermSlots); plan->term_slots >= 1;
+  struct Try {
+    int budget, stages, slots;  // the least that will do
+  };
+  const int own_slots = std::min(most_own, kMostTermSlots);
+  for (const Try& t : {Try{half, 4, 2}, Try{half, 2, 2}, Try{device.shared_per_block, 2, 2},
+                       Try{device.shared_per_block, 1, 1}}) {
+    for (plan->term_slots = own_slots; plan->term_slots >= std::min(t.slots, own_slots);
          --plan->term_slots) {
-      for (plan->stages = wanted; plan->stages >= least; plan->stages -= step) {
+      for (plan->stages = wanted; plan->stages >= std::max(std::min(t.stages, wanted), step);
+           plan->stages -= step) {
         plan->layout = Layout(desc, *plan);
-        if (plan->layout.total <= budget) return true;
+        if (plan->layout.total > t.budget) continue;
+        plan->lets_next = plan->early && plan->layout.total <= half;
+        return true;
       }
     }
   }

@@ -15,16 +15,14 @@ struct SmallForm {
 };
 inline constexpr std::array<SmallForm, 3> kSmallForms = {
     {{1, 1, 10, 2}, {2, 2, 16, 1}, {4, 2, 16, 1}}};
-inline constexpr int kSmallInstances = 2 * 2 * static_cast<int>(kSmallForms.size());
+inline constexpr int kSmallInstances = 2 * static_cast<int>(kSmallForms.size());
 
 constexpr std::array<Instance, kSmallInstances> BuildSmallInstances() {
   std::array<Instance, kSmallInstances> table = {};
   int i = 0;
-  for (Copy copy : {Copy::kBulk, Copy::kAsync}) {
-    for (const SmallForm& f : kSmallForms) {
-      for (bool zero_points : {false, true}) {
-        table[i++] = {f.token_tiles, f.row_blocks, f.max_warps, f.residency, zero_points, copy};
-      }
+  for (const SmallForm& f : kSmallForms) {
+    for (bool zero_points : {false, true}) {
+      table[i++] = {f.token_tiles, f.row_blocks, f.max_warps, f.residency, zero_points};
     }
   }
   return table;

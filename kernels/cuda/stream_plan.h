@@ -22,7 +22,7 @@ struct StreamForm {
   constexpr int warps() const { return 2 + consumers + outliers; }
 };
 inline constexpr std::array<StreamForm, 4> kStreamForms = {
-    {{1, 12, 4, 6}, {2, 12, 4, 6}, {4, 12, 4, 6}, {8, 8, 4, 4}}};
+    {{1, 12, 4, 6}, {2, 12, 4, 6}, {4, 12, 4, 6}, {8, 10, 4, 5}}};
 inline constexpr int kMaxStreamTokens = kStreamForms.back().tokens;
 inline constexpr int kMostStages = 16;
 inline constexpr int kMostTermSlots = 8;
@@ -49,6 +49,10 @@ struct StreamPlan {
   int first_block[kMostParts + 1] = {};
   int blocks = 0;
   bool early = true;  // may start while the kernel before still runs
+  // Lets the next kernel start early: with more than half of a multiprocessor per block, the next
+  // kernel's blocks would find room only where a block has ended, two at a time, and be packed onto
+  // the multiprocessors that end first.
+  bool lets_next = true;
   StreamLayout layout;
 
   int tokens() const { return kStreamForms[form].tokens; }

@@ -43,6 +43,8 @@ void ExpectStreamFits(const Desc& d, const StreamPlan& p, const DeviceProps& dev
   }
   const StreamLayout& l = p.layout;
   EXPECT_LE(l.total, device.shared_per_block);
+  // Two blocks on a multiprocessor, of this kernel and of the next.
+  EXPECT_EQ(p.lets_next, 2 * (l.total + 1024) <= device.shared_per_multiprocessor);
   EXPECT_EQ(l.stage_bytes % 16, 0);
   EXPECT_EQ(l.x % 16, 0);
   EXPECT_EQ(l.barriers % 8, 0);
@@ -63,7 +65,6 @@ void ExpectFits(const Desc& d, const DeviceProps& device) {
   const SmallPlan& small = p.small[0];
   const Instance& in = SmallInstances()[small.instance];
   EXPECT_EQ(in.zero_points, d.shapes[0].zero_points);
-  EXPECT_EQ(in.copy, device.major >= 9 ? Copy::kBulk : Copy::kAsync);
   EXPECT_GE(4 * in.token_tiles, small.group_tokens);
   EXPECT_GE(small.group_tokens * small.groups, d.m);
   EXPECT_LT(small.group_tokens * (small.groups - 1), d.m);
@@ -74,7 +75,6 @@ void ExpectFits(const Desc& d, const DeviceProps& device) {
   EXPECT_LE(small.shared_bytes, static_cast<size_t>(device.shared_per_block));
   const SharedLayout layout = LayoutShared(d.shapes[0], small);
   EXPECT_EQ(static_cast<size_t>(layout.total), small.shared_bytes);
-  EXPECT_EQ(layout.barriers % 8, 0);
   EXPECT_EQ(layout.terms % 16, 0);
 }
 
@@ -96,6 +96,21 @@ TEST(CudaSelect, BlocksOfAGroupAreSharedByBytes) {
     most = std::max(most, (d.shapes[i].row_blocks() + blocks - 1) / blocks * bytes);
   }
   EXPECT_LT(most, 1.15 * all / kH200.multiprocessors);
+}
+
+// One token of every linear layer of a model leaves room for the blocks of the next layer.
+TEST(CudaSelect, OneTokenTakesHalfAMultiprocessor) {
+  for (const auto& [rows, cols] : {std::pair{12288, 4096},
+                                   {4096, 4096},
+                                   {22016, 4096},
+                                   {4096, 11008},
+                                   {57344, 8192},
+                                   {8192, 28672}}) {
+    const Plan p = Select(DescOf(rows, cols, 0.25, 1), kH200);
+    ASSERT_EQ(p.path, Path::kStream);
+    EXPECT_TRUE(p.stream.lets_next) << rows << " x " << cols << ": " << p.stream.layout.total;
+    EXPECT_GE(p.stream.stages, 2);
+  }
 }
 
 TEST(CudaSelect, EveryShapeAndDeviceGetsAGeometryThatFits) {
@@ -135,7 +150,6 @@ TEST(CudaSelect, WideFormsFitAndCoverAllTokens) {
       for (int at : {layout.slices, layout.parity, layout.meta, layout.tiles, layout.inbox}) {
         EXPECT_EQ(at % 128, 0) << form.tokens;
       }
-      EXPECT_EQ(layout.barriers % 8, 0);
       // Registers are dealt out anew by warpgroups of 128 threads.
       EXPECT_LE(form.residency *
                     (256 * form.product_registers + (form.threads - 256) * form.other_registers),

@@ -88,7 +88,7 @@ TEST(LinearGpu, EveryInstanceMatchesFloat64) {
       }
     }
   }
-  const size_t small = cuda::kSmallInstances / 2, stream = 2 * cuda::kStreamForms.size();
+  const size_t small = cuda::kSmallInstances, stream = 2 * cuda::kStreamForms.size();
   const size_t wide = 2 * cuda::kWideForms.size();
   EXPECT_EQ(reached.size(), ThisDevice().major >= 9 ? small + stream + wide : small)
       << "an instance was never run";

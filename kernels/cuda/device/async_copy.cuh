@@ -12,10 +12,12 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// A barrier is named by its pointer or, where conversions would cost, by its shared address.
+__device__ __forceinline__ void BarrierInit(uint32_t barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
 __device__ __forceinline__ void BarrierInit(uint64_t* barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
-               "r"(arrivals)
-               : "memory");
+  BarrierInit(SharedAddress(barrier), arrivals);
 }
 
 // Makes initialised barriers visible to the bulk engine; a block barrier has to follow.
@@ -31,20 +33,32 @@ __device__ __forceinline__ void BarrierExpect(uint64_t* barrier, uint32_t bytes)
       : "memory");
 }
 
-__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+// Only lets the phase end after `bytes` more have been copied; an arrival has to follow.
+__device__ __forceinline__ void BarrierExpectBytes(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
 }
 
-__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) {
+__device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
+  BarrierArrive(SharedAddress(barrier));
+}
+
+__device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   do {
     asm volatile(
         "{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
         "selp.u32 %0, 1, 0, p; }"
         : "=r"(done)
-        : "r"(SharedAddress(barrier)), "r"(parity)
+        : "r"(barrier), "r"(parity)
         : "memory");
   } while (done == 0);
+}
+__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) {
+  BarrierWait(SharedAddress(barrier), parity);
 }
 
 // `bytes` is a multiple of 16, both addresses are 16-byte aligned.
@@ -57,19 +71,20 @@ __device__ __forceinline__ void BulkCopy(void* shared, const void* global, uint3
       : "memory");
 }
 
-// For data that no other block reads: the L2 cache may drop it first.
+// For data that no other block reads: the L2 cache may drop it first. Places in shared memory by
+// address.
 __device__ __forceinline__ uint64_t ReadOncePolicy() {
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-__device__ __forceinline__ void BulkCopyOnce(void* shared, const void* global, uint32_t bytes,
-                                             uint64_t* barrier, uint64_t policy) {
+__device__ __forceinline__ void BulkCopyOnce(uint32_t shared, const void* global, uint32_t bytes,
+                                             uint32_t barrier, uint64_t policy) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
       "[%1], "
-      "%2, [%3], %4;" ::"r"(SharedAddress(shared)),
-      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "l"(policy)
+      "%2, [%3], %4;" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
 #endif

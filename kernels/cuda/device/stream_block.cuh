@@ -30,6 +30,7 @@ struct StreamArgs {
   DType y_type;
   int m;
   int stages, stage_tiles, term_slots;
+  bool lets_next;
   StreamLayout layout;
 };
 
@@ -82,34 +83,52 @@ struct alignas(16) TileWork {
 };
 static_assert(kMostTermSlots <= 8);
 
+// Barriers behind each other in shared memory, by address.
+struct BarrierArray {
+  uint32_t first;
+  __device__ __forceinline__ uint32_t operator[](int i) const { return first + 8 * i; }
+};
+
 // A block's shared memory and barriers: `full` and `empty` of every ring stage, `ready` and `free`
-// of every term slot, and the one of the activations.
+// of every term slot.
 struct StreamBlock {
   uint8_t* shared;
-  TileWork* works;  // [stages][stage_tiles]
-  uint64_t *full, *empty, *ready, *free, *x;
+  uint32_t address;  // of `shared`
+  TileWork* works;   // [stages][stage_tiles]
+  BarrierArray full, empty, ready, free;
 
   __device__ __forceinline__ StreamBlock(const StreamArgs& a, uint8_t* memory)
       : shared(memory),
+        address(SharedAddress(memory)),
         works(reinterpret_cast<TileWork*>(memory + a.layout.works)),
-        full(reinterpret_cast<uint64_t*>(memory + a.layout.barriers)),
-        empty(full + a.stages),
-        ready(empty + a.stages),
-        free(ready + a.term_slots),
-        x(free + a.term_slots) {}
+        full{address + a.layout.barriers},
+        empty{full[a.stages]},
+        ready{empty[a.stages]},
+        free{ready[a.term_slots]} {}
   // By one warp. `finished`: arrivals that complete a row block's terms.
   __device__ __forceinline__ void InitBarriers(const StreamArgs& a, int finished, int lane) const {
     if (lane < a.stages) {
-      BarrierInit(full + lane, 1);
-      BarrierInit(empty + lane, a.stage_tiles);
+      BarrierInit(full[lane], 1);
+      BarrierInit(empty[lane], a.stage_tiles);
     }
     if (lane < a.term_slots) {
-      BarrierInit(ready + lane, finished);
-      BarrierInit(free + lane, 1);
+      BarrierInit(ready[lane], finished);
+      BarrierInit(free[lane], 1);
     }
-    if (lane == 0) BarrierInit(x, 1);
     BarrierInitFence();
     __syncwarp();
+  }
+  // The activations, from global memory by `threads` threads, which then have them all. The L2
+  // cache has what the kernel before wrote; plain loads come back sooner than a bulk copy.
+  __device__ __forceinline__ void LoadActivations(const StreamArgs& a, const StreamPart& p, int id,
+                                                  int threads) const {
+    WaitForPreviousKernels();
+    const uint4* from = reinterpret_cast<const uint4*>(p.staged);
+    uint4* to = reinterpret_cast<uint4*>(shared + a.layout.x);
+    const int count = p.x_bytes / sizeof(uint4);
+#pragma unroll 4
+    for (int i = id; i < count; i += threads) to[i] = __ldcg(from + i);
+    NamedBarrier(1, threads);
   }
 };
 
@@ -118,9 +137,10 @@ struct RingPlace {
   int slot = 0;
   uint32_t parity = 0;
 
+  // by <= size.
   __device__ __forceinline__ void Advance(int by, int size) {
     slot += by;
-    while (slot >= size) {
+    if (slot >= size) {
       slot -= size;
       parity ^= 1;
     }

@@ -77,20 +77,21 @@ class StreamOutliers {
 };
 
 // Two warps take a row block, 8 rows each; lanes are its lists. Sums go behind the row block's
-// terms.
+// terms. These warps are the first of the `loaders` threads that load the activations.
 template <int kTokens>
 __device__ __forceinline__ void SumOutliers(const StreamArgs& a, const StreamPart& p,
                                             const StreamShare& s, const StreamBlock& b, int warp,
-                                            int warps) {
-  if (p.outliers == nullptr) return;
-  const int lane = threadIdx.x % 32, half = warp % 2;
+                                            int warps, int loaders) {
+  const int lane = threadIdx.x % 32, half = warp % 2, id = 32 * warp + lane;
   StreamOutliers<kTokens> outliers(a, p, s, b);
-  outliers.Fetch(a, p, s, 32 * warp + lane, 32 * warps);
-  CopyAsyncWait<0>();
-  NamedBarrier(1, 32 * warps);
-  BarrierWait(b.x, 0);
+  if (p.outliers != nullptr) {
+    outliers.Fetch(a, p, s, id, 32 * warps);
+    CopyAsyncWait<0>();
+  }
+  b.LoadActivations(a, p, id, loaders);
+  if (p.outliers == nullptr) return;
   RingPlace slot;
-  slot.Advance(warp / 2, a.term_slots);
+  for (int i = 0; i < warp / 2; ++i) slot.Advance(1, a.term_slots);
 #pragma unroll 1
   for (int row_block = warp / 2; row_block < s.row_blocks; row_block += warps / 2) {
     float sums[kTokens] = {};
@@ -105,7 +106,7 @@ __device__ __forceinline__ void SumOutliers(const StreamArgs& a, const StreamPar
       }
       sum = all;
     }
-    if (row_block >= a.term_slots) BarrierWait(b.free + slot.slot, slot.parity ^ 1);
+    if (row_block >= a.term_slots) BarrierWait(b.free[slot.slot], slot.parity ^ 1);
     float* to = reinterpret_cast<float*>(b.shared + a.layout.terms) +
                 slot.slot * StreamTermFloats(p.num_tiles, kTokens) +
                 (p.num_tiles * quant::kBlockRows + 8 * half + lane / kSegments) * kTokens;
@@ -114,8 +115,8 @@ __device__ __forceinline__ void SumOutliers(const StreamArgs& a, const StreamPar
       for (int i = 0; i < kTokens; ++i) to[i] = sums[i];
     }
     __syncwarp();
-    if (lane == 0) BarrierArrive(b.ready + slot.slot);
-    slot.Advance(warps / 2, a.term_slots);
+    if (lane == 0) BarrierArrive(b.ready[slot.slot]);
+    for (int i = 0; i < warps / 2; ++i) slot.Advance(1, a.term_slots);
   }
 }
 

@@ -2,6 +2,8 @@
 // activations of up to 4 * kTiles tokens, by one warp, in exact int32 arithmetic.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "kernels/cuda/device/dequant.cuh"
 #include "kernels/cuda/device/mma.cuh"
 #include "kernels/cuda/device_tile.h"
@@ -241,12 +243,13 @@ __device__ __forceinline__ int ColumnOffset(int lane) {
 }
 
 // sums = the whole tile of one row block, `chunks` of 4 or fewer, for kTokens tokens. `x` is this
-// lane's place in the tile's first quad. All code words of a full tile, nearly every one, are asked
-// for before the first product.
-template <int kTokens, int kBits, bool kZeroPoints>
+// lane's place in the tile's first quad; `d` are those of rows g and g + 8. When all is loaded,
+// loaded() is called: the tile's memory is needed no more.
+template <int kTokens, int kBits, bool kZeroPoints, typename Loaded>
 __device__ __forceinline__ void WholeTileProduct(const uint8_t* tile, int chunks, int lane,
                                                  const uint8_t* x,
-                                                 int (&sums)[(kTokens + 3) / 4][4]) {
+                                                 int (&sums)[(kTokens + 3) / 4][4], __half2* d,
+                                                 const Loaded& loaded) {
   constexpr int kTiles = (kTokens + 3) / 4, kRecord = RecordBytes(kBits, kZeroPoints);
   int other[kTiles][4] = {};
   ForEachSum<1, kTiles>([&](int, int j, int i) { sums[j][i] = 0; });
@@ -269,19 +272,19 @@ __device__ __forceinline__ void WholeTileProduct(const uint8_t* tile, int chunks
     }
   };
   constexpr int kChunkBytes = ChunkQuads(kBits) * QuadBytes(kTokens);
-  if (chunks == quant::kTileChunks) {
-    ChunkWords<kBits, kZeroPoints> w[quant::kTileChunks];
+  *d = reinterpret_cast<const __half2*>(tile + chunks * kRecord)[lane / 4];
+  const auto chunk = [&](int c, bool last) {
+    ChunkWords<kBits, kZeroPoints> w;
+    w.Load(tile + c * kRecord, lane);
+    if (last) loaded();
+    product(w, x + c * kChunkBytes);
+  };
+  if (chunks == quant::kTileChunks) {  // nearly every tile
 #pragma unroll
-    for (int c = 0; c < quant::kTileChunks; ++c) w[c].Load(tile + c * kRecord, lane);
-#pragma unroll
-    for (int c = 0; c < quant::kTileChunks; ++c) product(w[c], x + c * kChunkBytes);
+    for (int c = 0; c < quant::kTileChunks; ++c) chunk(c, c + 1 == quant::kTileChunks);
   } else {
 #pragma unroll 1
-    for (int c = 0; c < chunks; ++c) {
-      ChunkWords<kBits, kZeroPoints> w;
-      w.Load(tile + c * kRecord, lane);
-      product(w, x + c * kChunkBytes);
-    }
+    for (int c = 0; c < chunks; ++c) chunk(c, c + 1 == chunks);
   }
   ForEachSum<1, kTiles>(
       [&](int, int j, int i) { sums[j][i] += (kBits == 2 ? 1 : 4) * other[j][i]; });

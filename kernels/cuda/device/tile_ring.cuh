@@ -8,74 +8,16 @@
 namespace fewbit::cuda {
 
 // Every lane calls every function, converged. Tiles are issued and consumed in the same order.
-template <Copy kCopy>
-class TileRing;
-
-template <>
-class TileRing<Copy::kBulk> {
+class TileRing {
  public:
-  // `barriers` and `slots` are this warp's parts: `stages` barriers and stages * slot_bytes bytes.
-  __device__ TileRing(uint8_t* slots, uint64_t* barriers, int stages, int slot_bytes)
-      : slots_(slots), barriers_(barriers), stages_(stages), slot_bytes_(slot_bytes) {
-#if __CUDA_ARCH__ >= 900
-    if (threadIdx.x % 32 < stages) {
-      BarrierInit(barriers + threadIdx.x % 32, 1);
-      BarrierInitFence();
-    }
-    __syncwarp();
-#endif
-  }
+  // `slots`: this warp's part, kAsyncStages * slot_bytes bytes.
+  __device__ TileRing(uint8_t* slots, int slot_bytes) : slots_(slots), slot_bytes_(slot_bytes) {}
 
   // Asks for `count` tiles of `bytes` bytes, `stride` apart, which arrive `pitch` apart.
   template <int kMost>
   __device__ __forceinline__ void Issue(const uint8_t* from, int bytes, int count, size_t stride,
                                         int pitch) {
-#if __CUDA_ARCH__ >= 900
     __syncwarp();  // every lane has read what the slot held before
-    if (threadIdx.x % 32 == 0) {
-      BarrierExpect(barriers_ + head_, count * bytes);
-      uint8_t* slot = slots_ + head_ * slot_bytes_;
-#pragma unroll
-      for (int i = 0; i < kMost; ++i) {
-        if (i < count) BulkCopy(slot + i * pitch, from + i * stride, bytes, barriers_ + head_);
-      }
-    }
-    if (++head_ == stages_) head_ = 0;
-#endif
-  }
-  __device__ __forceinline__ void IssueNothing() {}
-
-  // The oldest tile; it stays readable until as many Issue calls follow as there are stages.
-  __device__ __forceinline__ const uint8_t* Wait() {
-    const uint8_t* slot = slots_ + tail_ * slot_bytes_;
-#if __CUDA_ARCH__ >= 900
-    BarrierWait(barriers_ + tail_, parity_);
-    if (++tail_ == stages_) {
-      tail_ = 0;
-      parity_ ^= 1;
-    }
-#endif
-    return slot;
-  }
-
- private:
-  uint8_t* slots_;
-  uint64_t* barriers_;
-  int stages_, slot_bytes_;
-  int head_ = 0, tail_ = 0;
-  uint32_t parity_ = 0;
-};
-
-template <>
-class TileRing<Copy::kAsync> {
- public:
-  __device__ TileRing(uint8_t* slots, uint64_t*, int, int slot_bytes)
-      : slots_(slots), slot_bytes_(slot_bytes) {}
-
-  template <int kMost>
-  __device__ __forceinline__ void Issue(const uint8_t* from, int bytes, int count, size_t stride,
-                                        int pitch) {
-    __syncwarp();
     uint8_t* slot = slots_ + head_ * slot_bytes_;
 #pragma unroll
     for (int tile = 0; tile < kMost; ++tile) {
@@ -91,6 +33,7 @@ class TileRing<Copy::kAsync> {
     CopyAsyncCommit();
     head_ = (head_ + 1) % kAsyncStages;
   }
+  // The oldest tile; it stays readable until as many Issue calls follow as there are stages.
   __device__ __forceinline__ const uint8_t* Wait() {
     CopyAsyncWait<kAsyncStages - 1>();
     __syncwarp();

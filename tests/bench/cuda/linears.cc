@@ -51,15 +51,16 @@ class Linears {
     CheckCuda(cuda::ReadDeviceProps(0, &props_), "device properties");
     CheckCuda(cuda::PrepareLinearKernels(props_), "PrepareLinearKernels");
     uint64_t seed = 1;
-    size_t widest = 0, most_staged = 0;
+    size_t widest = 0;
     for (const LinearShape& l : layers_) {
       matrices_.emplace_back(l.rows, l.cols, options.mix, kCopies, seed++);
       widest = std::max<size_t>({widest, static_cast<size_t>(l.rows), static_cast<size_t>(l.cols)});
-      const int tokens = std::min(most_tokens, cuda::kMaxSmallTokens);
-      for (int m = 1; m <= tokens; ++m) {
+      size_t most_staged = 0;
+      for (int m : options.m) {
         const cuda::Desc desc = DescOf(m, matrices_.size() - 1);
         most_staged = std::max(most_staged, cuda::StagedBytes(desc, cuda::Select(desc, props_)));
       }
+      staged_.emplace_back(most_staged);
     }
     std::vector<uint16_t> x(widest * most_tokens);
     uint32_t state = 1;
@@ -70,7 +71,6 @@ class Linears {
     }
     x_ = DeviceBuffer<uint16_t>(x);
     y_ = DeviceBuffer<uint16_t>(widest * most_tokens);
-    staged_ = DeviceBuffer<uint8_t>(most_staged);
     std::string error;
     if (!options.only_default) cublas_ = cuda::Cublas::Open(&error);
     if (!error.empty()) std::fprintf(stderr, "without cublas_fp16: %s\n", error.c_str());
@@ -89,6 +89,9 @@ class Linears {
           (cublas_ == nullptr || !v.early || v.kind == Kind::kLinearAndStaging)) {
         return -1;
       }
+    }
+    if (v.kind == Kind::kLinear) {
+      for (size_t l = first; l < last; ++l) Stage(v, m, l);
     }
     const int copies = v.kind == Kind::kCublas ? kDenseCopies : kCopies;
     const double all = MedianReplayMicros(
@@ -136,6 +139,17 @@ class Linears {
     return d;
   }
 
+  // The activations that a producer would have left.
+  void Stage(const Variant& v, int m, size_t l) {
+    const cuda::Desc desc = DescOf(m, l);
+    const cuda::Plan plan = PlanOf(v, m, l);
+    if (!plan.staged()) return;
+    const cuda::LinearInput in =
+        cuda::InputOf(desc, plan, {1, {matrices_[l].copy(0)}}, staged_[l].get(), nullptr);
+    CheckCuda(cuda::StageActivations(desc, x_.get(), layers_[l].cols, in, nullptr), "stage");
+    CheckCuda(cudaDeviceSynchronize(), "stage");
+  }
+
   void PrepareCublas() {
     for (const LinearShape& l : layers_) {
       const size_t weights = size_t{1} * l.rows * l.cols;
@@ -172,7 +186,7 @@ class Linears {
     const cuda::Plan plan = PlanOf(v, m, l);
     cuda::DeviceGroup group = {1, {w}};
     const cuda::LinearInput in =
-        cuda::InputOf(desc, plan, group, staged_.get(), plan.plain() ? x_.get() : nullptr);
+        cuda::InputOf(desc, plan, group, staged_[l].get(), plan.plain() ? x_.get() : nullptr);
     if (v.kind == Kind::kLinearAndStaging) {
       CheckCuda(cuda::StageActivations(desc, x_.get(), cols, in, stream), "StageActivations");
     }
@@ -191,7 +205,8 @@ class Linears {
   std::vector<RandomMatrix> matrices_;
   std::vector<DeviceBuffer<uint16_t>> dense_;
   DeviceBuffer<uint16_t> x_, y_;
-  DeviceBuffer<uint8_t> staged_, workspace_, scratch_;
+  std::vector<DeviceBuffer<uint8_t>> staged_;  // of each layer
+  DeviceBuffer<uint8_t> workspace_, scratch_;
   std::unique_ptr<cuda::Cublas> cublas_;
 };
 
@@ -206,9 +221,12 @@ void PrintLayers(Linears* linears, const Variant& v, int m) {
       if (plan.path == cuda::Path::kStream) {
         std::printf("  form %d blocks %d stages %d of %d tiles, %d term slots, shared %d", s.form,
                     s.blocks, s.stages, s.stage_tiles, s.term_slots, s.layout.total);
+      } else if (plan.path == cuda::Path::kWide) {
+        std::printf("  wide form %d, %d clusters, %d token groups", plan.wide.form,
+                    plan.wide.clusters, plan.wide.groups);
       } else if (plan.path == cuda::Path::kSmall) {
-        std::printf("  warps %d stages %d blocks %d own %d group %d shared %zu", p.warps, p.stages,
-                    p.blocks, p.own, p.group_tokens, p.shared_bytes);
+        std::printf("  warps %d blocks %d own %d group %d shared %zu", p.warps, p.blocks, p.own,
+                    p.group_tokens, p.shared_bytes);
       }
     }
     std::printf("\n");
