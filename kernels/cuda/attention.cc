@@ -43,7 +43,7 @@ constexpr size_t RoundUp(size_t n, size_t unit) { return (n + unit - 1) / unit *
 // as fit; a warp needs two at once.
 void ChooseRing(const DeviceProps& device, AttentionPlan* p) {
   constexpr int kReserved = 1024;  // bytes that the system keeps per block
-  const int most = p->padded_dim > 128 ? 2 : kDecodeResidency;
+  const int most = DecodeResidency(p->cache.type, p->padded_dim);
   for (int blocks = most; blocks >= 1; --blocks) {
     for (int stages = kMostDecodeStages; stages >= 2; --stages) {
       const size_t bytes = DecodeShared(*p, stages).total;
@@ -108,6 +108,7 @@ DecodeSharedLayout DecodeShared(const AttentionPlan& p, int stages) {
   };
   s.queries = place(kMostGroupHeads * (p.padded_dim + kQueryPad) * 2);
   s.raw = place((p.part_heads + 2) * p.padded_dim * 4);
+  s.turns = place(kDecodeWarps * p.padded_dim * 4);
   s.rows = place(kDecodeWarps * p.padded_dim * 4);
   s.fresh = place(2 * p.cache.token_bytes() + 16);
   s.sums = place(kDecodeWarps * kMostGroupHeads * 8);
@@ -135,7 +136,7 @@ AttentionPlan SelectAttention(const AttentionDesc& desc, const AttentionLimits& 
   p.padded_dim = p.cache.padded_dim();
   p.group = desc.num_heads / desc.num_kv_heads;
   // Large heads leave less shared memory for what the warps of a block add up.
-  const int most_heads = p.padded_dim > 128 ? kMostGroupHeads / 2 : kMostGroupHeads;
+  const int most_heads = p.padded_dim > 128 ? 3 : kMostGroupHeads;
   p.head_parts = (p.group + most_heads - 1) / most_heads;
   p.part_heads = (p.group + p.head_parts - 1) / p.head_parts;
   p.max_splits = MaxSplits(limits.max_context);

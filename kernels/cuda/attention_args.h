@@ -11,9 +11,12 @@
 namespace fewbit::cuda {
 
 inline constexpr int kDecodeWarps = 4;
-// Blocks per multiprocessor that registers leave room for.
-inline constexpr int kDecodeResidency = 3;
-inline constexpr int kMostDecodeStages = 4;  // KV blocks of a ring, at least 2
+// Decode blocks per multiprocessor. i8 needs many warps, because it computes more per byte; 16-bit
+// caches gain more from room for the kernels before and after (measured on an H200).
+constexpr int DecodeResidency(kv::KvType type, int padded_dim) {
+  return type == kv::KvType::kI8 && padded_dim <= 128 ? 4 : 2;
+}
+inline constexpr int kMostDecodeStages = 3;  // KV blocks of a ring, at least 2
 inline constexpr int kStripeKeys = 32;       // neighbouring keys that a warp takes at once
 inline constexpr int kQueryPad = 8;  // elements behind a row of queries, against bank conflicts
 inline constexpr int kKeyTile = 64;  // keys that a prefill block takes at once
@@ -52,6 +55,7 @@ struct DecodeSharedLayout {
   int slot_bytes = 0;  // one head of a KV block, rounded up to 128
   int queries = 0;     // [8][padded D + kQueryPad] 16-bit
   int raw = 0;         // [8 + 2][padded D] as the linear layers left them
+  int turns = 0;       // [warps][padded D / 2] cosine, sine
   int rows = 0;        // [warps][padded D] float
   int fresh = 0;       // the new key, the new value as cached, their scales
   int sums = 0;        // [warps][8] {maximum, sum}

@@ -290,8 +290,16 @@ class RowMaker {
     const int bytes = a_.head.dim * width_, rows = u.heads(a_) + (want_fresh ? 2 : 0);
     for (int r = threadIdx.x / 32; r < rows; r += kDecodeWarps) {
       const uint8_t* from = Source(u, r);
-      for (int i = 16 * (threadIdx.x % 32); i < bytes; i += 16 * 32)
+      for (int i = 16 * (threadIdx.x % 32); i < bytes; i += 16 * 32) {
         CopyAsync16(Raw(r) + i, from + i);
+      }
+    }
+    if (u.item.token != token_) {
+      token_ = u.item.token;
+      const float* from = reinterpret_cast<const float*>(Turns(u));
+      for (int i = threadIdx.x % 32; i < a_.head.rotary_dim; i += 32) {
+        CopyAsync4(OwnTurns() + 4 * i, from + i);
+      }
     }
     CopyAsyncCommit();
 #endif
@@ -351,11 +359,18 @@ class RowMaker {
     const int head = r < heads ? u.first_head(a_) + r : u.kv_head;
     return static_cast<const uint8_t*>(x) + (u.item.token * stride + head * a_.head.dim) * width_;
   }
+  __device__ const float2* Turns(const DecodeUnit& u) const {
+    return a_.turns + static_cast<int64_t>(u.item.token) * (a_.head.rotary_dim / 2);
+  }
   __device__ uint8_t* Raw(int r) const { return shared_ + a_.shared.raw + r * kDim * 4; }
+  __device__ uint8_t* OwnTurns() const {
+    return shared_ + a_.shared.turns + threadIdx.x / 32 * kDim * 4;
+  }
 
   const DecodeArgs& a_;
   uint8_t* const shared_;
   const int width_;
+  int token_ = -1;  // whose turns are in shared memory, or on the way
 };
 
 // Puts the newest key and value where they belong in the copied block and in the cache, and zeros
@@ -556,9 +571,8 @@ __device__ __forceinline__ void AttendUnit(const DecodeArgs& a, const DecodeUnit
 }
 
 template <kv::KvType kType, int kDim>
-__global__ __launch_bounds__(
-    32 * kDecodeWarps,
-    kDim > 128 ? 2 : kDecodeResidency) void DecodeKernel(const __grid_constant__ DecodeArgs a) {
+__global__ __launch_bounds__(32 * kDecodeWarps, DecodeResidency(kType, kDim)) void DecodeKernel(
+    const __grid_constant__ DecodeArgs a) {
   extern __shared__ __align__(128) uint8_t shared[];
   const int warp = threadIdx.x / 32;
   LetNextKernelStart();
@@ -638,10 +652,8 @@ cudaError_t VisitDecodeKernel(int dim, const Visit& visit) {
 
 template <kv::KvType kType>
 cudaError_t PrepareDecodeOf(int dim, size_t shared_bytes) {
-  return VisitDecodeKernel<kType>(dim, [&](auto kernel) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(shared_bytes));
-  });
+  return VisitDecodeKernel<kType>(dim,
+                                  [&](auto kernel) { return ReserveShared(kernel, shared_bytes); });
 }
 
 template <kv::KvType kType>

@@ -429,9 +429,9 @@ cudaError_t VisitPrefillKernels(int dim, const Visit& visit) {
 
 template <kv::KvType kType>
 cudaError_t PreparePrefillOf(int dim, size_t shared_bytes) {
-  return VisitPrefillKernels<kType>(dim, [&](auto, auto kernel) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                static_cast<int>(shared_bytes));
+  return VisitPrefillKernels<kType>(dim, [&](auto write, auto attend) {
+    const cudaError_t error = ReserveShared(write, 0);
+    return error != cudaSuccess ? error : ReserveShared(attend, shared_bytes);
   });
 }
 

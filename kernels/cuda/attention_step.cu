@@ -89,10 +89,6 @@ __global__ __launch_bounds__(kThreads) void StepKernel(const __grid_constant__ S
   }
 }
 
-// Launched without programmatic dependent launch it starts when the lists are complete, and
-// whatever comes after it, with or without, finds them so even before it waits for other kernels.
-__global__ void OrderKernel() {}
-
 }  // namespace
 
 cudaError_t LaunchAttentionStep(const AttentionPlan& plan, const StepView& step,
@@ -114,7 +110,6 @@ cudaError_t LaunchAttentionStep(const AttentionPlan& plan, const StepView& step,
   constexpr int kMostBlocks = 512;
   const int blocks = min(kMostBlocks, (a.tokens * a.pairs + kThreads - 1) / kThreads);
   StepKernel<<<1 + blocks, kThreads, 0, stream>>>(a);
-  OrderKernel<<<1, 32, 0, stream>>>();
   return cudaGetLastError();
 }
 

@@ -79,6 +79,7 @@ GpuAttention::GpuAttention(const AttentionOptions& options) : options_(options),
                                   1 + kMaxSequences * kMaxStride);
   const int width = d_.qkv_type == DType::kF32 ? 4 : 2;
   qkv_ = DeviceBuffer<uint8_t>(size_t{1} * kMaxTokens * (q + 2 * k) * width);
+  order_ = DeviceBuffer<uint8_t>(16);
   out_ = DeviceBuffer<uint8_t>(2 * kGuard + sizeof(float) * kMaxTokens * q);
 }
 
@@ -292,6 +293,8 @@ void GpuAttention::Launch(const cuda::LinearInput& out, cudaStream_t stream) {
   CheckCuda(
       cuda::LaunchAttentionStep(plan_, step_, frequencies_device_.get(), workspace_.get(), stream),
       "LaunchAttentionStep");
+  // What LaunchAttentionStep wants next: something that is no dependent launch.
+  CheckCuda(cudaMemsetAsync(order_.get(), 0, order_.bytes(), stream), "order");
   CheckCuda(cuda::LaunchAttention(plan_, step_, layer_, workspace_.get(), out, stream),
             "LaunchAttention");
 }

@@ -101,7 +101,7 @@ class GpuAttention {
   cuda::StepView step_;
   cuda::AttentionLayer layer_;
 
-  cuda::DeviceBuffer<uint8_t> cache_, workspace_, qkv_, out_;
+  cuda::DeviceBuffer<uint8_t> cache_, workspace_, qkv_, out_, order_;
   cuda::DeviceBuffer<float> q_bias_device_, k_bias_device_, v_bias_device_, q_norm_device_,
       k_norm_device_;
   cuda::DeviceBuffer<double> frequencies_device_;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Puts the measured tables into the READMEs: every `<!-- NAME.csv -->` ... `<!-- end -->` section is
-replaced by a table of the file NAME.csv beside this script; linears-* and decode-* have a form each, and cost-* is
+replaced by a table of the file NAME.csv beside this script; linears-*, attention-* and decode-* have a form each, and cost-* is
 the same decode-* file in dollars. Run it from anywhere after a measurement:
     make_tables.py [--price=DOLLARS_PER_GPU_HOUR]"""
 
@@ -71,7 +71,31 @@ def cost_table(path, price):
     return "\n".join(lines)
 
 
+def attention_table(path):
+    """Decoding by batch and context, then prefill, one column per cache type."""
+    rows = rows_of(path)
+    kinds = list(dict.fromkeys(r["kv"] for r in rows))
+    cells = {(int(r["query"]), int(r["batch"]), int(r["context"]), r["kv"]): r for r in rows}
+    first = rows[0]
+    lines = [f"{first['gpu']}, {first['date']}, commit {first['commit']}, {first['shape']}: us per layer (GB/s of keys and values; % of bandwidth)", "",
+             "| batch, context | " + " | ".join(f"{k} KV" for k in kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    for query, batch, context in dict.fromkeys(key[:3] for key in sorted(cells, key=lambda key: (key[0] > 1, key))):
+        line = [f"{batch}, {context}" if query == 1 else f"prefill of {query}"]
+        for kind in kinds:
+            r = cells.get((query, batch, context, kind))
+            if r is None:
+                line.append("-")
+            elif query == 1:
+                line.append(f"{float(r['us_per_layer']):.1f} ({float(r['gb_per_s']):,.0f}; {float(r['pct_bandwidth']):.0f} %)")
+            else:
+                line.append(f"{float(r['us_per_layer']):.0f} ({float(r['tflop_per_s']):.0f} TFLOP/s)")
+        lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
 def table(name, price):
+    if name.startswith("attention-"):
+        return attention_table(HERE / name)
     if name.startswith("linears-"):
         return linears_table(HERE / name)
     if name.startswith("cost-"):
