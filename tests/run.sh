@@ -34,8 +34,8 @@ for name in "${steps[@]}"; do
 done
 
 asan_tests=(admission_test cancellation_test client_test config_test detokenizer_test device_sensors_test
-  generation_test health_test metrics_test overload_test request_codec_test security_test tokenizer_beside_grpc_test tokenizer_test utf8_test
-  checkpoint_test fuzz_test model_config_test quantized_checkpoint_test safetensors_test quant_pack_test)
+  generation_test health_test metrics_test overload_test request_codec_test security_test tokenizer_beside_grpc_test tokenizer_test utf8_test warm_up_test
+  canary_test checkpoint_test fuzz_test model_config_test quantized_checkpoint_test safetensors_test quant_pack_test)
 tsan_tests=(engine_test engine_parts_test scheduler_test simulation_test cpu_executor_test thread_team_test)
 
 run_format() {
