@@ -267,19 +267,35 @@ __global__ void __launch_bounds__(32 * kSiluWarps)
   }
 }
 
-// Rows for the other instances fit the default limit.
-template <typename Source>
-cudaError_t AllowShared() {
-  return cudaFuncSetAttribute(NormKernel<kMaxSegmentsPerWarp, Source>,
-                              cudaFuncAttributeMaxDynamicSharedMemorySize,
+template <int kPerWarp, typename Source>
+cudaError_t PrepareNorm() {
+  const auto kernel = NormKernel<kPerWarp, Source>;
+  const cudaError_t error = PreferShared(kernel);
+  if (error != cudaSuccess || kPerWarp < kMaxSegmentsPerWarp) return error;
+  // Rows for the other instances fit the default limit.
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                               kMaxRowElements * sizeof(float));
+}
+
+template <typename Source>
+cudaError_t PrepareNorms() {
+  for (const cudaError_t error :
+       {PrepareNorm<1, Source>(), PrepareNorm<2, Source>(), PrepareNorm<4, Source>(),
+        PrepareNorm<kMaxSegmentsPerWarp, Source>()}) {
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace
 
 cudaError_t PrepareOps() {
-  const cudaError_t error = AllowShared<FromHidden>();
-  return error != cudaSuccess ? error : AllowShared<FromEmbedding>();
+  for (const cudaError_t error :
+       {PrepareNorms<FromHidden>(), PrepareNorms<FromEmbedding>(), PreferShared(SiluKernel<float>),
+        PreferShared(SiluKernel<__half>)}) {
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 cudaError_t LaunchAddNorm(const NormArgs& args, const LinearInput& out, cudaStream_t stream) {

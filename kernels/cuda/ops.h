@@ -18,7 +18,7 @@ namespace fewbit::cuda {
 // The largest hidden size.
 inline constexpr int kMaxRowElements = 16384;
 
-// Once per device before the first launch: raises shared-memory limits.
+// Once per device before the first launch: sets shared-memory limits and preferences.
 cudaError_t PrepareOps();
 
 // hidden_out[t] = hidden[from] + delta[from] with from = rows ? rows[t] : t, and
