@@ -34,8 +34,7 @@ __device__ __forceinline__ void StoreStagedMeta(const StageTarget& to, int token
   meta[tile * EvenTokens(to.group_tokens) + in_group] = make_int2(__float_as_int(scale), bias);
 }
 
-// Who stages a tile: one warp, or four warps with one round each, which is sooner done (less code
-// to fetch, a quarter of the chain).
+// Who stages a tile: one warp, or four warps with one round each, which is sooner done.
 struct OneWarp {
   static constexpr int kRounds = kStageRounds;
   __device__ int first_round() const { return 0; }
@@ -153,7 +152,7 @@ template <typename Load, typename Warps = OneWarp>
 __device__ __forceinline__ void StageTiles(const LinearInput& to, const Load& load, int token,
                                            int worker, int workers, const Warps& warps = {}) {
   int item = worker;
-  // Not unrolled: code that runs once per launch takes longer to fetch than to run.
+  // Not unrolled: it runs about once per launch, where short code is the faster.
 #pragma unroll 1
   for (int p = 0; p < to.count; ++p) {
     const int tiles = NumTiles(to.parts[p].shape);
