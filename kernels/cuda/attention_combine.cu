@@ -88,7 +88,7 @@ __device__ __forceinline__ int SourceChannel(const StageTarget& to, int tile) {
 }
 
 __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant__ CombineArgs a) {
-  extern __shared__ __align__(16) float row[];  // by source channel; only the tile's are filled
+  __shared__ StageBoard board;
   LetNextKernelStart();
   const int token = blockIdx.y;
   int tile = blockIdx.x, part = 0;
@@ -127,19 +127,14 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant_
     StorePlain4(a.out.plain, a.out.plain_type, at, value);
     return;
   }
-  if (channel >= 0) *reinterpret_cast<float4*>(row + channel) = value;
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
+  // StageTile asks every thread for the channels that it has.
   StageTile(
-      a.out.parts[part], [](int source) { return *reinterpret_cast<const float4*>(row + source); },
-      token, tile);
+      a.out.parts[part], [&](int) { return value; }, token, tile, FourWarps{&board});
 }
 
 }  // namespace
 
-cudaError_t PrepareCombine(const AttentionPlan& plan) {
-  return ReserveShared(CombineKernel, sizeof(float) * plan.desc.num_heads * plan.desc.head_dim);
-}
+cudaError_t PrepareCombine() { return ReserveShared(CombineKernel, 0); }
 
 cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, const uint8_t* base,
                           const LinearInput& out, cudaStream_t stream) {
@@ -160,8 +155,7 @@ cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, const
   const int cols = d.num_heads * d.head_dim;
   int blocks = out.plain == nullptr ? 0 : (cols + kTileChannels - 1) / kTileChannels;
   for (int p = 0; p < out.count; ++p) blocks += NumTiles(out.parts[p].shape);
-  return LaunchDependent(CombineKernel, dim3(blocks, step.tokens), dim3(kThreads),
-                         sizeof(float) * cols, stream, a);
+  return LaunchDependent(CombineKernel, dim3(blocks, step.tokens), dim3(kThreads), 0, stream, a);
 }
 
 }  // namespace fewbit::cuda

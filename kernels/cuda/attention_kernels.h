@@ -90,7 +90,7 @@ template <kv::KvType kType>
 cudaError_t LaunchPrefillOf(int dim, const WriteArgs& write, int tokens, const PrefillArgs& args,
                             int tiles, size_t shared_bytes, cudaStream_t stream);
 
-cudaError_t PrepareCombine(const AttentionPlan& plan);
+cudaError_t PrepareCombine();
 cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, const uint8_t* base,
                           const LinearInput& out, cudaStream_t stream);
 

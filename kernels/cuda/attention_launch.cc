@@ -101,7 +101,7 @@ cudaError_t PrepareOf(const AttentionPlan& plan) {
 }  // namespace
 
 cudaError_t PrepareAttention(const AttentionPlan& plan) {
-  const cudaError_t error = PrepareCombine(plan);
+  const cudaError_t error = PrepareCombine();
   if (error != cudaSuccess) return error;
   switch (plan.cache.type) {
     case kv::KvType::kF16:
