@@ -107,8 +107,7 @@ __device__ __forceinline__ void StageTile(const StageTarget& to, const Load& loa
   for (int i = 0; i < Warps::kRounds; ++i) {
     const int round = warps.first_round() + i, strip = 8 * round + lane / 4;
     uint32_t high = 0, low = 0;
-    int of_strip = 0;
-    int shift = 0;
+    int of_strip = 0, shift = 0;
     for (float value : {x[i].x, x[i].y, x[i].z, x[i].w}) {
       const float scaled =
           fminf(fmaxf(__fmul_rn(value, to_fixed), -1.0f * kMaxActivation), kMaxActivation);
