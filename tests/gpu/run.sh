@@ -44,6 +44,8 @@ fi
 for shape in ${FEWBIT_GPU_SHAPES:-llama-2-7b}; do
   "$build/bin/fewbit-bench" linears --shape="$shape" --csv >"$out/linears-$shape.csv" || status=1
   cut -d, -f5- "$out/linears-$shape.csv" | tr , '\t'
+  "$build/bin/fewbit-bench" attention --shape="$shape" --csv >"$out/attention-$shape.csv" || status=1
+  cut -d, -f5- "$out/attention-$shape.csv" | tr , '\t'
 done
 for shape in ${FEWBIT_GPU_DECODE_SHAPES:-llama-2-7b}; do
   "$build/bin/fewbit-bench" decode --shape="$shape" --kv=f16,i8 --csv >"$out/decode-$shape.csv" || status=1
