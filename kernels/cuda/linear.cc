@@ -47,6 +47,7 @@ cudaError_t PrepareLinearKernels(const DeviceProps& props) {
   cudaError_t error = PrepareSmallKernels(props);
   if (error == cudaSuccess) error = PrepareStreamKernels(props);
   if (error == cudaSuccess) error = PrepareWideKernels(props);
+  if (error == cudaSuccess) error = PrepareStaging();
   return error;
 }
 

@@ -20,6 +20,7 @@ cudaError_t PrepareLinearKernels(const DeviceProps& props);
 // into everything that `to` asks for. On the token path producers do this themselves.
 cudaError_t StageActivations(const Desc& desc, const void* x, int64_t x_stride,
                              const LinearInput& to, cudaStream_t stream);
+cudaError_t PrepareStaging();  // by PrepareLinearKernels
 
 // Result r of part p and token i goes to y[i * stride + column[p] + r], of desc.y_type.
 struct LinearOutput {

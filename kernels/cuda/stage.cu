@@ -46,6 +46,8 @@ __global__ void __launch_bounds__(kStageThreads)
 
 }  // namespace
 
+cudaError_t PrepareStaging() { return PreferShared(StageKernel); }
+
 cudaError_t StageActivations(const Desc& desc, const void* x, int64_t x_stride,
                              const LinearInput& to, cudaStream_t stream) {
   int tiles = 1;
