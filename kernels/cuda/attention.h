@@ -11,7 +11,8 @@
 //
 // Numbers: q is rounded to f16 (bf16 with a bf16 cache) after rope and scaling; scores, maxima and
 // sums are float; weights are rounded like q before they meet the values. i8 keys and values have
-// one f16 scale per head and token and are widened to f16.
+// one f16 scale per head and token and become f16 without their scales, which decoding applies to
+// scores and weights; a prefill applies them to the elements.
 //
 // This part is host code without CUDA: geometry, and what lies where in memory. The launches are in
 // attention_launch.h.
@@ -76,8 +77,8 @@ struct AttentionPlan {
   std::string error;  // empty, or why no kernel can run this
   AttentionDesc desc;
   AttentionLimits limits;
-  kv::DeviceBlockShape
-      cache;  // a layer's cache is num_blocks * cache.block_bytes(), 256-byte aligned
+  // A layer's cache is num_blocks * cache.block_bytes(), 256-byte aligned.
+  kv::DeviceBlockShape cache;
   int padded_dim = 0;
   int group = 0;          // query heads of a kv head
   int head_parts = 0;     // pieces of at most kMostGroupHeads into which a group is cut
