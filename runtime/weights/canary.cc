@@ -42,21 +42,22 @@ absl::StatusOr<std::vector<TokenId>> ReadIds(const nlohmann::json* list, int32_t
 
 absl::StatusOr<std::optional<Canary>> LoadCanary(const std::string& model_dir, int32_t vocab_size) {
   const std::string path = PathIn(model_dir);
-  if (!std::filesystem::exists(path)) return std::optional<Canary>();
+  std::optional<Canary> canary;
+  if (!std::filesystem::exists(path)) return canary;
   const absl::StatusOr<std::string> text = ReadSmallFile(path, kMaxFileBytes);
   if (!text.ok()) return text.status();
   const absl::StatusOr<nlohmann::json> object = ParseJsonObject(*text, path);
   if (!object.ok()) return object.status();
   ConfigFields fields(*object, path);
-  Canary canary;
+  canary.emplace();
   absl::StatusOr<std::vector<TokenId>> ids = ReadIds(fields.Find("token_ids"), vocab_size);
   if (ids.ok()) {
-    canary.token_ids = *std::move(ids);
+    canary->token_ids = *std::move(ids);
   } else {
     fields.Refuse("token_ids", std::string(ids.status().message()));
   }
-  canary.mean_logprob = fields.RequiredNumber("mean_logprob", -100.0, 0.0);
-  canary.tolerance = fields.Number("tolerance", 1e-6, 100.0).value_or(Canary::kTolerance);
+  canary->mean_logprob = fields.RequiredNumber("mean_logprob", -100.0, 0.0);
+  canary->tolerance = fields.Number("tolerance", 1e-6, 100.0).value_or(Canary::kTolerance);
   if (!fields.ok()) return fields.status();
   return canary;
 }
