@@ -122,6 +122,11 @@ absl::Status Scheduler::CheckPlans() const {
       if (planned.first_position != expected.next_position) {
         return Broken("I11 steps in flight follow on", s);
       }
+      const int32_t num_prompt = s.num_prompt();
+      if (limits_.whole_chunks() && planned.num_tokens == 1 && num_prompt > 1 &&
+          planned.first_position < num_prompt) {
+        return Broken("I14 a prompt's chunk of one token", s);
+      }
       expected.next_position += planned.num_tokens;
       ++expected.steps;
       expected.samples += planned.sample ? 1 : 0;

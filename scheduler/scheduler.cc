@@ -273,7 +273,16 @@ void Scheduler::PlanTokens(Sequence* sequence, int32_t num_tokens, StepPlan* pla
   ++sequence->steps_in_flight;
 }
 
-void Scheduler::PlanRunning(StepPlan* plan) {
+// An executor may take a single token for decoding and sum in another order than in a longer chunk,
+// so a prompt is not cut into a single token, and its results do not depend on the batch. With two
+// tokens of budget beyond max_running the oldest prompt always has room for three.
+int32_t Scheduler::ChunkOf(int32_t rest, int32_t budget) const {
+  if (rest <= budget || !limits_.whole_chunks()) return std::min(rest, budget);
+  const int32_t chunk = rest - budget == 1 ? budget - 1 : budget;
+  return chunk < 2 ? 0 : chunk;
+}
+
+bool Scheduler::PlanRunning(StepPlan* plan) {
   // Those that decode come first: a long prompt must not hold up the streams that are being read.
   for (Sequence* s = running_.front(); s != nullptr; s = s->next) {
     if (s->state != SequenceState::kRunning || s->num_scheduled < s->num_prompt()) continue;
@@ -282,11 +291,14 @@ void Scheduler::PlanRunning(StepPlan* plan) {
   FEWBIT_CHECK_LE(plan->num_tokens, limits_.step_token_budget);
   for (Sequence* s = running_.front(); s != nullptr; s = s->next) {
     const int32_t budget = limits_.step_token_budget - plan->num_tokens;
-    if (budget == 0) return;
+    if (budget == 0) return false;
     const int32_t unscheduled = s->num_prompt() - s->num_scheduled;
     if (s->state != SequenceState::kRunning || unscheduled <= 0) continue;
-    PlanTokens(s, std::min(unscheduled, budget), plan);
+    const int32_t chunk = ChunkOf(unscheduled, budget);
+    if (chunk > 0) PlanTokens(s, chunk, plan);
+    if (chunk < unscheduled) return false;
   }
+  return true;
 }
 
 const StepPlan* Scheduler::PlanStep(absl::Time now, std::vector<TokenEvent>* events) {
@@ -297,13 +309,15 @@ const StepPlan* Scheduler::PlanStep(absl::Time now, std::vector<TokenEvent>* eve
   plan.num_tokens = 0;
   plan.num_prefill_tokens = 0;
   plan.num_rows = 0;
-  PlanRunning(&plan);
-  while (!waiting_.empty() && !free_slots_.empty()) {
+  bool room = PlanRunning(&plan);
+  while (room && !waiting_.empty() && !free_slots_.empty()) {
     const int32_t budget = limits_.step_token_budget - plan.num_tokens;
     Sequence* const oldest = waiting_.front();
-    if (budget == 0 || BlocksNeeded(*oldest->request) > blocks_.num_free()) break;
+    const int32_t chunk = ChunkOf(oldest->num_prompt(), budget);
+    if (chunk == 0 || BlocksNeeded(*oldest->request) > blocks_.num_free()) break;
     Admit(oldest, now);
-    PlanTokens(oldest, std::min(oldest->num_prompt(), budget), &plan);
+    PlanTokens(oldest, chunk, &plan);
+    room = chunk == oldest->num_prompt();
   }
   if (plan.sequences.empty()) return nullptr;
   ++steps_in_flight_;

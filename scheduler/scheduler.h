@@ -38,6 +38,9 @@ struct SchedulerLimits {
   int32_t num_blocks = 1024;        // KV blocks in all
   int32_t vocab_size = 1;           // ids are below this
   int32_t max_steps_in_flight = 1;  // steps planned and not yet applied; ExecutorInfo has the same
+
+  // A prompt is never cut so that a chunk of one token arises.
+  bool whole_chunks() const { return step_token_budget >= max_running + 2; }
 };
 
 // INVALID_ARGUMENT names the limit that is out of range.
@@ -108,7 +111,10 @@ class Scheduler {
                       std::vector<TokenEvent>* events);
   void Release(Sequence* sequence);
   void PlanTokens(Sequence* sequence, int32_t num_tokens, StepPlan* plan);
-  void PlanRunning(StepPlan* plan);
+  // Tokens of a prompt with `rest` to go that the next `budget` tokens of a step take, 0 if none.
+  int32_t ChunkOf(int32_t rest, int32_t budget) const;
+  // False once a prompt had to be cut or left out: nobody overtakes it then.
+  bool PlanRunning(StepPlan* plan);
   void ApplySequence(const PlannedSequence& planned, const SampledToken* rows, absl::Time now,
                      std::vector<TokenEvent>* events);
   void CountDropped(const PlannedSequence& planned);

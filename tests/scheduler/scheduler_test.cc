@@ -118,6 +118,40 @@ TEST_F(SchedulerTest, RunsAPromptInChunksAndThenTokenByToken) {
   EXPECT_EQ(scheduler_.stats().steps, 5u);
 }
 
+// A chunk of one token would be summed as if it decoded.
+TEST_F(SchedulerTest, NoPromptIsCutIntoASingleToken) {
+  scheduler_.Add(MakeRequest(1, 11, 3));
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 0, 9, 0)));  // not 10 and 1
+  Apply();
+  scheduler_.Add(MakeRequest(2, 7, 3));
+  scheduler_.Add(MakeRequest(3, 4, 3));
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 9, 2, 1), Share(2, 0, 7, 1)));  // 1 token is left over
+  Apply();
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 11, 1, 1), Share(2, 7, 1, 1), Share(3, 0, 4, 1)));
+  Apply();
+  scheduler_.Add(MakeRequest(4, 1, 3));
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 12, 1, 1), Share(2, 8, 1, 1), Share(3, 4, 1, 1),
+                                  Share(4, 0, 1, 1)));
+}
+
+class TightBudgetTest : public SchedulerTest {
+ protected:
+  static SchedulerLimits Limits() {
+    SchedulerLimits limits = SmallLimits();
+    limits.step_token_budget = limits.max_running + 1;
+    return limits;
+  }
+  TightBudgetTest() : SchedulerTest(Limits()) {}
+};
+
+// Otherwise the oldest prompt might wait for as long as the others decode.
+TEST_F(TightBudgetTest, CutsAnyhow) {
+  scheduler_.Add(MakeRequest(1, 6, 3));
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 0, 5, 0)));
+  Apply();
+  EXPECT_THAT(Plan(), ElementsAre(Share(1, 5, 1, 1)));
+}
+
 TEST_F(SchedulerTest, DecodesComeBeforePromptsAndPromptsInOrderOfArrival) {
   scheduler_.Add(MakeRequest(1, 2, 9));
   scheduler_.Add(MakeRequest(2, 2, 9));

@@ -191,13 +191,18 @@ void Simulation::CheckPlanOrder(const StepPlan& plan, size_t num_decodes) {
     previous = ToInt(shadow.spec.id);
     previous_is_whole = planned.first_position + planned.num_tokens == shadow.ahead();
   }
-  if (!previous_is_whole && plan.num_tokens != shape_.limits.step_token_budget) {
+  if (!previous_is_whole && plan.num_tokens < FullStep()) {
     Fail("a chunk although budget is left");
   }
 }
 
+// Up to two tokens stay unused where they would cut a prompt into a single token.
+int32_t Simulation::FullStep() const {
+  return shape_.limits.step_token_budget - (shape_.limits.whole_chunks() ? 2 : 0);
+}
+
 void Simulation::CheckNothingWasted(const StepPlan* plan) {
-  if (plan != nullptr && plan->num_tokens == shape_.limits.step_token_budget) return;
+  if (plan != nullptr && plan->num_tokens >= FullStep()) return;
   std::set<uint64_t> sampled;  // by this plan: they have no more for it
   if (plan != nullptr) {
     for (const PlannedSequence& planned : plan->sequences) {

@@ -105,6 +105,7 @@ class Simulation {
   void Collect();  // the oldest step in flight
   void CheckPlan(const StepPlan& plan);
   void CheckPlanOrder(const StepPlan& plan, size_t num_decodes);
+  int32_t FullStep() const;
   void CheckNothingWasted(const StepPlan* plan);  // null: nothing was planned
   void Launch(const StepPlan& plan, Flight* flight);
   void Admitted(int32_t index);
