@@ -49,7 +49,7 @@ install -D -m 644 LICENSE "$root/usr/share/doc/fewbit/LICENSE"
 declare -A packages=()
 add_library() {
   local path=$1 package
-  package=$(dpkg-query --search "$path" "$(realpath "$path")" "/usr$path" 2> /dev/null | sed 's/: .*//; q') || true
+  package=$(dpkg-query --search "$path" "$(realpath "$path")" "/usr$path" 2> /dev/null | sed -n '/^diversion by /d; s/: .*//p' | head -n 1) || true
   [[ -n $package ]] || die "no package has $path"
   packages[$package]=1
   if [[ $package == libc6:* ]]; then
