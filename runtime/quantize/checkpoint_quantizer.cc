@@ -10,6 +10,7 @@
 #include "runtime/quantize/bit_plan.h"
 #include "runtime/quantize/calibration.h"
 #include "runtime/quantize/layer_quantizer.h"
+#include "runtime/quantize/run_record.h"
 #include "runtime/weights/checkpoint.h"
 
 namespace fewbit {
@@ -81,9 +82,17 @@ class CheckpointJob {
   absl::StatusOr<QuantizeReport> Run(std::span<const TokenId> calibration);
 
  private:
+  absl::Status CheckSource() const;
+  absl::Status Begin(std::span<const TokenId> calibration_ids);
+  absl::Status PlanOrResume(const CalibrationWindows& windows);
+  absl::Status DoLayer(int layer, Calibration* calibration);
+  absl::StatusOr<bool> SkipLayer(int layer, const LayerWeights& weights, Calibration* calibration);
   absl::Status QuantizeLayer(int layer, const LayerWeights& weights, const Calibration& calibration,
-                             QuantizedLayer* result);
-  LayerWeights After(const LayerWeights& original, const QuantizedLayer& quantized);
+                             QuantizedLayer* result, LayerRecord* record);
+  LayerWeights After(const LayerWeights& original,
+                     const std::array<quant::PackedMatrix, kNumLinearRoles>& quantized) const;
+  absl::Status Explained(const absl::Status& status) const;
+  absl::Status RunLayers(std::span<const TokenId> calibration_ids);
   absl::Status Step(int layer, const char* activity);
   nlohmann::json Settings() const;
 
@@ -96,7 +105,11 @@ class CheckpointJob {
   int num_layers_ = 0;
   int steps_done_ = 0;
   LayerQuantizer quantizer_;
-  BitPlan plan_;  // with shared_bits
+  std::unique_ptr<CheckpointReader> reader_;
+  std::unique_ptr<QuantizedWriter> writer_;
+  RunRecord record_;
+  bool resumed_ = false;
+  int resumed_layers_ = 0;
   QuantizeReport report_;
 };
 
@@ -111,27 +124,28 @@ absl::Status CheckpointJob::Step(int layer, const char* activity) {
          .num_layers = num_layers_,
          .activity = activity,
          .done = steps_done_,
-         .total = num_layers_ * (kNumLinearRoles + 1) * (settings_.method->shared_bits ? 2 : 1)});
+         .total = num_layers_ * (kNumLinearRoles + 1) * (settings_.method->shared_bits ? 2 : 1),
+         .resumed_layers = resumed_layers_});
   }
   ++steps_done_;
   return absl::OkStatus();
 }
 
 absl::Status CheckpointJob::QuantizeLayer(int layer, const LayerWeights& weights,
-                                          const Calibration& calibration, QuantizedLayer* result) {
+                                          const Calibration& calibration, QuantizedLayer* result,
+                                          LayerRecord* record) {
   for (int r = 0; r < kNumLinearRoles; ++r) {
     const auto role = static_cast<LinearRole>(r);
     if (absl::Status status = Step(layer, LinearRoleName(role)); !status.ok()) return status;
     MatrixSettings settings = settings_;
     if (settings.method->shared_bits) {
-      settings.share4 = plan_.shares[layer * kNumLinearRoles + r];
+      settings.share4 = record_.plan.shares[layer * kNumLinearRoles + r];
     }
     absl::StatusOr<QuantizedMatrix> quantized =
         quantizer_.Quantize(layer, role, weights[role], calibration.hessian(role), settings);
     if (!quantized.ok()) return quantized.status();
     result->linears[r] = quant::Pack(quantized->unpacked);
-    report_.roles[r].Add(quantized->quality);
-    report_.all.Add(quantized->quality);
+    record->qualities[r] = quantized->quality;
   }
   return absl::OkStatus();
 }
@@ -154,23 +168,21 @@ nlohmann::json CheckpointJob::Settings() const {
 }
 
 // What later layers see of this one.
-LayerWeights CheckpointJob::After(const LayerWeights& original, const QuantizedLayer& quantized) {
+LayerWeights CheckpointJob::After(
+    const LayerWeights& original,
+    const std::array<quant::PackedMatrix, kNumLinearRoles>& quantized) const {
   LayerWeights weights = original;
   if (!settings_.method->sequential) return weights;
-  for (int r = 0; r < kNumLinearRoles; ++r) weights.linears[r] = quantized.linears[r].view();
+  for (int r = 0; r < kNumLinearRoles; ++r) weights.linears[r] = quantized[r];
   return weights;
 }
 
-absl::StatusOr<QuantizeReport> CheckpointJob::Run(std::span<const TokenId> calibration_ids) {
-  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
-      CheckpointReader::Open(options_.model_dir);
-  if (!reader.ok()) return reader.status();
-  const ModelSpec& spec = (*reader)->spec();
-  num_layers_ = spec.num_layers;
-  if ((*reader)->quantization().quantized) {
+absl::Status CheckpointJob::CheckSource() const {
+  const ModelSpec& spec = reader_->spec();
+  if (reader_->quantization().quantized) {
     return absl::FailedPreconditionError(
         absl::StrCat(options_.model_dir, " is quantized already (method ",
-                     (*reader)->quantization().method, "); start from the original"));
+                     reader_->quantization().method, "); start from the original"));
   }
   if (absl::Status status = CheckChannels(spec); !status.ok()) return status;
   if (options_.context > spec.max_context) {
@@ -178,45 +190,144 @@ absl::StatusOr<QuantizeReport> CheckpointJob::Run(std::span<const TokenId> calib
                                                    options_.model_dir, " takes at most ",
                                                    spec.max_context, " tokens"));
   }
-  absl::StatusOr<CalibrationWindows> windows =
-      CutWindows(calibration_ids, spec.bos, options_.context, options_.calibration_windows,
-                 options_.seed, spec.vocab_size);
-  if (!windows.ok()) return windows.status();
-  report_.windows = windows->count();
-  report_.calibration_tokens = static_cast<int64_t>(windows->tokens.size());
+  return absl::OkStatus();
+}
 
-  absl::StatusOr<std::unique_ptr<QuantizedWriter>> writer =
-      QuantizedWriter::Create(options_.out_dir, **reader, options_.embedding_bits);
+// Opens the output, and reads what an interrupted run recorded there.
+absl::Status CheckpointJob::Begin(std::span<const TokenId> calibration_ids) {
+  absl::StatusOr<Fingerprint> fingerprint = FingerprintOf(options_, calibration_ids, isa_);
+  if (!fingerprint.ok()) return fingerprint.status();
+  absl::StatusOr<std::unique_ptr<QuantizedWriter>> writer = QuantizedWriter::Create(
+      options_.out_dir, *reader_, options_.embedding_bits, options_.restart);
   if (!writer.ok()) return writer.status();
-  if (absl::Status status = CheckEnds(**reader); !status.ok()) return status;
-  absl::StatusOr<Matrix> embedding = (*reader)->Embedding();
-  if (!embedding.ok()) return embedding.status();
+  writer_ = *std::move(writer);
+  record_.layers.resize(num_layers_);
+  if (!writer_->progress()) {
+    record_.fingerprint = *std::move(fingerprint);
+    return absl::OkStatus();
+  }
+  const auto damaged = [this](const absl::Status& status) {
+    return absl::DataLossError(absl::StrCat(writer_->partial_directory(),
+                                            "/progress.json: ", status.message(),
+                                            "; add --restart to discard the interrupted run"));
+  };
+  absl::StatusOr<RunRecord> record = ParseRunRecord(*writer_->progress());
+  if (!record.ok()) return damaged(record.status());
+  absl::Status status =
+      CheckSameRun(record->fingerprint, *fingerprint, writer_->partial_directory());
+  if (!status.ok()) return status;
+  status = CheckSizes(*record, num_layers_, settings_.method->shared_bits);
+  if (!status.ok()) return damaged(status);
+  record_ = *std::move(record);
+  resumed_ = true;
+  resumed_layers_ = record_.finished();
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointJob::PlanOrResume(const CalibrationWindows& windows) {
+  if (resumed_) {
+    if (settings_.method->shared_bits) steps_done_ = num_layers_ * (kNumLinearRoles + 1);
+    return absl::OkStatus();
+  }
   if (settings_.method->shared_bits) {
     const auto step = [this](int layer, const char* activity) { return Step(layer, activity); };
     absl::StatusOr<BitPlan> plan =
-        PlanBits(reader->get(), *windows, settings_,
+        PlanBits(reader_.get(), windows, settings_,
                  {.bits = options_.bits, .probe_windows = options_.probe_windows}, &team_, isa_,
                  step, stop_);
     if (!plan.ok()) return plan.status();
-    plan_ = *std::move(plan);
+    record_.plan = *std::move(plan);
   }
-  Calibration calibration(spec, *embedding, *std::move(windows), &team_, isa_);
-  if (absl::Status status = (*writer)->WriteEmbeddings(); !status.ok()) return status;
+  return writer_->Record(ToJson(record_));
+}
 
-  for (int layer = 0; layer < num_layers_; ++layer) {
-    absl::StatusOr<LayerWeights> weights = (*reader)->Layer(layer);
-    if (!weights.ok()) return weights.status();
-    if (absl::Status status = Step(layer, "calibrating"); !status.ok()) return status;
-    absl::Status status = calibration.Observe(*weights, settings_.method->error_feedback, stop_);
-    QuantizedLayer quantized;
-    if (status.ok()) status = QuantizeLayer(layer, *weights, calibration, &quantized);
-    if (status.ok()) status = (*writer)->WriteLayer(layer, quantized);
-    if (status.ok()) status = calibration.Advance(After(*weights, quantized), stop_);
-    if (!status.ok()) return status;
-    (*reader)->ReleaseLayer(layer);
+// True: an interrupted run had finished the layer, and the calibration is past it. A file that is
+// damaged or gone is no error: the layer comes out the same a second time.
+absl::StatusOr<bool> CheckpointJob::SkipLayer(int layer, const LayerWeights& weights,
+                                              Calibration* calibration) {
+  if (!record_.layers[layer]) return false;
+  const absl::StatusOr<WrittenLayer> written =
+      writer_->TakeOverLayer(layer, record_.layers[layer]->checksum, settings_.method->zero_points);
+  if (!written.ok()) {
+    record_.layers[layer].reset();
+    return false;
   }
-  if (absl::Status status = (*writer)->Finish(Settings()); !status.ok()) return status;
-  report_.bytes = (*writer)->bytes();
+  if (absl::Status status = Step(layer, "finished before"); !status.ok()) return status;
+  steps_done_ += kNumLinearRoles;
+  absl::Status status = calibration->Advance(After(weights, written->linears), stop_);
+  if (!status.ok()) return status;
+  return true;
+}
+
+absl::Status CheckpointJob::DoLayer(int layer, Calibration* calibration) {
+  absl::StatusOr<LayerWeights> weights = reader_->Layer(layer);
+  if (!weights.ok()) return weights.status();
+  const absl::StatusOr<bool> skipped = SkipLayer(layer, *weights, calibration);
+  if (!skipped.ok()) return skipped.status();
+  if (*skipped) return absl::OkStatus();
+  if (absl::Status status = Step(layer, "calibrating"); !status.ok()) return status;
+  absl::Status status = calibration->Observe(*weights, settings_.method->error_feedback, stop_);
+  QuantizedLayer quantized;
+  LayerRecord record;
+  if (status.ok()) status = QuantizeLayer(layer, *weights, *calibration, &quantized, &record);
+  if (status.ok()) status = writer_->WriteLayer(layer, quantized);
+  if (!status.ok()) return status;
+  const absl::StatusOr<uint64_t> checksum = writer_->LayerChecksum(layer);
+  if (!checksum.ok()) return checksum.status();
+  record.checksum = *checksum;
+  record_.layers[layer] = record;
+  if (status = writer_->Record(ToJson(record_)); !status.ok()) return status;
+  std::array<quant::PackedMatrix, kNumLinearRoles> views;
+  for (int r = 0; r < kNumLinearRoles; ++r) views[r] = quantized.linears[r].view();
+  return calibration->Advance(After(*weights, views), stop_);
+}
+
+absl::Status CheckpointJob::RunLayers(std::span<const TokenId> calibration_ids) {
+  absl::StatusOr<CalibrationWindows> windows =
+      CutWindows(calibration_ids, reader_->spec().bos, options_.context,
+                 options_.calibration_windows, options_.seed, reader_->spec().vocab_size);
+  if (!windows.ok()) return windows.status();
+  report_.windows = windows->count();
+  report_.calibration_tokens = static_cast<int64_t>(windows->tokens.size());
+  if (absl::Status status = Begin(calibration_ids); !status.ok()) return status;
+  if (absl::Status status = CheckEnds(*reader_); !status.ok()) return status;
+  absl::StatusOr<Matrix> embedding = reader_->Embedding();
+  if (!embedding.ok()) return embedding.status();
+  if (absl::Status status = PlanOrResume(*windows); !status.ok()) return status;
+  Calibration calibration(reader_->spec(), *embedding, *std::move(windows), &team_, isa_);
+  if (absl::Status status = writer_->WriteEmbeddings(); !status.ok()) return status;
+  for (int layer = 0; layer < num_layers_; ++layer) {
+    if (absl::Status status = DoLayer(layer, &calibration); !status.ok()) return status;
+    reader_->ReleaseLayer(layer);
+  }
+  return writer_->Finish(Settings());
+}
+
+// With what is left of the run, and how to go on.
+absl::Status CheckpointJob::Explained(const absl::Status& status) const {
+  const int finished = record_.finished();
+  if (writer_ == nullptr || finished == 0) return status;
+  return absl::Status(
+      status.code(),
+      absl::StrCat(status.message(), " (", writer_->partial_directory(), " has ", finished, " of ",
+                   num_layers_, " layers; the same command goes on from there)"));
+}
+
+absl::StatusOr<QuantizeReport> CheckpointJob::Run(std::span<const TokenId> calibration_ids) {
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader =
+      CheckpointReader::Open(options_.model_dir);
+  if (!reader.ok()) return reader.status();
+  reader_ = *std::move(reader);
+  num_layers_ = reader_->spec().num_layers;
+  if (absl::Status status = CheckSource(); !status.ok()) return status;
+  if (absl::Status status = RunLayers(calibration_ids); !status.ok()) return Explained(status);
+  for (const std::optional<LayerRecord>& layer : record_.layers) {
+    for (int r = 0; r < kNumLinearRoles; ++r) {
+      report_.roles[r].Add(layer->qualities[r]);
+      report_.all.Add(layer->qualities[r]);
+    }
+  }
+  report_.bytes = writer_->bytes();
   report_.average_bits = 8.0 * static_cast<double>(report_.bytes.linear_bytes) /
                          static_cast<double>(report_.bytes.linear_weights);
   report_.embedding_bits = 8.0 * static_cast<double>(report_.bytes.embedding_bytes) /

@@ -33,6 +33,8 @@ struct QuantizeOptions {
   int context = 512;               // tokens
   int probe_windows = 8;           // of these, for measuring what each matrix is worth
   uint64_t seed = 0;               // which windows
+  bool restart = false;            // discard what an interrupted run left, whatever it was
+  std::string program;             // name of the build; only the same one goes on with a run
 
   absl::Status Validate() const;  // INVALID_ARGUMENT names the option, its value and the limits
 };
@@ -43,6 +45,7 @@ struct QuantizeProgress {
   const char* activity = "";  // "calibrating", or the role's name
   int done = 0;               // of `total`, in steps of about equal kind
   int total = 0;
+  int resumed_layers = 0;  // that an interrupted run had finished
 };
 
 struct QuantizeReport {
@@ -57,9 +60,11 @@ struct QuantizeReport {
 
 // Reads options.model_dir, writes options.out_dir. `progress` may be empty; called on the caller's
 // thread. When *stop becomes true the run ends with CANCELLED at the next matrix. On any error
-// nothing is left at out_dir. Errors: those of CheckpointReader::Open and QuantizedWriter,
-// INVALID_ARGUMENT for weights or calibration that cannot be used, FAILED_PRECONDITION for a source
-// that is quantized already.
+// nothing is left at out_dir; once the bits are shared out, out_dir.partial stays, and a run with
+// the same arguments (but for threads) goes on after the layers finished there, to the same bytes.
+// Errors: those of CheckpointReader::Open and QuantizedWriter, INVALID_ARGUMENT for weights or
+// calibration that cannot be used, FAILED_PRECONDITION for a source that is quantized already or
+// when out_dir.partial is of another run.
 absl::StatusOr<QuantizeReport> QuantizeCheckpoint(
     const QuantizeOptions& options, std::span<const TokenId> calibration,
     const std::function<void(const QuantizeProgress&)>& progress, const std::atomic<bool>* stop);

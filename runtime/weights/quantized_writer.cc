@@ -1,11 +1,6 @@
 #include "runtime/weights/quantized_writer.h"
 
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cstdio>
-#include <filesystem>
 #include <map>
 #include <optional>
 #include <utility>
@@ -18,6 +13,7 @@
 #include "runtime/weights/json.h"
 #include "runtime/weights/quantized_format.h"
 #include "runtime/weights/quantized_tensors.h"
+#include "runtime/weights/run_directory.h"
 #include "runtime/weights/safetensors_writer.h"
 #include "runtime/weights/text.h"
 #include "scheduler/check.h"
@@ -38,6 +34,9 @@ constexpr const char* kCopiedFiles[] = {"tokenizer.model",
                                         "chat_template.jinja",
                                         "generation_config.json"};
 constexpr size_t kMaxCopiedBytes = 256 << 20;
+
+constexpr uint64_t kFnvBasis = 0xCBF29CE484222325u;
+constexpr uint64_t kFnvPrime = 0x100000001B3u;
 
 template <typename T>
 std::span<const uint8_t> BytesOf(const std::vector<T>& values) {
@@ -61,51 +60,29 @@ TensorToWrite DenseToWrite(std::string name, const DenseMatrix& matrix) {
           .data = {static_cast<const uint8_t*>(matrix.data), bytes}};
 }
 
-std::string WithoutTrailingSlashes(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  return path;
-}
-
-absl::Status CheckTarget(const std::string& directory) {
-  std::error_code error;
-  if (!std::filesystem::exists(directory, error)) return absl::OkStatus();
-  const bool empty = std::filesystem::is_directory(directory, error) &&
-                     std::filesystem::is_empty(directory, error) && !error;
-  if (empty) return absl::OkStatus();
-  return absl::AlreadyExistsError(StrCat(directory, ": exists and is not an empty directory"));
-}
-
-// A new directory beside the target; another process or an interrupted run may hold other names.
-absl::StatusOr<std::string> MakeDirectoryBeside(const std::string& target) {
-  constexpr int kTries = 1000;
-  for (int i = 0; i < kTries; ++i) {
-    std::string path = StrCat(target, ".tmp-", ::getpid(), "-", i);
-    if (::mkdir(path.c_str(), 0777) == 0) return path;
-    if (errno != EEXIST) return ErrnoStatus(errno, "create directory", path);
-  }
-  return absl::AlreadyExistsError(StrCat(target, ".tmp-*: too many left-over directories"));
-}
-
 }  // namespace
 
 struct QuantizedWriter::Impl {
   const CheckpointReader* source = nullptr;
-  std::string target;
-  std::string directory;  // where files go until Finish; empty once it is renamed
+  std::unique_ptr<RunDirectory> run;
   int embedding_bits = 16;
   QuantizedBytes bytes;
   std::optional<bool> zero_points;
   std::vector<bool> layer_done;
   bool embeddings_done = false;
+  bool finished = false;
   int64_t total_bytes = 0;
   std::map<std::string, std::string> weight_map;  // tensor -> file
 
   std::string ShardName(int shard) const;
+  std::string Path(std::string_view name) const { return StrCat(run->path(), "/", name); }
+  void CountTensor(const std::string& name, size_t size, const std::string& shard);
   absl::Status WriteShard(int shard, std::vector<TensorToWrite> tensors);
   absl::Status AddVocabMatrix(const char* name, const Matrix& matrix, Int8Storage* rounded,
                               std::vector<TensorToWrite>* tensors);
   void AddLinear(const std::string& name, const quant::PackedStorage& storage,
                  const std::vector<int32_t>& shape, std::vector<TensorToWrite>* tensors);
+  void CountLinear(const quant::PackedMatrix& matrix);
   absl::Status WriteConfig(const nlohmann::json& settings) const;
   absl::Status WriteIndex() const;
   absl::Status CopyFiles() const;
@@ -121,11 +98,14 @@ std::string QuantizedWriter::Impl::ShardName(int shard) const {
 
 absl::Status QuantizedWriter::Impl::WriteShard(int shard, std::vector<TensorToWrite> tensors) {
   const std::string name = ShardName(shard);
-  for (const TensorToWrite& tensor : tensors) {
-    weight_map[tensor.name] = name;
-    total_bytes += static_cast<int64_t>(tensor.data.size());
-  }
-  return WriteSafetensors(StrCat(directory, "/", name), std::move(tensors));
+  for (const TensorToWrite& tensor : tensors) CountTensor(tensor.name, tensor.data.size(), name);
+  return WriteSafetensors(Path(name), std::move(tensors));
+}
+
+void QuantizedWriter::Impl::CountTensor(const std::string& name, size_t size,
+                                        const std::string& shard) {
+  weight_map[name] = shard;
+  total_bytes += static_cast<int64_t>(size);
 }
 
 absl::Status QuantizedWriter::Impl::AddVocabMatrix(const char* name, const Matrix& matrix,
@@ -194,8 +174,14 @@ void QuantizedWriter::Impl::AddLinear(const std::string& name, const quant::Pack
                         .shape = {size(storage.outliers)},
                         .data = BytesOf(storage.outliers)});
   }
-  bytes.linear_bytes += PackedBytes(storage.view());
-  bytes.linear_weights += int64_t{storage.shape.rows} * storage.shape.cols;
+  CountLinear(storage.view());
+}
+
+void QuantizedWriter::Impl::CountLinear(const quant::PackedMatrix& matrix) {
+  if (!zero_points) zero_points = matrix.shape.zero_points;
+  FEWBIT_CHECK_EQ(*zero_points, matrix.shape.zero_points);
+  bytes.linear_bytes += PackedBytes(matrix);
+  bytes.linear_weights += int64_t{matrix.shape.rows} * matrix.shape.cols;
 }
 
 absl::Status QuantizedWriter::Impl::WriteConfig(const nlohmann::json& settings) const {
@@ -209,14 +195,14 @@ absl::Status QuantizedWriter::Impl::WriteConfig(const nlohmann::json& settings) 
       8.0 * static_cast<double>(bytes.linear_bytes) / static_cast<double>(bytes.linear_weights);
   config[format::kConfigKey] = std::move(quantization);
   return WriteFileDurably(
-      StrCat(directory, "/config.json"),
+      Path("config.json"),
       config.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
 absl::Status QuantizedWriter::Impl::WriteIndex() const {
   const nlohmann::json index = {{"metadata", {{"total_size", total_bytes}}},
                                 {"weight_map", weight_map}};
-  return WriteFileDurably(StrCat(directory, "/model.safetensors.index.json"), index.dump(2) + "\n");
+  return WriteFileDurably(Path("model.safetensors.index.json"), index.dump(2) + "\n");
 }
 
 absl::Status QuantizedWriter::Impl::CopyFiles() const {
@@ -224,7 +210,7 @@ absl::Status QuantizedWriter::Impl::CopyFiles() const {
     const auto content = ReadSmallFile(StrCat(source->directory(), "/", name), kMaxCopiedBytes);
     if (absl::IsNotFound(content.status())) continue;
     if (!content.ok()) return content.status();
-    const absl::Status status = WriteFileDurably(StrCat(directory, "/", name), *content);
+    const absl::Status status = WriteFileDurably(Path(name), *content);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -232,14 +218,11 @@ absl::Status QuantizedWriter::Impl::CopyFiles() const {
 
 QuantizedWriter::QuantizedWriter() : impl_(std::make_unique<Impl>()) {}
 
-QuantizedWriter::~QuantizedWriter() {
-  if (impl_->directory.empty()) return;
-  std::error_code ignored;  // nobody is left to hear of it
-  std::filesystem::remove_all(impl_->directory, ignored);
-}
+QuantizedWriter::~QuantizedWriter() = default;
 
 absl::StatusOr<std::unique_ptr<QuantizedWriter>> QuantizedWriter::Create(
-    const std::string& directory, const CheckpointReader& source, int embedding_bits) {
+    const std::string& directory, const CheckpointReader& source, int embedding_bits,
+    bool restart) {
   if (embedding_bits != 8 && embedding_bits != 16) {
     return absl::InvalidArgumentError(
         StrCat("embedding_bits: ", embedding_bits, ": must be 8 or 16"));
@@ -251,14 +234,20 @@ absl::StatusOr<std::unique_ptr<QuantizedWriter>> QuantizedWriter::Create(
   std::unique_ptr<QuantizedWriter> writer(new QuantizedWriter());
   Impl& impl = *writer->impl_;
   impl.source = &source;
-  impl.target = WithoutTrailingSlashes(directory);
   impl.embedding_bits = embedding_bits;
   impl.layer_done.resize(static_cast<size_t>(source.spec().num_layers));
-  if (const absl::Status status = CheckTarget(impl.target); !status.ok()) return status;
-  auto created = MakeDirectoryBeside(impl.target);
-  if (!created.ok()) return created.status();
-  impl.directory = *std::move(created);
+  auto run = RunDirectory::Open(directory, restart);
+  if (!run.ok()) return run.status();
+  impl.run = *std::move(run);
   return writer;
+}
+
+const std::string& QuantizedWriter::partial_directory() const { return impl_->run->path(); }
+const std::optional<nlohmann::json>& QuantizedWriter::progress() const {
+  return impl_->run->progress();
+}
+absl::Status QuantizedWriter::Record(const nlohmann::json& progress) {
+  return impl_->run->Record(progress);
 }
 
 absl::Status QuantizedWriter::WriteEmbeddings() {
@@ -299,8 +288,6 @@ absl::Status QuantizedWriter::WriteLayer(int layer, const QuantizedLayer& linear
     FEWBIT_CHECK(
         (LinearShape{shape.rows, shape.cols} == ShapeOf(spec, static_cast<LinearRole>(role))))
         << CanonicalNames().linears[role];
-    if (!impl_->zero_points) impl_->zero_points = shape.zero_points;
-    FEWBIT_CHECK_EQ(*impl_->zero_points, shape.zero_points);
     shapes[role] = {shape.rows, shape.cols, shape.chunks2, shape.chunks4};
     impl_->AddLinear(CanonicalNames().InLayer(layer, CanonicalNames().linears[role]), storage,
                      shapes[role], &tensors);
@@ -314,22 +301,54 @@ absl::Status QuantizedWriter::WriteLayer(int layer, const QuantizedLayer& linear
   return impl_->WriteShard(layer + 1, std::move(tensors));
 }
 
+absl::StatusOr<uint64_t> QuantizedWriter::LayerChecksum(int layer) const {
+  const auto file = MappedFile::Open(impl_->Path(impl_->ShardName(layer + 1)));
+  if (!file.ok()) return file.status();
+  uint64_t hash = kFnvBasis;
+  for (const uint8_t byte : (*file)->bytes()) hash = (hash ^ byte) * kFnvPrime;
+  return hash;
+}
+
+absl::StatusOr<WrittenLayer> QuantizedWriter::TakeOverLayer(int layer, uint64_t checksum,
+                                                            bool zero_points) {
+  const ModelSpec& spec = impl_->source->spec();
+  FEWBIT_CHECK(layer >= 0 && layer < spec.num_layers) << layer;
+  FEWBIT_CHECK(!impl_->layer_done[static_cast<size_t>(layer)]) << "layer " << layer << " twice";
+  const std::string shard = impl_->ShardName(layer + 1);
+  const std::string path = impl_->Path(shard);
+  const auto found = LayerChecksum(layer);
+  if (!found.ok()) return found.status();
+  if (*found != checksum) return absl::DataLossError(StrCat(path, ": not what the run wrote"));
+  auto store = TensorStore::OpenFile(path);
+  if (!store.ok()) return store.status();
+  WrittenLayer result{.store = *std::move(store), .linears = {}};
+  for (int role = 0; role < kNumLinearRoles; ++role) {
+    const LinearShape shape = ShapeOf(spec, static_cast<LinearRole>(role));
+    const std::string name = CanonicalNames().InLayer(layer, CanonicalNames().linears[role]);
+    const auto matrix = FindPacked(result.store, name, shape.rows, shape.cols, zero_points);
+    if (!matrix.ok()) return matrix.status();
+    const absl::Status status = CheckPackedContents(result.store, name, *matrix);
+    if (!status.ok()) return status;
+    result.linears[role] = *matrix;
+  }
+  for (const quant::PackedMatrix& matrix : result.linears) impl_->CountLinear(matrix);
+  for (const auto& [name, tensor] : result.store.files()[0].tensors()) {
+    impl_->CountTensor(name, tensor.data.size(), shard);
+  }
+  impl_->layer_done[static_cast<size_t>(layer)] = true;
+  return result;
+}
+
 absl::Status QuantizedWriter::Finish(const nlohmann::json& settings) {
-  FEWBIT_CHECK(impl_->embeddings_done && !impl_->directory.empty());
+  FEWBIT_CHECK(impl_->embeddings_done && !impl_->finished);
   for (size_t i = 0; i < impl_->layer_done.size(); ++i) FEWBIT_CHECK(impl_->layer_done[i]) << i;
   FEWBIT_CHECK(settings.is_object() && settings.contains(format::kRecipeKey));
   absl::Status status = impl_->WriteConfig(settings);
   if (status.ok()) status = impl_->WriteIndex();
   if (status.ok()) status = impl_->CopyFiles();
-  if (status.ok()) status = SyncDirectory(impl_->directory);
-  if (!status.ok()) return status;
-  // An empty target is replaced; one that has filled up since Create is not.
-  if (::rename(impl_->directory.c_str(), impl_->target.c_str()) != 0) {
-    return ErrnoStatus(errno, "be created from the finished temporary directory", impl_->target);
-  }
-  impl_->directory.clear();
-  const std::string parent = std::filesystem::path(impl_->target).parent_path().string();
-  return SyncDirectory(parent.empty() ? "." : parent);
+  if (status.ok()) status = impl_->run->Publish();
+  impl_->finished = status.ok();
+  return status;
 }
 
 const QuantizedBytes& QuantizedWriter::bytes() const { return impl_->bytes; }

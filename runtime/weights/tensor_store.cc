@@ -39,12 +39,24 @@ absl::StatusOr<TensorStore> TensorStore::Open(const std::string& directory) {
     if (!index.ok()) return index.status();
     status = store.OpenShards(*index, index_path);
   } else if (status.ok()) {
-    for (const auto& [name, tensor] : store.files_[0].tensors()) {
-      store.tensors_.emplace(name, Place{.file = 0, .tensor = &tensor});
-    }
+    store.TakeAllOfTheFile();
   }
   if (!status.ok()) return status;
   return store;
+}
+
+absl::StatusOr<TensorStore> TensorStore::OpenFile(const std::string& path) {
+  TensorStore store;
+  store.directory_ = path;
+  if (absl::Status status = store.AddFile(path); !status.ok()) return status;
+  store.TakeAllOfTheFile();
+  return store;
+}
+
+void TensorStore::TakeAllOfTheFile() {
+  for (const auto& [name, tensor] : files_[0].tensors()) {
+    tensors_.emplace(name, Place{.file = 0, .tensor = &tensor});
+  }
 }
 
 absl::Status TensorStore::AddFile(const std::string& path) {

@@ -32,6 +32,9 @@ class TensorStore {
   // expects there.
   static absl::StatusOr<TensorStore> Open(const std::string& directory);
 
+  // One safetensors file, whatever its directory holds beside it.
+  static absl::StatusOr<TensorStore> OpenFile(const std::string& path);
+
   bool Has(std::string_view name) const { return tensors_.find(name) != tensors_.end(); }
 
   // INVALID_ARGUMENT when missing, of none of `types`, of another shape, or not aligned for its
@@ -49,6 +52,7 @@ class TensorStore {
 
  private:
   absl::Status AddFile(const std::string& path);
+  void TakeAllOfTheFile();  // of the only one
   absl::Status OpenShards(std::string_view index_text, const std::string& index_path);
 
   std::string directory_;

@@ -7,10 +7,14 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/quantize/checkpoint_quantizer.h"
 #include "runtime/weights/checkpoint.h"
+#include "server/build_info.h"
 #include "server/tools/tool.h"
 
 ABSL_FLAG(std::string, model, "", "directory of the checkpoint to quantize (bf16, f16 or f32)");
-ABSL_FLAG(std::string, out, "", "directory to write; must not exist or be empty");
+ABSL_FLAG(std::string, out, "",
+          "directory to write; must not exist or be empty. An interrupted run leaves OUT.partial, "
+          "and the same command goes on there");
+ABSL_FLAG(bool, restart, false, "discard what an interrupted run left in OUT.partial");
 ABSL_FLAG(std::string, calibration, "", "text file that shows the quantizer typical input");
 ABSL_FLAG(std::string, calibration_ids, "",
           "instead of a text: int32 .npy file of token ids, for checkpoints without tokenizer");
@@ -52,6 +56,8 @@ QuantizeOptions OptionsFromFlags() {
   options.calibration_windows = absl::GetFlag(FLAGS_calibration_windows);
   options.context = absl::GetFlag(FLAGS_context);
   options.seed = absl::GetFlag(FLAGS_seed);
+  options.restart = absl::GetFlag(FLAGS_restart);
+  options.program = absl::StrCat(ThisBuild().version, " ", ThisBuild().commit);
   return options;
 }
 
@@ -73,10 +79,12 @@ absl::Status Run(int argc, char** argv) {
       {.name = kName,
        .summary =
            "fewbit-quantize: quantizes the linear layers of a checkpoint to 2 and 4 bits.\n\n"
-           "  fewbit-quantize --model=DIR --out=DIR --calibration=FILE [--method=default]\n",
+           "  fewbit-quantize --model=DIR --out=DIR --calibration=FILE [--method=default]\n\n"
+           "Interrupted, it leaves OUT.partial; the same command goes on there and gives the same "
+           "bytes.\n",
        .flags = {"model", "out", "calibration", "calibration_ids", "method", "bits", "share4",
                  "outliers", "embedding_bits", "calibration_windows", "probe_windows", "context",
-                 "seed", "threads"}});
+                 "seed", "threads", "restart"}});
   if (!status.ok()) return status;
   const QuantizeOptions options = OptionsFromFlags();
   status = options.Validate();
@@ -85,7 +93,13 @@ absl::Status Run(int argc, char** argv) {
   absl::StatusOr<std::vector<TokenId>> calibration = CalibrationIds(options.model_dir);
   if (!calibration.ok()) return calibration.status();
   ProgressLine line;
-  const auto show = [&line](const QuantizeProgress& progress) {
+  bool told = false;
+  const auto show = [&](const QuantizeProgress& progress) {
+    if (progress.resumed_layers > 0 && !told) {
+      std::fprintf(stderr, "resuming after layer %d of %d\n", progress.resumed_layers,
+                   progress.num_layers);
+      told = true;
+    }
     line.Show(progress.done, progress.total,
               absl::StrCat("layer ", progress.layer + 1, " of ", progress.num_layers, ", ",
                            progress.activity));

@@ -2,6 +2,7 @@
 fewbit_test(quantize_matrix_test SOURCES quantize_matrix_test.cc LIBS fewbit_quantize)
 fewbit_test(quantize_plan_test SOURCES quantize_plan_test.cc LIBS fewbit_quantize fewbit_checkpoint_files)
 fewbit_test(quantize_checkpoint_test SOURCES quantize_checkpoint_test.cc LIBS fewbit_quantize fewbit_eval fewbit_checkpoint_files)
+fewbit_test(quantize_resume_test SOURCES quantize_resume_test.cc LIBS fewbit_quantize fewbit_checkpoint_files)
 fewbit_test(eval_test SOURCES eval_test.cc LIBS fewbit_eval fewbit_checkpoint_files)
 
 if(TARGET fewbit-eval)

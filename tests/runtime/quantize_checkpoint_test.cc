@@ -1,12 +1,7 @@
-#include <signal.h>
-#include <sys/resource.h>
-
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <limits>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -17,50 +12,12 @@
 #include "runtime/quantize/calibration.h"
 #include "runtime/quantize/checkpoint_quantizer.h"
 #include "tests/runtime/checkpoint_files.h"
+#include "tests/runtime/quantize_golden.h"
 
 namespace fewbit {
 namespace {
 
 using ::testing::HasSubstr;
-
-std::vector<TokenId> SomeIds(int count, int vocab = 320) {
-  std::vector<TokenId> ids;
-  uint32_t state = 12345;
-  for (int i = 0; i < count; ++i) {
-    state = state * 1664525u + 1013904223u;
-    ids.push_back(TokenId{static_cast<int32_t>((state >> 8) % vocab)});
-  }
-  return ids;
-}
-
-QuantizeOptions GoldenOptions(const TempDirectory& directory, const std::string& name = "llama2") {
-  QuantizeOptions options;
-  options.model_dir = GoldenDirectory(name);
-  options.out_dir = directory / "out";
-  // Rows of 4 strips: anything else would make them all 4-bit. It is for the methods that do not
-  // share bits out; "default" takes the smallest, which for 4 strips is 4 bits.
-  options.share4 = 0.0;
-  options.bits = 2.0;
-  options.threads = 2;
-  options.context = 32;
-  options.calibration_windows = 8;
-  return options;
-}
-
-absl::StatusOr<QuantizeReport> QuantizeGolden(const QuantizeOptions& options, int ids = 400) {
-  return QuantizeCheckpoint(options, SomeIds(ids), nullptr, nullptr);
-}
-
-// Every file of a directory by name.
-std::map<std::string, std::string> Files(const std::string& directory) {
-  std::map<std::string, std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    files[entry.path().filename().string()] = ReadText(entry.path().string());
-  }
-  return files;
-}
-
-bool Empty(const TempDirectory& directory) { return std::filesystem::is_empty(directory.path()); }
 
 TEST(QuantizeCheckpointTest, EveryFamilyRunsQuantized) {
   for (const char* name :
@@ -281,44 +238,6 @@ TEST(QuantizeCheckpointTest, RefusesAnOutputThatExistsAndASourceThatIsQuantized)
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), HasSubstr("quantized already"));
   EXPECT_FALSE(std::filesystem::exists(options.out_dir));
-}
-
-TEST(QuantizeCheckpointTest, StoppedAnywhereItLeavesNothing) {
-  const int steps = 2 * 2 * (kNumLinearRoles + 1);  // layers; the plan and the run
-  for (int stop_at = 0; stop_at < steps; stop_at += 3) {
-    const TempDirectory directory;
-    std::atomic<bool> stop{false};
-    int calls = 0;
-    const absl::Status status = QuantizeCheckpoint(
-                                    GoldenOptions(directory), SomeIds(400),
-                                    [&](const QuantizeProgress& progress) {
-                                      EXPECT_EQ(progress.done, calls);
-                                      EXPECT_EQ(progress.total, steps);
-                                      if (calls++ == stop_at) stop = true;
-                                    },
-                                    &stop)
-                                    .status();
-    if (stop_at + 1 < steps) {
-      EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << stop_at << status;
-      EXPECT_TRUE(Empty(directory)) << stop_at;
-    }
-  }
-}
-
-TEST(QuantizeCheckpointTest, AFullDiskLeavesNothing) {
-  // A limit on the size of files stands for the full disk: writes fail half way with an error code.
-  const TempDirectory directory;
-  rlimit before{};
-  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
-  const auto old_handler = signal(SIGXFSZ, SIG_IGN);
-  const rlimit small{.rlim_cur = 20000, .rlim_max = before.rlim_max};
-  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
-  const absl::Status status = QuantizeGolden(GoldenOptions(directory)).status();
-  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
-  signal(SIGXFSZ, old_handler);
-  EXPECT_FALSE(status.ok());
-  EXPECT_THAT(std::string(status.message()), HasSubstr(directory.path()));
-  EXPECT_TRUE(Empty(directory));
 }
 
 }  // namespace
