@@ -16,10 +16,18 @@ constexpr int kPanel = 32;
 // Columns of the inverse that share one pass over the factor.
 constexpr int kColumns = 16;
 
-// a [n, n] -> its upper triangle R with R^T R = a, in place; only the upper triangle is read. Each
-// element has one order of summation, whatever the team. False where a pivot is not positive.
+// Upper triangles [n, n] are stored without what is below them, half the memory for large n: row i
+// is where its column 0 would be, and begins at column i.
+template <typename T>
+T* Row(T* triangle, int n, int i) {
+  return triangle + static_cast<size_t>(i) * n - static_cast<size_t>(i) * (i + 1) / 2;
+}
+size_t TriangleSize(int n) { return static_cast<size_t>(n) * (n + 1) / 2; }
+
+// The upper triangle of a [n, n] -> R with R^T R = a, in place. Each element has one order of
+// summation, whatever the team. False where a pivot is not positive.
 bool Cholesky(int n, ThreadTeam* team, const LaneKernels& kernels, std::vector<double>* a) {
-  const auto row = [&](int i) { return a->data() + static_cast<size_t>(i) * n; };
+  const auto row = [&](int i) { return Row(a->data(), n, i); };
   const auto update = [&](int i, int k) {
     kernels.subtract_scaled(row(i) + i, row(k) + i, row(k)[i], n - i);
   };
@@ -56,7 +64,7 @@ void InvertTransposed(int n, const std::vector<double>& r, ThreadTeam* team,
       std::fill(rest.begin(), rest.end(), 0.0);
       for (int c = first; c < last; ++c) rest[static_cast<size_t>(c - first) * n + c] = 1.0;
       for (int i = first; i < n; ++i) {
-        const double* row = r.data() + static_cast<size_t>(i) * n;
+        const double* row = Row(r.data(), n, i);
         for (int c = first; c < std::min(last, i + 1); ++c) {
           double* column = rest.data() + static_cast<size_t>(c - first) * n;
           const double value = column[i] / row[i];
@@ -81,11 +89,11 @@ absl::StatusOr<std::unique_ptr<ErrorFeedback>> ErrorFeedback::Create(
   double mean = 0.0;
   for (int i = 0; i < n; ++i) mean += hessian[static_cast<size_t>(i) * n + i];
   mean = mean > 0.0 ? mean / n : 1.0;
-  std::vector<double> factor(static_cast<size_t>(n) * n);
+  std::vector<double> factor(TriangleSize(n));
   for (int i = 0; i < n; ++i) {
     const float* row = hessian.data() + static_cast<size_t>(channels[n - 1 - i]) * n;
-    double* out = factor.data() + static_cast<size_t>(i) * n;
-    for (int j = 0; j < n; ++j) out[j] = row[channels[n - 1 - j]];
+    double* out = Row(factor.data(), n, i);
+    for (int j = i; j < n; ++j) out[j] = row[channels[n - 1 - j]];
     out[i] += kHessianDamping * mean;
   }
   if (!Cholesky(n, team, kernels, &factor)) {
@@ -94,14 +102,14 @@ absl::StatusOr<std::unique_ptr<ErrorFeedback>> ErrorFeedback::Create(
   }
   auto feedback = std::unique_ptr<ErrorFeedback>(new ErrorFeedback);
   feedback->size_ = n;
-  feedback->upper_.assign(static_cast<size_t>(n) * n, 0.0f);
+  feedback->upper_.resize(TriangleSize(n));
   feedback->weights_.resize(n);
   InvertTransposed(n, factor, team, kernels, [&](int i, int c, double value) {
     // L^-1 at (i, c) is U at (n-1-i, n-1-c).
-    feedback->upper_[static_cast<size_t>(n - 1 - i) * n + (n - 1 - c)] = static_cast<float>(value);
+    Row(feedback->upper_.data(), n, n - 1 - i)[n - 1 - c] = static_cast<float>(value);
   });
   for (int i = 0; i < n; ++i) {
-    float* row = feedback->upper_.data() + static_cast<size_t>(i) * n;
+    float* row = Row(feedback->upper_.data(), n, i);
     const float pivot = row[i];
     feedback->weights_[i] = 1.0f / (pivot * pivot);
     for (int j = i; j < n; ++j) row[j] /= pivot;
@@ -111,7 +119,7 @@ absl::StatusOr<std::unique_ptr<ErrorFeedback>> ErrorFeedback::Create(
 
 void ErrorFeedback::Spread(const LaneKernels& kernels, int i, const float* errors,
                            float* work) const {
-  const float* row = upper_.data() + static_cast<size_t>(i) * size_;
+  const float* row = Row(upper_.data(), size_, i);
   kernels.subtract_outer(work + static_cast<size_t>(i + 1) * kLanes, errors, row + i + 1,
                          size_ - i - 1);
 }

@@ -39,7 +39,7 @@ class ErrorFeedback {
   ErrorFeedback() = default;
 
   int size_ = 0;
-  std::vector<float> upper_;    // [K, K] row i, columns above i: U_ij / U_ii, with U^T U = H^-1
+  std::vector<float> upper_;    // upper triangle [K, K]: U_ij / U_ii, with U^T U = H^-1
   std::vector<float> weights_;  // [K]
 };
 
