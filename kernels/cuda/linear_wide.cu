@@ -50,8 +50,10 @@ __global__ void __launch_bounds__(kWideForms[kForm].threads, kWideForms[kForm].r
   const int warp = threadIdx.x / 32;
   const WideBarriers barriers(shared + kL.barriers, kF);
   if (threadIdx.x == 0) InitBarriers<kForm>(barriers);
-  LetNextKernelStart();
-  ClusterMeet();
+  if (a.start == WideStart::kEarly) LetNextKernelStart();
+  __syncthreads();
+  // The other blocks may still be on their way: nobody needs them before the first partial sums.
+  ClusterArrive();
   if (warp < kWideProductWarps) {
     RaiseRegisters<kF.product_registers>();
     RunProducts<kForm, kZeroPoints>(a, shared, barriers);
@@ -59,15 +61,21 @@ __global__ void __launch_bounds__(kWideForms[kForm].threads, kWideForms[kForm].r
     LowerRegisters<kF.other_registers>();
     if (warp == kWideProductWarps) {
       FetchWeights<kForm, kZeroPoints>(a, shared, barriers);
+      __syncwarp();
+      ClusterWait();
     } else if (warp == kWideProductWarps + 1) {
       WaitForPreviousKernels();
       if (threadIdx.x % 32 == 0) FetchActivations<kForm, kZeroPoints>(a, shared, barriers);
       __syncwarp();
+      ClusterWait();
     } else {
       RunHelpers<kForm, kZeroPoints>(a, shared, barriers);
+      if (a.start == WideStart::kLate) LetNextKernelStart();
     }
   }
-  ClusterMeet();
+  // No block may end while another can still reach into its shared memory.
+  ClusterArrive();
+  ClusterWait();
 }
 
 using Kernel = void (*)(WideArgs);
@@ -93,8 +101,9 @@ cudaLaunchAttribute ClusterAttribute() {
 cudaError_t PrepareWideKernels(const DeviceProps& props) {
   if (props.major != 9) return cudaSuccess;
   for (Kernel kernel : kKernels) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, props.shared_per_block);
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             props.shared_per_block);
+    if (error == cudaSuccess) error = PreferShared(kernel);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -136,6 +145,7 @@ cudaError_t LaunchWide(const Desc& desc, const WidePlan& plan, const DeviceGroup
   args.y = out.y;
   args.y_stride = out.stride;
   args.y_type = desc.y_type;
+  args.start = plan.start;
   const WideForm& form = kWideForms[plan.form];
   const bool zero_points = desc.shapes[0].zero_points;
   cudaLaunchAttribute attributes[2] = {ClusterAttribute(), {}};
@@ -147,7 +157,7 @@ cudaError_t LaunchWide(const Desc& desc, const WidePlan& plan, const DeviceGroup
   config.dynamicSmemBytes = WideLayout(form, zero_points).total;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = plan.early_start ? 2 : 1;
+  config.numAttrs = plan.start == WideStart::kAfter ? 1 : 2;
   return cudaLaunchKernelEx(&config, kKernels[2 * plan.form + (zero_points ? 1 : 0)], args);
 }
 

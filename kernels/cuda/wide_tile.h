@@ -29,14 +29,21 @@ inline constexpr int kQuadSlabs = 4;
 inline constexpr int kPairSlabs = 2 * kQuadSlabs;
 inline constexpr int kParitySlabs = 2;
 // More go through 16-bit weights and cuBLAS, which is faster, if the activations are 16-bit.
-inline constexpr int kMaxWideTokens = 128;
+inline constexpr int kMaxWideTokens = 256;
+
+enum class WideStart : uint8_t {
+  kAfter,  // when this kernel has ended
+  kLate,   // when its blocks run out of work
+  kEarly,  // at once
+};
 
 // The geometry of the wide kernel for a group of matrices.
 struct WidePlan {
-  int form = 0;             // row of kWideForms
-  int groups = 0;           // of tokens
-  int clusters = 0;         // blocks / kSegments
-  bool early_start = true;  // by programmatic dependent launch
+  int form = 0;      // row of kWideForms
+  int groups = 0;    // of tokens
+  int clusters = 0;  // blocks / kSegments
+  // When the next kernel may start to become resident, by programmatic dependent launch.
+  WideStart start = WideStart::kEarly;
 };
 
 constexpr int WidePairs(int bits, int chunks) { return bits == 2 ? chunks : (chunks + 1) / 2; }

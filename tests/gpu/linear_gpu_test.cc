@@ -225,7 +225,7 @@ TEST(LinearGpu, ThroughScratchMatchesFloat64) {
   if (cublas == nullptr) GTEST_SKIP() << "needs cuBLAS: " << error;
   std::mt19937 rng(17);
   Case c({80, 1040, 0.25, false, 0.002}, &rng);
-  c.desc.m = 200;
+  c.desc.m = cuda::kMaxWideTokens + 44;
   const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * c.desc.m * 1040, &rng));
   const auto y = RunGpuLinear(c.desc, c.gpu, x, {}, cublas.get());
   EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, c.desc.m)), 1e-3);

@@ -12,10 +12,12 @@ __device__ __forceinline__ uint32_t ClusterRank() {
   return rank;
 }
 
-// All threads of all blocks of the cluster meet. Orders no memory accesses but initialised barriers
-// (BarrierInitFence) and what comes after.
-__device__ __forceinline__ void ClusterMeet() {
+// All threads of all blocks of the cluster meet: each arrives, then waits, by whole warps. Orders
+// no memory accesses but initialised barriers (BarrierInitFence) and what comes after.
+__device__ __forceinline__ void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void ClusterWait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 

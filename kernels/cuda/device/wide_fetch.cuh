@@ -38,7 +38,7 @@ __device__ __forceinline__ void FetchActivations(const WideArgs& a, uint8_t* sha
                                                  const WideBarriers& barriers) {
   constexpr WideForm kF = kWideForms[kForm];
   constexpr WideShared kL = WideLayout(kF, kZeroPoints);
-  constexpr int kSlab = 2 * kF.tokens * kSlabBytes, kSlicesOfPair = 2 / kF.slice_quads;
+  constexpr int kSlab = 2 * kF.tokens * kSlabBytes;
   PipeCursor at, slice;
   ForEachUnit(a, [&](const WideUnit& unit, int) {
     const quant::PackedShape& shape = unit.part->w.shape;
@@ -59,7 +59,7 @@ __device__ __forceinline__ void FetchActivations(const WideArgs& a, uint8_t* sha
                  from + tile.pairs * kPairSlabs * kSlab, kL.parity_bytes, full);
       }
 #pragma unroll 1
-      for (int i = 0; i < tile.pairs * kSlicesOfPair; ++i, slice.Advance(kF.slice_stages)) {
+      for (int i = 0; i < tile.pairs; ++i, slice.Advance(kF.slice_stages)) {
         BarrierWait(barriers.slices.empty + slice.stage, slice.parity ^ 1);
         BarrierExpect(barriers.slices.full + slice.stage, kL.slice_bytes);
         BulkCopy(shared + kL.slices + slice.stage * kL.slice_bytes, from + i * kL.slice_bytes,

@@ -17,23 +17,25 @@ __device__ __forceinline__ void MeetHelpers() {
   asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory");
 }
 
-// Outliers are summed by teams of 16 lanes: a team has all tokens of the group and a run of the
-// block's rows, whose lists lie behind each other. A lane fetches every 16th entry, finds its list
-// (it knows the start of one list itself) and leaves it on the team's board for all lanes.
+// Outliers are summed by teams of lanes: a team has all tokens of the group and a run of the
+// block's rows, whose lists lie behind each other. A lane fetches one entry of every kLanes, finds
+// its list (lanes know the starts of two lists each) and leaves it on the team's board for all
+// lanes.
 template <int kForm>
 class OutlierTeam {
  public:
-  static constexpr int kTokens = kWideForms[kForm].tokens, kLaneTokens = kTokens / kTeamLanes;
+  static constexpr int kTokens = kWideForms[kForm].tokens;
+  static constexpr int kLanes = WideTeamLanes(kWideForms[kForm]), kLaneTokens = kTokens / kLanes;
   static constexpr int kTeams = WideTeams(kWideForms[kForm]);
   static constexpr int kMostRows = (kWideOwnRows + kTeams - 1) / kTeams;
   static constexpr int kMostLists = kMostRows * kSegments;
-  static_assert(kMostLists < kTeamLanes);
+  static_assert(kMostLists < 2 * kLanes);
   static constexpr int kAhead = 8;  // entries whose activations are fetched together
 
   __device__ __forceinline__ explicit OutlierTeam(uint8_t* boards) {
-    const int team = (threadIdx.x - 32 * (kWideProductWarps + kWideFetchWarps)) / kTeamLanes;
-    board_ = reinterpret_cast<uint2*>(boards + team * kBoardBytes);
-    lane_ = threadIdx.x % kTeamLanes;
+    const int team = (threadIdx.x - 32 * (kWideProductWarps + kWideFetchWarps)) / kLanes;
+    board_ = reinterpret_cast<uint2*>(boards + team * WideBoardBytes(kWideForms[kForm]));
+    lane_ = threadIdx.x % kLanes;
     first_row_ = kWideOwnRows * team / kTeams;
     rows_ = kWideOwnRows * (team + 1) / kTeams - first_row_;
   }
@@ -42,20 +44,21 @@ class OutlierTeam {
   // there. Reads only what is never written, so it may be called early.
   __device__ __forceinline__ void Find(const DeviceMatrix& w, int row, int rows) {
     lists_ = max(0, min(rows_, rows - first_row_)) * kSegments;
-    bound_ = 0;
+    bounds_[0] = bounds_[1] = 0;
     if (lists_ > 0) {
-      bound_ = __ldg(w.outlier_start + static_cast<size_t>(row + first_row_) * kSegments +
-                     min(lane_, lists_));
+      const uint32_t* starts = w.outlier_start + static_cast<size_t>(row + first_row_) * kSegments;
+      bounds_[0] = __ldg(starts + min(lane_, lists_));
+      bounds_[1] = __ldg(starts + min(lane_ + kLanes, lists_));
     }
     entries_ = w.outliers;
     at_ = Bound(0);
     end_ = Bound(lists_);
     entry_ = Entry(at_);
-    next_entry_ = Entry(at_ + kTeamLanes);
+    next_entry_ = Entry(at_ + kLanes);
   }
 
-  // extras[row][token] = ((E0 + E1) + E2) + E3 for all tokens and the team's rows; x: the activations
-  // as floats, [channel][token].
+  // extras[row][token] = ((E0 + E1) + E2) + E3 for all tokens and the team's rows; x: the
+  // activations as floats, [channel][token].
   __device__ __forceinline__ void Sum(const float* x, float* extras) {
     x += kLaneTokens * lane_;
     extras += first_row_ * kTokens + kLaneTokens * lane_;
@@ -63,16 +66,16 @@ class OutlierTeam {
     Vector chain = {}, sum = {};
 #pragma unroll 1
     while (__any_sync(0xFFFFFFFFu, at_ < end_)) {
-      const uint32_t after = Entry(at_ + 2 * kTeamLanes);
+      const uint32_t after = Entry(at_ + 2 * kLanes);
       Post();
       __syncwarp();
 #pragma unroll 1
-      for (int i = 0; i < kTeamLanes; i += kAhead) {
+      for (int i = 0; i < kLanes; i += kAhead) {
         if (!__any_sync(0xFFFFFFFFu, at_ + i < end_)) break;
         SumSome(board_ + i, x, extras, &chain, &sum);
       }
       __syncwarp();
-      at_ += kTeamLanes;
+      at_ += kLanes;
       entry_ = next_entry_;
       next_entry_ = after;
     }
@@ -106,7 +109,9 @@ class OutlierTeam {
     return out;
   }
   __device__ __forceinline__ uint32_t Bound(int list) const {
-    return __shfl_sync(0xFFFFFFFFu, bound_, list, kTeamLanes);
+    const uint32_t first = __shfl_sync(0xFFFFFFFFu, bounds_[0], list, kLanes);
+    const uint32_t second = __shfl_sync(0xFFFFFFFFu, bounds_[1], list - kLanes, kLanes);
+    return list < kLanes ? first : second;
   }
   // This lane's entry of those from `at` on; 0 behind the end.
   __device__ __forceinline__ uint32_t Entry(uint32_t at) const {
@@ -161,7 +166,7 @@ class OutlierTeam {
   int lane_, first_row_, rows_;
   int lists_ = 0;
   const uint32_t* entries_ = nullptr;
-  uint32_t bound_ = 0;  // the start of list `lane`
+  uint32_t bounds_[2] = {};  // the starts of lists `lane` and `lane` + kLanes
   uint32_t at_ = 0, end_ = 0, entry_ = 0, next_entry_ = 0;
 };
 
@@ -245,20 +250,29 @@ __device__ __forceinline__ void RunHelpers(const WideArgs& a, uint8_t* shared,
     if (unit.part->w.outliers == nullptr) return;
     team.Find(unit.part->w, row, unit.part->row_blocks * quant::kBlockRows - row);
   };
+  // Outliers are summed one unit ahead of what comes from the product warps.
+  const auto sum = [&](int u, float* to) {
+    if (u >= units) return;
+    const WideUnit unit(a, u, 0, 0);
+    if (unit.part->w.outliers == nullptr) return;
+    team.Sum(
+        reinterpret_cast<const float*>(unit.Staged() + WideFloatsAt(unit.part->w.shape, kF.tokens)),
+        to);
+  };
   int u = blockIdx.x / kWideCluster;
+  float* next_extras = extras + kWideOwnRows * kF.tokens;
   find(u);
   WaitForPreviousKernels();
+  ClusterWait();
+  sum(u, extras);
+  find(u + clusters);
 #pragma unroll 1
   for (; u < units; u += clusters) {
     const WideUnit unit(a, u, 0, 0);
-    if (unit.part->w.outliers != nullptr) {
-      team.Sum(reinterpret_cast<const float*>(unit.Staged() +
-                                              WideFloatsAt(unit.part->w.shape, kF.tokens)),
-               extras);
-    }
-    find(u + clusters);
     if (threadIdx.x == kFirstThread) BarrierExpect(barriers.inbox.full + box.stage, kInboxBytes);
     MeetHelpers<kForm>();
+    sum(u + clusters, next_extras);
+    find(u + 2 * clusters);
     BarrierWaitCluster(barriers.inbox.full + box.stage, box.parity);
     FinishUnit<kForm>(
         a, unit, unit.row_tile * kWideRows + own_row,
@@ -270,6 +284,9 @@ __device__ __forceinline__ void RunHelpers(const WideArgs& a, uint8_t* shared,
       BarrierArriveCluster(ClusterAddress(barriers.inbox.empty + box.stage, threadIdx.x % 32));
     }
     box.Advance(kF.inboxes);
+    float* done = extras;
+    extras = next_extras;
+    next_extras = done;
   }
 }
 

@@ -19,10 +19,13 @@ template <bool kZeroPoints>
 struct PairWords<2, kZeroPoints> {
   ChunkWords<2, kZeroPoints> chunk;
 
-  __device__ __forceinline__ void Load(const uint8_t* tile, int pair, int lane) {
-    chunk.Load(tile + pair * RecordBytes(2, kZeroPoints), lane);
+  static constexpr int kPairBytes = RecordBytes(2, kZeroPoints);
+
+  __device__ __forceinline__ void Load(const uint8_t* record, int lane) {
+    chunk.Load(record, lane);
   }
   static constexpr int kWords = 8;
+  __device__ __forceinline__ void AddParity(int, uint32_t (&)[2]) const {}
   // a[0..3] and a[4..7]: operand A of both halves of quad kQuad.
   template <int kQuad>
   __device__ __forceinline__ void Expand(uint32_t (&a)[kWords]) const {
@@ -45,10 +48,11 @@ template <bool kZeroPoints>
 struct PairWords<4, kZeroPoints> {
   ChunkWords<4, kZeroPoints> chunk[2];
 
-  __device__ __forceinline__ void Load(const uint8_t* tile, int pair, int lane) {
-    constexpr int kRecord = RecordBytes(4, kZeroPoints);
+  static constexpr int kPairBytes = 2 * RecordBytes(4, kZeroPoints);
+
+  __device__ __forceinline__ void Load(const uint8_t* record, int lane) {
 #pragma unroll
-    for (int q = 0; q < 2; ++q) chunk[q].Load(tile + (2 * pair + q) * kRecord, lane);
+    for (int q = 0; q < 2; ++q) chunk[q].Load(record + q * (kPairBytes / 2), lane);
   }
   // With zero-points the weights are the sum of a[0..7] and a[8..15].
   static constexpr int kWords = kZeroPoints ? 16 : 8;
@@ -73,7 +77,8 @@ struct PairWords<4, kZeroPoints> {
       for (int f = 0; f < 4; ++f) a[2 * f + row] = bytes[f];
     }
   }
-  // The parity bits of the sub-scales of rows g and g + 8 as bytes, by chunk of the tile.
+  // The parity bits of the sub-scales of rows g and g + 8 as bytes, by chunk of the tile; without
+  // zero-points.
   __device__ __forceinline__ void AddParity(int pair, uint32_t (&bits)[2]) const {
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
@@ -90,96 +95,149 @@ class WideProduct {
   static constexpr WideForm kF = kWideForms[kForm];
   static constexpr WideShared kL = WideLayout(kF, kZeroPoints);
   static constexpr int kSums = kF.tokens, kSlab = 2 * kF.tokens * kSlabBytes;
-  static constexpr bool kQuadSlices = kF.slice_quads == 1;
 
   __device__ __forceinline__ WideProduct(uint8_t* shared, const WideBarriers& barriers)
-      : shared_(shared), barriers_(barriers), lane_(threadIdx.x % 32) {}
+      : barriers_(barriers),
+        slices_(WgmmaOperandB(shared + kL.slices, kSlab)),
+        lane_(threadIdx.x % 32) {}
 
   // sums = the bytes of the weights times the slabs, columns of high and low bytes apart.
   __device__ __forceinline__ void Run(const WideTile& tile, const uint8_t* weights,
                                       const uint8_t* parity, int (&sums)[kSums]) {
     WgmmaPin(sums);
     if (tile.two) {
-      RunPairs<2>(tile.pairs, weights, parity, sums);
+      RunTile<2>(tile.pairs, weights, parity, sums);
     } else {
-      RunPairs<4>(tile.pairs, weights, parity, sums);
+      RunTile<4>(tile.pairs, weights, parity, sums);
     }
     WgmmaPin(sums);
   }
 
  private:
-  // The slice of activations that holds quad kQuad of the next pair.
-  template <int kQuad>
-  __device__ __forceinline__ const uint8_t* Slice() {
-    if constexpr (kQuad == 0 || kQuadSlices) {
-      BarrierWait(barriers_.slices.full + next_.stage, next_.parity);
-      slice_ = shared_ + kL.slices + next_.stage * kL.slice_bytes;
-      next_.Advance(kF.slice_stages);
-      return slice_;
-    } else {
-      return slice_ + kQuadSlabs * kSlab;
-    }
+  // The next slice of activations, those of a pair.
+  __device__ __forceinline__ WgmmaOperand TakeSlice() {
+    BarrierWait(barriers_.slices.full + slice_.stage, slice_.parity);
+    return slices_ + slice_.stage * kL.slice_bytes;
   }
-  // The oldest slice has been read.
+  // That slice has been read.
   __device__ __forceinline__ void Release() {
-    if (lane_ == 0) BarrierArrive(barriers_.slices.empty + done_.stage);
-    done_.Advance(kF.slice_stages);
-  }
-  // Operand A in registers has to be complete before the fence.
-  template <int kCount>
-  static __device__ __forceinline__ void Pin(uint32_t (&a)[kCount]) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(a[i])::"memory");
+    if (lane_ == 0) BarrierArrive(barriers_.slices.empty + slice_.stage);
+    slice_.Advance(kF.slice_stages);
   }
 
-  // Issues the products of quad kQuad, whose bytes are in `a`; runs `meanwhile` while they are
-  // under way.
-  template <int kQuad, int kWords, typename Meanwhile>
-  __device__ __forceinline__ void RunQuad(uint32_t (&a)[kWords], bool add, int (&sums)[kSums],
-                                          const Meanwhile& meanwhile) {
-    const uint8_t* slabs = Slice<kQuad>();
-    Pin(a);
-    WgmmaFence();
+  // Operand A of one quad; complete before a fence.
+  template <int kWords>
+  struct QuadBytes {
+    uint32_t a[kWords];
+
+    __device__ __forceinline__ void Pin() {
+#pragma unroll
+      for (uint32_t& word : a) asm volatile("" : "+r"(word)::"memory");
+    }
+  };
+  template <int kWords>
+  static __device__ __forceinline__ void Issue(const QuadBytes<kWords>& bytes,
+                                               const WgmmaOperand& slabs, bool add,
+                                               int (&sums)[kSums]) {
 #pragma unroll
     for (int i = 0; i < kWords; i += 8) {
-      WgmmaU8S8(sums, a + i, WgmmaOperandB(slabs, kSlab), i > 0 || add);
-      WgmmaU8S8(sums, a + i + 4, WgmmaOperandB(slabs + 2 * kSlab, kSlab), 1);
+      WgmmaU8S8(sums, bytes.a + i, slabs, i > 0 || add);
+      WgmmaU8S8(sums, bytes.a + i + 4, slabs + 2 * kSlab, 1);
     }
-    WgmmaCommit();
-    meanwhile();
-    WgmmaWait<0>();
-    if constexpr (kQuad == 1 || kQuadSlices) Release();
+  }
+
+  // Products of one quad while the bytes of the next are made: fewest registers.
+  template <typename Words>
+  __device__ __forceinline__ void RunByQuads(int pairs, const uint8_t* weights, uint32_t (&bits)[2],
+                                             int (&sums)[kSums]) {
+    Words words;
+    QuadBytes<Words::kWords> first, second;
+    words.Load(weights, lane_);
+    words.template Expand<0>(first.a);
+    const auto run = [&](auto& bytes, const WgmmaOperand& slabs, bool add, const auto& meanwhile) {
+      bytes.Pin();
+      WgmmaFence();
+      Issue(bytes, slabs, add, sums);
+      WgmmaCommit();
+      meanwhile();
+      WgmmaWait<0>();
+    };
+#pragma unroll 1
+    for (int pair = 0; pair < pairs; ++pair) {
+      const WgmmaOperand slice = TakeSlice();
+      run(first, slice, pair > 0, [&] { words.template Expand<1>(second.a); });
+      words.AddParity(pair, bits);
+      weights += Words::kPairBytes;
+      if (pair + 1 < pairs) words.Load(weights, lane_);
+      run(second, slice + kQuadSlabs * kSlab, true, [&] { words.template Expand<0>(first.a); });
+      Release();
+    }
+  }
+
+  // Products of one pair while the bytes of the next are made: fewest waits.
+  template <typename Words>
+  __device__ __forceinline__ void RunByPairs(int pairs, const uint8_t* weights, uint32_t (&bits)[2],
+                                             int (&sums)[kSums]) {
+    struct PairBytes {
+      QuadBytes<Words::kWords> first, second;
+    };
+    Words words;
+    PairBytes even, odd;
+    int ahead = 0;
+    const auto expand = [&](PairBytes* to) {
+      if (ahead >= pairs) return;
+      words.template Expand<0>(to->first.a);
+      words.template Expand<1>(to->second.a);
+      words.AddParity(ahead, bits);
+      weights += Words::kPairBytes;
+      if (++ahead < pairs) words.Load(weights, lane_);
+    };
+    const auto run = [&](PairBytes& bytes, bool add, PairBytes* next) {
+      const WgmmaOperand slice = TakeSlice();
+      bytes.first.Pin();
+      bytes.second.Pin();
+      WgmmaFence();
+      Issue(bytes.first, slice, add, sums);
+      Issue(bytes.second, slice + kQuadSlabs * kSlab, true, sums);
+      WgmmaCommit();
+      expand(next);
+      WgmmaWait<0>();
+      Release();
+    };
+    words.Load(weights, lane_);
+    expand(&even);
+#pragma unroll 1
+    for (int pair = 0;; pair += 2) {
+      run(even, pair > 0, &odd);
+      if (pair + 1 >= pairs) break;
+      run(odd, true, &even);
+      if (pair + 2 >= pairs) break;
+    }
   }
 
   template <int kBits>
-  __device__ __forceinline__ void RunPairs(int pairs, const uint8_t* weights, const uint8_t* parity,
-                                           int (&sums)[kSums]) {
+  __device__ __forceinline__ void RunTile(int pairs, const uint8_t* weights, const uint8_t* parity,
+                                          int (&sums)[kSums]) {
+    using Words = PairWords<kBits, kZeroPoints>;
     uint32_t bits[2] = {};
-    PairWords<kBits, kZeroPoints> words;
-    words.Load(weights, 0, lane_);
-    uint32_t a[words.kWords], b[words.kWords];
-    words.template Expand<0>(a);
-#pragma unroll 1
-    for (int pair = 0; pair < pairs; ++pair) {
-      RunQuad<0>(a, pair > 0, sums, [&] { words.template Expand<1>(b); });
-      if constexpr (kBits == 4 && !kZeroPoints) words.AddParity(pair, bits);
-      if (pair + 1 < pairs) words.Load(weights, pair + 1, lane_);
-      RunQuad<1>(b, true, sums, [&] { words.template Expand<0>(a); });
+    if constexpr (kF.whole_pairs && Words::kWords == 8) {
+      RunByPairs<Words>(pairs, weights, bits, sums);
+    } else {
+      RunByQuads<Words>(pairs, weights, bits, sums);
     }
     if constexpr (kBits == 4 && !kZeroPoints) {
-      uint32_t a[4] = {bits[0], bits[1], bits[0] << 4, bits[1] << 4};
-      Pin(a);
+      QuadBytes<4> bytes = {{bits[0], bits[1], bits[0] << 4, bits[1] << 4}};
+      bytes.Pin();
       WgmmaFence();
-      WgmmaU8S8(sums, a, WgmmaOperandB(parity, kSlab), 1);
+      WgmmaU8S8(sums, bytes.a, WgmmaOperandB(parity, kSlab), 1);
       WgmmaCommit();
       WgmmaWait<0>();
     }
   }
 
-  uint8_t* shared_;
   const WideBarriers& barriers_;
-  const uint8_t* slice_ = nullptr;
-  PipeCursor next_, done_;
+  WgmmaOperand slices_;
+  PipeCursor slice_;
   int lane_;
 };
 
@@ -219,7 +277,7 @@ __device__ __forceinline__ void RunProducts(const WideArgs& a, uint8_t* shared,
   const uint32_t arrived = ClusterAddress(barriers.inbox.full, owner);
   WideProduct<kForm, kZeroPoints> product(shared, barriers);
   PipeCursor at, box;
-  ForEachUnit(a, [&](const WideUnit& unit, int) {
+  ForEachUnit(a, [&](const WideUnit& unit, int turn) {
     float parts[kF.tokens / 2] = {};
 #pragma unroll 1
     for (int t = unit.first_tile; t < unit.end_tile; ++t, at.Advance(kF.tile_stages)) {
@@ -234,6 +292,7 @@ __device__ __forceinline__ void RunProducts(const WideArgs& a, uint8_t* shared,
       __syncwarp();
       if (lane == 0) BarrierArrive(barriers.tiles.empty + at.stage);
     }
+    if (turn == 0) ClusterWait();
     BarrierWaitCluster(barriers.inbox.empty + box.stage, box.parity ^ 1);
     const uint32_t to = inboxes + (box.stage * kSegments + unit.segment) * kInboxBytes;
 #pragma unroll
