@@ -48,11 +48,12 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
     const DeviceModel* model, const DeviceDecoderLimits& limits, const cuda::DeviceProps& props) {
   std::unique_ptr<DeviceDecoder> decoder(new DeviceDecoder(model, limits, props));
   const ModelSpec& spec = model->spec;
-  const int widest = std::max(spec.hidden_size, spec.ffn_size);
-  if (widest > cuda::kMaxRowElements || spec.hidden_size % 16 != 0 || spec.ffn_size % 16 != 0) {
+  if (spec.hidden_size > cuda::kMaxRowElements || spec.hidden_size % 16 != 0 ||
+      spec.ffn_size % 16 != 0) {
     return absl::UnimplementedError(absl::StrCat(
         "hidden_size ", spec.hidden_size, ", ffn_size ", spec.ffn_size,
-        ": on the GPU both must be multiples of 16 and at most ", cuda::kMaxRowElements));
+        ": on the GPU both must be multiples of 16, and hidden_size at most ",
+        cuda::kMaxRowElements));
   }
   decoder->attention_ =
       cuda::SelectAttention(AttentionOf(spec, limits.kv_type),
