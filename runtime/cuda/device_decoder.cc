@@ -50,10 +50,10 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
   const ModelSpec& spec = model->spec;
   if (spec.hidden_size > cuda::kMaxRowElements || spec.hidden_size % 16 != 0 ||
       spec.ffn_size % 16 != 0) {
-    return absl::UnimplementedError(absl::StrCat(
-        "hidden_size ", spec.hidden_size, ", ffn_size ", spec.ffn_size,
-        ": on the GPU both must be multiples of 16, and hidden_size at most ",
-        cuda::kMaxRowElements));
+    return absl::UnimplementedError(
+        absl::StrCat("hidden_size ", spec.hidden_size, ", ffn_size ", spec.ffn_size,
+                     ": on the GPU both must be multiples of 16, and hidden_size at most ",
+                     cuda::kMaxRowElements));
   }
   decoder->attention_ =
       cuda::SelectAttention(AttentionOf(spec, limits.kv_type),
