@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kWideForms[kForm].threads, kWideForms[kForm].r
   const int warp = threadIdx.x / 32;
   const WideBarriers barriers(shared + kL.barriers, kF);
   if (threadIdx.x == 0) InitBarriers<kForm>(barriers);
-  if (a.start == WideStart::kEarly) LetNextKernelStart();
+  LetNextKernelStart();
   __syncthreads();
   // The other blocks may still be on their way: nobody needs them before the first partial sums.
   ClusterArrive();
@@ -70,7 +70,6 @@ __global__ void __launch_bounds__(kWideForms[kForm].threads, kWideForms[kForm].r
       ClusterWait();
     } else {
       RunHelpers<kForm, kZeroPoints>(a, shared, barriers);
-      if (a.start == WideStart::kLate) LetNextKernelStart();
     }
   }
   // No block may end while another can still reach into its shared memory.
@@ -145,7 +144,6 @@ cudaError_t LaunchWide(const Desc& desc, const WidePlan& plan, const DeviceGroup
   args.y = out.y;
   args.y_stride = out.stride;
   args.y_type = desc.y_type;
-  args.start = plan.start;
   const WideForm& form = kWideForms[plan.form];
   const bool zero_points = desc.shapes[0].zero_points;
   cudaLaunchAttribute attributes[2] = {ClusterAttribute(), {}};
@@ -157,7 +155,7 @@ cudaError_t LaunchWide(const Desc& desc, const WidePlan& plan, const DeviceGroup
   config.dynamicSmemBytes = WideLayout(form, zero_points).total;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = plan.start == WideStart::kAfter ? 1 : 2;
+  config.numAttrs = plan.early_start ? 2 : 1;
   return cudaLaunchKernelEx(&config, kKernels[2 * plan.form + (zero_points ? 1 : 0)], args);
 }
 

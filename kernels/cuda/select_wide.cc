@@ -28,7 +28,7 @@ bool SelectWide(const Desc& desc, const DeviceProps& device, const Tuning& tunin
                            ? std::min(tuning.blocks_per_multiprocessor, form.residency)
                            : form.residency;
   plan->clusters = std::min(units, device.wide_clusters * resident);
-  plan->start = tuning.no_early_start ? WideStart::kAfter : WideStart::kEarly;
+  plan->early_start = !tuning.no_early_start;
   return true;
 }
 

@@ -31,19 +31,12 @@ inline constexpr int kParitySlabs = 2;
 // More go through 16-bit weights and cuBLAS, which is faster, if the activations are 16-bit.
 inline constexpr int kMaxWideTokens = 256;
 
-enum class WideStart : uint8_t {
-  kAfter,  // when this kernel has ended
-  kLate,   // when its blocks run out of work
-  kEarly,  // at once
-};
-
 // The geometry of the wide kernel for a group of matrices.
 struct WidePlan {
-  int form = 0;      // row of kWideForms
-  int groups = 0;    // of tokens
-  int clusters = 0;  // blocks / kSegments
-  // When the next kernel may start to become resident, by programmatic dependent launch.
-  WideStart start = WideStart::kEarly;
+  int form = 0;             // row of kWideForms
+  int groups = 0;           // of tokens
+  int clusters = 0;         // blocks / kSegments
+  bool early_start = true;  // of the next kernel, by programmatic dependent launch
 };
 
 constexpr int WidePairs(int bits, int chunks) { return bits == 2 ? chunks : (chunks + 1) / 2; }

@@ -23,7 +23,6 @@ struct WideArgs {
   void* y;
   int64_t y_stride;
   DType y_type;
-  WideStart start;
 };
 
 // One tile of a row block.
