@@ -187,6 +187,7 @@ struct RowSampler {
   // it never does. Fills bin, before_count, before_mass and in_bin of the board.
   __device__ bool FindBin(bool by_mass, uint64_t needed) {
     const int size = GroupSize(), slice = kBins / size;
+    __syncthreads();  // every warp has read what an earlier search found
     if (threadIdx.x < 32) {
       const int lane = threadIdx.x;
       uint64_t mass = lane < size ? *OfRank(&board->slice_mass, lane) : 0;
@@ -199,6 +200,7 @@ struct RowSampler {
       mass = __shfl_sync(~0u, mass - mass_here, owner & 31);
       count = __shfl_sync(~0u, count - count_here, owner & 31);
       if (threadIdx.x == 0) board->bin = -1;
+      __syncwarp();
       for (int b = owner * slice; owner < size && b < (owner + 1) * slice; b += 32) {
         const uint64_t m = *OfRank(&board->bin_mass[b + lane], owner);
         const uint64_t c = *OfRank(&board->bin_count[b + lane], owner);
