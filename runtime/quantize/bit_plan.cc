@@ -67,6 +67,7 @@ absl::Status Planner::ProbeLayer(int layer, Calibration* calibration, Sensitivit
                                 .dtype = DType::kF32,
                                 .rows = MatrixRows(matrix),
                                 .cols = MatrixCols(matrix)};
+    calibration->DoneWith(role);
     probe->Branch(altered);
   }
   probe->Advance(*weights);

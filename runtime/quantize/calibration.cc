@@ -155,6 +155,12 @@ int Calibration::InputOf(LinearRole role) {
   return 0;
 }
 
+void Calibration::DoneWith(LinearRole role) {
+  const int next = static_cast<int>(role) + 1;
+  if (next < kNumLinearRoles && InputOf(static_cast<LinearRole>(next)) == InputOf(role)) return;
+  hessians_[InputOf(role)] = Hessian{};
+}
+
 absl::Status Calibration::Observe(const LayerWeights& weights, bool full,
                                   const std::atomic<bool>* stop) {
   for (Hessian& hessian : hessians_) hessian = Hessian{};

@@ -56,6 +56,9 @@ class Calibration {
   // Of the inputs of a role in the layer observed last.
   const Hessian& hessian(LinearRole role) const { return hessians_[InputOf(role)]; }
 
+  // For who takes the roles in their order: frees the Hessian that no role after this one has.
+  void DoneWith(LinearRole role);
+
  private:
   class Observer;
   static constexpr int kNumInputs = 4;  // of q/k/v, o, gate/up, down

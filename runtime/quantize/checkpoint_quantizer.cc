@@ -87,7 +87,7 @@ class CheckpointJob {
   absl::Status PlanOrResume(const CalibrationWindows& windows);
   absl::Status DoLayer(int layer, Calibration* calibration);
   absl::StatusOr<bool> SkipLayer(int layer, const LayerWeights& weights, Calibration* calibration);
-  absl::Status QuantizeLayer(int layer, const LayerWeights& weights, const Calibration& calibration,
+  absl::Status QuantizeLayer(int layer, const LayerWeights& weights, Calibration* calibration,
                              QuantizedLayer* result, LayerRecord* record);
   LayerWeights After(const LayerWeights& original,
                      const std::array<quant::PackedMatrix, kNumLinearRoles>& quantized) const;
@@ -132,7 +132,7 @@ absl::Status CheckpointJob::Step(int layer, const char* activity) {
 }
 
 absl::Status CheckpointJob::QuantizeLayer(int layer, const LayerWeights& weights,
-                                          const Calibration& calibration, QuantizedLayer* result,
+                                          Calibration* calibration, QuantizedLayer* result,
                                           LayerRecord* record) {
   for (int r = 0; r < kNumLinearRoles; ++r) {
     const auto role = static_cast<LinearRole>(r);
@@ -142,10 +142,11 @@ absl::Status CheckpointJob::QuantizeLayer(int layer, const LayerWeights& weights
       settings.share4 = record_.plan.shares[layer * kNumLinearRoles + r];
     }
     absl::StatusOr<QuantizedMatrix> quantized =
-        quantizer_.Quantize(layer, role, weights[role], calibration.hessian(role), settings);
+        quantizer_.Quantize(layer, role, weights[role], calibration->hessian(role), settings);
     if (!quantized.ok()) return quantized.status();
     result->linears[r] = quant::Pack(quantized->unpacked);
     record->qualities[r] = quantized->quality;
+    calibration->DoneWith(role);
   }
   return absl::OkStatus();
 }
@@ -269,7 +270,7 @@ absl::Status CheckpointJob::DoLayer(int layer, Calibration* calibration) {
   absl::Status status = calibration->Observe(*weights, settings_.method->error_feedback, stop_);
   QuantizedLayer quantized;
   LayerRecord record;
-  if (status.ok()) status = QuantizeLayer(layer, *weights, *calibration, &quantized, &record);
+  if (status.ok()) status = QuantizeLayer(layer, *weights, calibration, &quantized, &record);
   if (status.ok()) status = writer_->WriteLayer(layer, quantized);
   if (!status.ok()) return status;
   const absl::StatusOr<uint64_t> checksum = writer_->LayerChecksum(layer);
@@ -291,11 +292,13 @@ absl::Status CheckpointJob::RunLayers(std::span<const TokenId> calibration_ids) 
   report_.calibration_tokens = static_cast<int64_t>(windows->tokens.size());
   if (absl::Status status = Begin(calibration_ids); !status.ok()) return status;
   if (absl::Status status = CheckEnds(*reader_); !status.ok()) return status;
+  reader_->ReleaseEnds();
   absl::StatusOr<Matrix> embedding = reader_->Embedding();
   if (!embedding.ok()) return embedding.status();
   if (absl::Status status = PlanOrResume(*windows); !status.ok()) return status;
   Calibration calibration(reader_->spec(), *embedding, *std::move(windows), &team_, isa_);
   if (absl::Status status = writer_->WriteEmbeddings(); !status.ok()) return status;
+  reader_->ReleaseEnds();
   for (int layer = 0; layer < num_layers_; ++layer) {
     if (absl::Status status = DoLayer(layer, &calibration); !status.ok()) return status;
     reader_->ReleaseLayer(layer);

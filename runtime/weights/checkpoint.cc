@@ -315,6 +315,11 @@ void CheckpointReader::ReleaseLayer(int layer) const {
   impl_->store.Release(impl_->names->InLayer(layer, ""));
 }
 
+void CheckpointReader::ReleaseEnds() const {
+  impl_->store.Release(WithoutWeight(impl_->names->embedding));
+  impl_->store.Release(WithoutWeight(impl_->names->head));
+}
+
 std::vector<std::shared_ptr<const void>> CheckpointReader::mappings() const {
   std::vector<std::shared_ptr<const void>> mappings;
   for (const SafetensorsFile& file : impl_->store.files()) mappings.push_back(file.mapping());

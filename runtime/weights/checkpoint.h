@@ -22,7 +22,7 @@ struct NamedTensor {
   Tensor tensor;
 };
 
-// Thread rule: immutable after Open; ReleaseLayer changes no content and may run at any time.
+// Thread rule: immutable after Open; what releases changes no content and may run at any time.
 class CheckpointReader {
  public:
   // Reads config.json, generation_config.json and every shard's header; checks that each tensor the
@@ -48,6 +48,8 @@ class CheckpointReader {
 
   // Tells the system that the pages of a layer are not needed any more.
   void ReleaseLayer(int layer) const;
+  // Likewise those of embedding and head.
+  void ReleaseEnds() const;
 
   int64_t weight_bytes() const;
   std::vector<std::shared_ptr<const void>> mappings() const;
