@@ -38,7 +38,8 @@ class RunDirectory {
   absl::Status Record(const nlohmann::json& progress);
 
   // Renames the directory to the target and takes our own two files out of it. REQUIRES: not
-  // published yet. ALREADY_EXISTS when the target has filled up since Open.
+  // published yet. ALREADY_EXISTS when the target has filled up since Open. A process killed
+  // between the two steps leaves one or both files in the target, which is complete nevertheless.
   absl::Status Publish();
 
  private:
