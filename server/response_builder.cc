@@ -205,7 +205,13 @@ void ResponseBuilder::CountTokens(const TokenEvent& event, const Ending& ending)
   }
 }
 
-void ResponseBuilder::CountForTenant(const TokenEvent& event, const Ending& ending) {
+double ResponseBuilder::TakeDeviceSeconds(const TokenEvent& event) {
+  if (event.timing.generated_tokens == 0) return 0.0;  // its prompt may not have run to the end
+  return stats_->device.TakeShare(started_.prompt_tokens, event.timing.generated_tokens - 1);
+}
+
+void ResponseBuilder::CountForTenant(const TokenEvent& event, const Ending& ending,
+                                     double device_seconds) {
   const uint64_t generated = static_cast<uint64_t>(generated_);
   const uint64_t surplus =
       static_cast<uint64_t>(std::max(0, event.timing.generated_tokens - generated_));
@@ -218,10 +224,7 @@ void ResponseBuilder::CountForTenant(const TokenEvent& event, const Ending& endi
     usage.prompt_aborted = static_cast<uint64_t>(started_.prompt_tokens);
     usage.generated_aborted = generated + surplus;
   }
-  if (event.timing.generated_tokens > 0) {  // the prompt has run, and gave the first token
-    usage.device_seconds =
-        stats_->device.TakeShare(started_.prompt_tokens, event.timing.generated_tokens - 1);
-  }
+  usage.device_seconds = device_seconds;
   stats_->tenants.Add(started_.tenant, usage);
 }
 
@@ -260,8 +263,13 @@ Ending ResponseBuilder::Finish(const TokenEvent& event, bool aborted) {
   usage->set_queue_wait_ms(event.timing.queue_wait_ms);
   usage->set_prefill_ms(event.timing.prefill_ms);
   usage->set_decode_ms(event.timing.decode_ms);
+  const double device_seconds = TakeDeviceSeconds(event);
+  usage->set_device_seconds(device_seconds);
+  if (stats_->accounting.gpu_hour_usd > 0.0) {
+    usage->set_cost_usd(device_seconds * stats_->accounting.gpu_hour_usd / 3600.0);
+  }
   CountTokens(event, ending);
-  CountForTenant(event, ending);
+  CountForTenant(event, ending, device_seconds);
   CountSlo(event, ending.outcome);
   started_.ticket.Release();
   started_.sink->Finish(&delta_, ending.status);

@@ -78,7 +78,9 @@ class ResponseBuilder {
   void AddPromptInfo();
   Ending EndingOf(const TokenEvent& final_event, bool aborted);
   void CountTokens(const TokenEvent& final_event, const Ending& ending);
-  void CountForTenant(const TokenEvent& final_event, const Ending& ending);
+  // The device seconds of the request.
+  double TakeDeviceSeconds(const TokenEvent& final_event);
+  void CountForTenant(const TokenEvent& final_event, const Ending& ending, double device_seconds);
   void CountSlo(const TokenEvent& final_event, Outcome outcome);
 
   StartedRequest started_;

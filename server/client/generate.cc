@@ -72,8 +72,13 @@ class Printer {
       absl::StrAppend(&text, ", ");
     }
     absl::StrAppendFormat(&text, "%.3f s in all", Seconds(Clock::now() - sent));
-    absl::StrAppendFormat(&text, " (server: queue %.1f ms, prefill %.1f ms, decode %.1f ms)",
-                          usage.queue_wait_ms(), usage.prefill_ms(), usage.decode_ms());
+    absl::StrAppendFormat(&text,
+                          " (server: queue %.1f ms, prefill %.1f ms, decode %.1f ms; %.3g device "
+                          "seconds",
+                          usage.queue_wait_ms(), usage.prefill_ms(), usage.decode_ms(),
+                          usage.device_seconds());
+    if (usage.has_cost_usd()) absl::StrAppendFormat(&text, ", %.3g dollars", usage.cost_usd());
+    absl::StrAppend(&text, ")");
     absl::StrAppend(&text, "\nseed ", prompt_.seed(), ", request ", prompt_.request_id(), "\n");
     return text;
   }

@@ -21,6 +21,8 @@ class GenerateTest(ServerTest):
         self.assertEqual(answer.last.usage.prompt_tokens, prompt.prompt_tokens)
         self.assertEqual(answer.last.usage.generated_tokens, 24)
         self.assertGreater(answer.last.usage.decode_ms, 0)
+        self.assertGreater(answer.last.usage.device_seconds, 0)
+        self.assertFalse(answer.last.usage.HasField('cost_usd'), 'nobody stated a price')
 
     def test_the_text_is_that_of_the_ids(self):
         prompt = list(self.stub.Tokenize(pb.TokenizeRequest(text=PROMPTS[1])).ids)

@@ -129,9 +129,29 @@ TEST_P(StepsInFlightTest, SecondsAndDollarsSumUpToTheWallTime) {
               (prefill + decode) * 1e6 / tokens, 1e-3 * 1e6 / tokens);
 }
 
+TEST(AccountingTest, BillsAddUpToWhatTheTenantIsCharged) {
+  HarnessOptions options = Priced();
+  options.step_time = absl::Milliseconds(1);
+  Harness harness(options);
+  double seconds = 0.0, dollars = 0.0;
+  for (const char* text : {" the sun", " the sun was high", " the"}) {
+    const v1::Usage usage = Stream(harness.stub(), harness.Saying(text)).messages.back().usage();
+    EXPECT_GT(usage.device_seconds(), 0.0);
+    ASSERT_TRUE(usage.has_cost_usd());
+    seconds += usage.device_seconds();
+    dollars += usage.cost_usd();
+  }
+  harness.ExpectIdle();
+  const Exposition metrics = Read(harness);
+  EXPECT_NEAR(dollars, seconds, 1e-9);  // a dollar per second
+  EXPECT_NEAR(dollars, metrics.Sum("fewbit_tenant_cost_usd_total"), 1e-9);
+  EXPECT_NEAR(dollars, metrics.Sum("fewbit_cost_usd_total", {"basis=\"used\""}), 1e-6);
+}
+
 TEST(AccountingTest, WithoutAPriceNothingCostsAnything) {
   Harness harness({.metrics = true});
-  Stream(harness.stub(), harness.Saying(" the sun"));
+  const Collected answer = Stream(harness.stub(), harness.Saying(" the sun"));
+  EXPECT_FALSE(answer.messages.back().usage().has_cost_usd());
   harness.ExpectIdle();
   const Exposition metrics = Read(harness);
   EXPECT_GT(metrics.Sum("fewbit_gpu_seconds_total"), 0.0);
