@@ -31,6 +31,8 @@ namespace fewbit::kv {
 enum class KvType : uint8_t { kF16, kF32, kBF16, kI8 };
 
 inline constexpr int kBlockTokens = 16;
+// Blocks that so many tokens of a sequence take.
+constexpr int32_t BlocksFor(int32_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
 inline constexpr int kDimUnit = 16;
 
 constexpr int KvTypeBytes(KvType type) {

@@ -1,6 +1,7 @@
 # fewbit_runtime: everything that turns a ForwardBatch into tokens on the CPU.
 add_library(fewbit_runtime STATIC
   cpu_executor.cc
+  executor_limits.cc
   kv_cache.cc
   models/decoder.cc
   models/decoder_layer.cc

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "runtime/aligned_buffer.h"
+#include "runtime/executor_limits.h"
 #include "runtime/kv_cache.h"
 #include "runtime/models/decoder.h"
 #include "runtime/sampler.h"
@@ -20,26 +21,15 @@ constexpr int kMaxThreads = 1024;
 // Logit rows that are in memory together; a step that wants more (prompt logprobs) takes turns.
 constexpr int32_t kLogitRows = 64;
 
-absl::Status Invalid(const char* option, int64_t value, const std::string& must) {
-  return absl::InvalidArgumentError(absl::StrCat(option, " is ", value, ": must be ", must));
-}
-
 absl::Status CheckOptions(const ModelSpec& spec, const CpuExecutorOptions& o) {
   if (o.threads < 0 || o.threads > kMaxThreads) {
-    return Invalid("threads", o.threads, absl::StrCat("0 (automatic) to ", kMaxThreads));
+    return InvalidOption("threads", o.threads, absl::StrCat("0 (automatic) to ", kMaxThreads));
   }
-  if (o.max_sequences < 1) return Invalid("max_sequences", o.max_sequences, "at least 1");
-  if (o.max_step_tokens < o.max_sequences) {
-    return Invalid("max_step_tokens", o.max_step_tokens,
-                   absl::StrCat("at least max_sequences = ", o.max_sequences,
-                                ", for each sequence adds a token per step"));
-  }
-  if (o.max_context < 0 || o.max_context > spec.max_context) {
-    return Invalid("max_context", o.max_context,
-                   absl::StrCat("0 (the model's) to ", spec.max_context, ", the model's"));
-  }
-  if (o.num_blocks < 0) return Invalid("num_blocks", o.num_blocks, "0 (from kv_bytes) or more");
-  if (o.num_blocks == 0 && o.kv_bytes < 1) return Invalid("kv_bytes", o.kv_bytes, "at least 1");
+  absl::Status status =
+      CheckExecutorLimits(spec, o.max_sequences, o.max_step_tokens, o.max_context, o.num_blocks);
+  if (!status.ok()) return status;
+  if (o.num_blocks == 0 && o.kv_bytes < 1)
+    return InvalidOption("kv_bytes", o.kv_bytes, "at least 1");
   if (o.isa && !cpu::IsaSupported(*o.isa)) {
     return absl::InvalidArgumentError(
         absl::StrCat("isa is ", cpu::IsaName(*o.isa), ": this machine does not have it"));
@@ -47,12 +37,10 @@ absl::Status CheckOptions(const ModelSpec& spec, const CpuExecutorOptions& o) {
   return absl::OkStatus();
 }
 
-int32_t BlocksFor(int32_t tokens) { return (tokens + kv::kBlockTokens - 1) / kv::kBlockTokens; }
-
 // KV blocks by the options, or why they are too few.
 absl::StatusOr<int32_t> NumBlocks(const CpuExecutorOptions& o, const ModelSpec& spec,
                                   int32_t max_context, size_t block_bytes) {
-  const int32_t per_sequence = BlocksFor(max_context);
+  const int32_t per_sequence = kv::BlocksFor(max_context);
   const int64_t bytes = static_cast<int64_t>(block_bytes) * spec.num_layers;
   const int64_t wanted = static_cast<int64_t>(per_sequence) * o.max_sequences;
   const int64_t blocks = o.num_blocks > 0 ? o.num_blocks : std::min(o.kv_bytes / bytes, wanted);

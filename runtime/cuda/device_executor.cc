@@ -12,6 +12,7 @@
 #include "runtime/cuda/sample_input.h"
 #include "runtime/cuda/step_layout.h"
 #include "runtime/cuda/upload.h"
+#include "runtime/executor_limits.h"
 #include "scheduler/check.h"
 
 namespace fewbit {
@@ -19,28 +20,16 @@ namespace {
 
 constexpr int kStepsInFlight = 2;
 
-absl::Status Invalid(const char* option, int64_t value, const std::string& must) {
-  return absl::InvalidArgumentError(absl::StrCat(option, " is ", value, ": must be ", must));
-}
-
 absl::Status FromCuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return absl::OkStatus();
   return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
 }
 
 absl::Status CheckOptions(const ModelSpec& spec, const CudaOptions& o) {
-  if (o.max_sequences < 1) return Invalid("max_sequences", o.max_sequences, "at least 1");
-  if (o.max_step_tokens < o.max_sequences) {
-    return Invalid("max_step_tokens", o.max_step_tokens,
-                   absl::StrCat("at least max_sequences = ", o.max_sequences,
-                                ", for each sequence adds a token per step"));
-  }
-  if (o.max_context < 0 || o.max_context > spec.max_context) {
-    return Invalid("max_context", o.max_context,
-                   absl::StrCat("0 (the model's) to ", spec.max_context, ", the model's"));
-  }
-  if (o.num_blocks < 0) return Invalid("num_blocks", o.num_blocks, "0 (from kv_bytes) or more");
-  if (o.kv_bytes < 0) return Invalid("kv_bytes", o.kv_bytes, "0 (what is left) or more");
+  absl::Status status =
+      CheckExecutorLimits(spec, o.max_sequences, o.max_step_tokens, o.max_context, o.num_blocks);
+  if (!status.ok()) return status;
+  if (o.kv_bytes < 0) return InvalidOption("kv_bytes", o.kv_bytes, "0 (what is left) or more");
   if (!(o.memory_utilization > 0.0) || o.memory_utilization > 1.0) {
     return absl::InvalidArgumentError(
         absl::StrCat("memory_utilization is ", o.memory_utilization, ": must be in (0, 1]"));
@@ -50,8 +39,6 @@ absl::Status CheckOptions(const ModelSpec& spec, const CudaOptions& o) {
   }
   return absl::OkStatus();
 }
-
-int32_t BlocksFor(int32_t tokens) { return (tokens + kv::kBlockTokens - 1) / kv::kBlockTokens; }
 
 // What a step in flight has for itself: pinned memory on both ways and when it was where.
 struct Flight {
@@ -157,7 +144,7 @@ absl::Status CudaExecutor::Impl::Start(const CudaOptions& options) {
   info.weight_bytes = model->bytes;
   buckets = DecodeBuckets(info.max_sequences);
   replays.resize(buckets.size(), nullptr);
-  const int32_t per_sequence = BlocksFor(info.max_context);
+  const int32_t per_sequence = kv::BlocksFor(info.max_context);
   input_bytes = MostStepBytes(info.max_step_tokens, info.max_sequences, per_sequence);
   list_words = static_cast<size_t>(info.max_sequences) * kMaxRowListWords;
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/eval/divergence.h"
 #include "runtime/eval/sequence_runner.h"
 #include "runtime/eval/windows.h"
 
@@ -30,25 +31,6 @@ absl::Status Annotated(const char* which, const absl::Status& status) {
 
 int Argmax(std::span<const float> row) {
   return static_cast<int>(std::max_element(row.begin(), row.end()) - row.begin());
-}
-
-// log of the sum of exp(logits).
-double LogSumExp(std::span<const float> row) {
-  const float largest = *std::max_element(row.begin(), row.end());
-  double sum = 0.0;
-  for (const float x : row) sum += std::exp(x - largest);
-  return static_cast<double>(largest) + std::log(sum);
-}
-
-double KlDivergence(std::span<const float> p, double p_norm, std::span<const float> q,
-                    double q_norm) {
-  double sum = 0.0;
-  for (size_t i = 0; i < p.size(); ++i) {
-    const double log_p = static_cast<double>(p[i]) - p_norm;
-    const double log_q = static_cast<double>(q[i]) - q_norm;
-    sum += static_cast<double>(std::exp(static_cast<float>(log_p))) * (log_p - log_q);
-  }
-  return sum;
 }
 
 struct PositionScore {

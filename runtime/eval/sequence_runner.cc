@@ -21,7 +21,7 @@ absl::StatusOr<std::unique_ptr<SequenceRunner>> SequenceRunner::Create(const Mod
   }
   const kv::BlockShape shape{
       .type = kv::KvType::kF32, .num_heads = spec.num_kv_heads, .head_dim = spec.head_dim};
-  const int blocks = (max_tokens + kv::kBlockTokens - 1) / kv::kBlockTokens;
+  const int blocks = kv::BlocksFor(max_tokens);
   absl::StatusOr<std::unique_ptr<KvCache>> cache = KvCache::Create(shape, spec.num_layers, blocks);
   if (!cache.ok()) return cache.status();
   return std::unique_ptr<SequenceRunner>(

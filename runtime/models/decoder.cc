@@ -190,7 +190,7 @@ void RunLayer(const ModelSpec& spec, const LayerWeights& weights, std::span<cons
     std::iota(positions.begin() + q_start[s], positions.begin() + q_start[s + 1], 0);
     longest = std::max(longest, q_start[s + 1] - q_start[s]);
   }
-  const int stride = (longest + kv::kBlockTokens - 1) / kv::kBlockTokens;
+  const int stride = kv::BlocksFor(longest);
   std::vector<BlockId> table(static_cast<size_t>(sequences) * stride);
   for (size_t i = 0; i < table.size(); ++i) table[i] = BlockId(static_cast<int32_t>(i));
   auto cache =

@@ -19,14 +19,9 @@ using nlohmann::json;
 constexpr const char* kModelFileEndings[] = {".safetensors", ".json", ".model", ".jinja", ".txt"};
 
 std::string HashOf(std::span<const TokenId> ids) {
-  uint64_t hash = 0xCBF29CE484222325u;  // FNV-1a
-  for (const TokenId id : ids) {
-    const auto bits = static_cast<uint32_t>(ToInt(id));
-    for (int shift = 0; shift < 32; shift += 8) {
-      hash = (hash ^ ((bits >> shift) & 0xFFu)) * 0x100000001B3u;
-    }
-  }
-  return absl::StrCat(absl::Hex(hash, absl::kZeroPad16));
+  const std::span<const uint8_t> bytes(reinterpret_cast<const uint8_t*>(ids.data()),
+                                       ids.size_bytes());
+  return absl::StrCat(absl::Hex(Fnv1a(bytes), absl::kZeroPad16));
 }
 
 absl::Status AddModelFiles(const std::string& directory, Fingerprint* fingerprint) {

@@ -1,34 +1,15 @@
 #include "runtime/quantize/sensitivity_probe.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
+#include "runtime/eval/divergence.h"
 #include "runtime/models/decoder.h"
 
 namespace fewbit {
 namespace {
 
 constexpr int kLogitRows = 64;  // of one product with the head
-
-// The log of the sum of exp over a row.
-double LogSum(const float* logits, int vocab) {
-  const float top = *std::max_element(logits, logits + vocab);
-  double sum = 0.0;
-  for (int i = 0; i < vocab; ++i) sum += std::exp(logits[i] - top);
-  return top + std::log(sum);
-}
-
-double RowDivergence(const float* original, const float* variant, int vocab) {
-  const double log_original = LogSum(original, vocab);
-  const double log_variant = LogSum(variant, vocab);
-  double sum = 0.0;
-  for (int i = 0; i < vocab; ++i) {
-    const float log_p = original[i] - static_cast<float>(log_original);
-    sum += std::exp(log_p) * (log_p - (variant[i] - static_cast<float>(log_variant)));
-  }
-  return sum;
-}
 
 }  // namespace
 
@@ -66,21 +47,28 @@ std::vector<double> SensitivityProbe::Divergences(std::span<const float> final_n
   const int tokens = static_cast<int>(windows_.tokens.size());
   const int vocab = spec_.vocab_size;
   std::vector<float> original(static_cast<size_t>(kLogitRows) * vocab), variant(original.size());
-  std::vector<double> of_rows(kLogitRows), sums(variants_.size(), 0.0);
+  std::vector<double> norms(kLogitRows), of_rows(kLogitRows), sums(variants_.size(), 0.0);
   for (int begin = 0; begin < tokens; begin += kLogitRows) {
     const int rows = std::min(kLogitRows, tokens - begin);
     const size_t offset = static_cast<size_t>(begin) * spec_.hidden_size;
     ComputeLogits(spec_, final_norm, head, hidden_.data() + offset, rows, team_, isa_,
                   original.data());
+    const auto row_of = [&](const std::vector<float>& logits, int r) {
+      return std::span(logits).subspan(static_cast<size_t>(r) * vocab, vocab);
+    };
+    const auto for_rows = [&](const auto& fn) {
+      team_->Run([&](int rank) {
+        const Share share = ShareOf(rows, 1, rank, team_->size());
+        for (int r = share.begin; r < share.end; ++r) fn(r);
+      });
+    };
+    for_rows([&](int r) { norms[r] = LogSumExp(row_of(original, r)); });
     for (size_t v = 0; v < variants_.size(); ++v) {
       ComputeLogits(spec_, final_norm, head, variants_[v].data() + offset, rows, team_, isa_,
                     variant.data());
-      team_->Run([&](int rank) {
-        const Share share = ShareOf(rows, 1, rank, team_->size());
-        for (int r = share.begin; r < share.end; ++r) {
-          const size_t row = static_cast<size_t>(r) * vocab;
-          of_rows[r] = RowDivergence(original.data() + row, variant.data() + row, vocab);
-        }
+      for_rows([&](int r) {
+        const std::span<const float> row = row_of(variant, r);
+        of_rows[r] = KlDivergence(row_of(original, r), norms[r], row, LogSumExp(row));
       });
       for (int r = 0; r < rows; ++r) sums[v] += of_rows[r];
     }

@@ -121,6 +121,12 @@ absl::Status WriteFileDurably(const std::string& path, std::string_view text) {
   return WriteFileDurably(path, std::span(&part, 1));
 }
 
+uint64_t Fnv1a(std::span<const uint8_t> bytes) {
+  uint64_t hash = 0xCBF29CE484222325u;
+  for (const uint8_t byte : bytes) hash = (hash ^ byte) * 0x100000001B3u;
+  return hash;
+}
+
 absl::Status SyncDirectory(const std::string& path) {
   const FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (fd.get() < 0) return ErrnoStatus(errno, "open", path);

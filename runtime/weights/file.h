@@ -27,6 +27,9 @@ absl::Status WriteFileDurably(const std::string& path,
                               std::span<const std::span<const uint8_t>> parts);
 absl::Status WriteFileDurably(const std::string& path, std::string_view text);
 
+// 64-bit FNV-1a: against damage, not against malice.
+uint64_t Fnv1a(std::span<const uint8_t> bytes);
+
 // Makes creations and renames in a directory survive a crash.
 absl::Status SyncDirectory(const std::string& path);
 

@@ -35,9 +35,6 @@ constexpr const char* kCopiedFiles[] = {"tokenizer.model",
                                         "generation_config.json"};
 constexpr size_t kMaxCopiedBytes = 256 << 20;
 
-constexpr uint64_t kFnvBasis = 0xCBF29CE484222325u;
-constexpr uint64_t kFnvPrime = 0x100000001B3u;
-
 template <typename T>
 std::span<const uint8_t> BytesOf(const std::vector<T>& values) {
   return {reinterpret_cast<const uint8_t*>(values.data()), values.size() * sizeof(T)};
@@ -304,9 +301,7 @@ absl::Status QuantizedWriter::WriteLayer(int layer, const QuantizedLayer& linear
 absl::StatusOr<uint64_t> QuantizedWriter::LayerChecksum(int layer) const {
   const auto file = MappedFile::Open(impl_->Path(impl_->ShardName(layer + 1)));
   if (!file.ok()) return file.status();
-  uint64_t hash = kFnvBasis;
-  for (const uint8_t byte : (*file)->bytes()) hash = (hash ^ byte) * kFnvPrime;
-  return hash;
+  return Fnv1a((*file)->bytes());
 }
 
 absl::StatusOr<WrittenLayer> QuantizedWriter::TakeOverLayer(int layer, uint64_t checksum,
