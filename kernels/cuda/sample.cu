@@ -138,9 +138,8 @@ __global__ void __launch_bounds__(kGroupThreads)
     result->token = token;
     if (p.kind == SampleKind::kSample && slot >= 0) {
       if (call.last_ids != nullptr) call.last_ids[slot] = max(token, 0);
-      const bool penalties =
-          p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
-      if (penalties && token >= 0) call.counts[static_cast<size_t>(slot) * call.vocab + token] += 1;
+      if (HasPenalties(p) && token >= 0)
+        call.counts[static_cast<size_t>(slot) * call.vocab + token] += 1;
     }
   }
   GroupSync();  // no block leaves while another may read its shared memory

@@ -22,15 +22,6 @@ __device__ __forceinline__ uint4 LoadStreaming(const void* p) {
   return v;
 }
 
-__device__ __forceinline__ void MmaBf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                        uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 // W: __half, __nv_bfloat16 or uint8_t (codes; the product is with code - 128, in f16).
 // XElement: uint16_t (of the product's type), or float, split into a high and a low part.
 template <typename W, typename XElement>
