@@ -38,6 +38,8 @@ class RulesTest(unittest.TestCase):
             ('runtime/models/a.cc', '#include "kernels/matrix.h"', True),
             ('runtime/models/a.cc', '#include "server/tokenizer.h"', False),
             ('runtime/models/a.cc', '#include <grpcpp/grpcpp.h>', False),
+            ('runtime/models/a.cc', '#include <cblas.h>', False),
+            ('runtime/tune/a.cc', '#include <cblas.h>', True),
             ('server/a.cc', '#include "runtime/engine.h"', True),
             ('server/a.cc', '#include "kernels/matrix.h"', False),
             ('server/a.cc', '#include "tests/npy.h"', False),
