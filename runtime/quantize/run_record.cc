@@ -1,59 +1,15 @@
 #include "runtime/quantize/run_record.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/quant_layout.h"
 #include "nlohmann/json.hpp"
-#include "runtime/weights/file.h"
 
 namespace fewbit {
 namespace {
 
 using nlohmann::json;
-
-// Those that the reader looks at or the writer copies.
-constexpr const char* kModelFileEndings[] = {".safetensors", ".json", ".model", ".jinja", ".txt"};
-
-std::string HashOf(std::span<const TokenId> ids) {
-  const std::span<const uint8_t> bytes(reinterpret_cast<const uint8_t*>(ids.data()),
-                                       ids.size_bytes());
-  return absl::StrCat(absl::Hex(Fnv1a(bytes), absl::kZeroPad16));
-}
-
-absl::Status AddModelFiles(const std::string& directory, Fingerprint* fingerprint) {
-  std::error_code error;
-  std::vector<std::string> names;
-  std::filesystem::directory_iterator it(directory, error);
-  for (; !error && it != std::filesystem::directory_iterator(); it.increment(error)) {
-    const std::string name = it->path().filename().string();
-    for (const std::string ending : kModelFileEndings) {
-      if (name.ends_with(ending)) names.push_back(name);
-    }
-  }
-  if (error) return ErrnoStatus(error.value(), "list", directory);
-  std::sort(names.begin(), names.end());
-  for (const std::string& name : names) {
-    const std::string path = absl::StrCat(directory, "/", name);
-    struct stat info;
-    if (::stat(path.c_str(), &info) != 0) return ErrnoStatus(errno, "stat", path);
-    if (!S_ISREG(info.st_mode)) continue;
-    fingerprint->emplace_back(absl::StrCat("model file ", name),
-                              absl::StrCat(info.st_size, " bytes of ", info.st_mtim.tv_sec, ".",
-                                           absl::Dec(info.st_mtim.tv_nsec, absl::kZeroPad9), " s"));
-  }
-  return absl::OkStatus();
-}
-
-std::string ValueOf(const Fingerprint& fingerprint, const std::string& name) {
-  for (const auto& [other, value] : fingerprint) {
-    if (other == name) return value;
-  }
-  return "absent";
-}
 
 json QualityToJson(const MatrixQuality& q) {
   return {q.weighted_error, q.weighted_norm, q.error, q.norm, q.weights, q.weights4, q.outliers};
@@ -73,17 +29,6 @@ bool ParseQuality(const json& value, MatrixQuality* q) {
         .weights = value[4].get<int64_t>(),
         .weights4 = value[5].get<int64_t>(),
         .outliers = value[6].get<int64_t>()};
-  return true;
-}
-
-bool ParseFingerprint(const json& value, Fingerprint* fingerprint) {
-  if (!value.is_array()) return false;
-  for (const json& entry : value) {
-    if (!entry.is_array() || entry.size() != 2 || !entry[0].is_string() || !entry[1].is_string()) {
-      return false;
-    }
-    fingerprint->emplace_back(entry[0].get<std::string>(), entry[1].get<std::string>());
-  }
   return true;
 }
 
@@ -123,42 +68,24 @@ bool ParseLayers(const json& value, std::vector<std::optional<LayerRecord>>* lay
 absl::StatusOr<Fingerprint> FingerprintOf(const QuantizeOptions& options,
                                           std::span<const TokenId> calibration, cpu::Isa isa) {
   const auto number = [](auto value) { return json(value).dump(); };  // every digit of a double
-  Fingerprint fingerprint = {
-      {"method", options.method},
-      {"bits", number(options.bits)},
-      {"share4", number(options.share4)},
-      {"outliers", number(options.outliers)},
-      {"embedding_bits", number(options.embedding_bits)},
-      {"calibration_windows", number(options.calibration_windows)},
-      {"probe_windows", number(options.probe_windows)},
-      {"context", number(options.context)},
-      {"seed", number(options.seed)},
-      {"calibration", absl::StrCat(calibration.size(), " tokens, hash ", HashOf(calibration))},
-      {"program", options.program},
-      {"layout version", number(quant::kLayoutVersion)},
-      {"instruction set", cpu::IsaName(isa)}};
-  if (absl::Status status = AddModelFiles(options.model_dir, &fingerprint); !status.ok()) {
+  Fingerprint fingerprint = {{"method", options.method},
+                             {"bits", number(options.bits)},
+                             {"share4", number(options.share4)},
+                             {"outliers", number(options.outliers)},
+                             {"embedding_bits", number(options.embedding_bits)},
+                             {"calibration_windows", number(options.calibration_windows)},
+                             {"probe_windows", number(options.probe_windows)},
+                             {"context", number(options.context)},
+                             {"seed", number(options.seed)},
+                             {"calibration", DescribeIds(calibration)},
+                             {"program", options.program},
+                             {"layout version", number(quant::kLayoutVersion)},
+                             {"instruction set", cpu::IsaName(isa)}};
+  if (absl::Status status = AddModelFiles(options.model_dir, "model file", &fingerprint);
+      !status.ok()) {
     return status;
   }
   return fingerprint;
-}
-
-absl::Status CheckSameRun(const Fingerprint& interrupted, const Fingerprint& now,
-                          const std::string& directory) {
-  const auto check = [&](const std::string& name) {
-    const std::string then = ValueOf(interrupted, name);
-    const std::string value = ValueOf(now, name);
-    if (then == value) return absl::OkStatus();
-    return absl::FailedPreconditionError(absl::StrCat(
-        directory, ": the interrupted run there had another ", name, " (", then, ", not ", value,
-        "); repeat its command to go on with it, or add --restart to discard it"));
-  };
-  for (const Fingerprint* side : {&now, &interrupted}) {
-    for (const auto& [name, value] : *side) {
-      if (absl::Status status = check(name); !status.ok()) return status;
-    }
-  }
-  return absl::OkStatus();
 }
 
 int RunRecord::finished() const {
@@ -167,8 +94,6 @@ int RunRecord::finished() const {
 }
 
 json ToJson(const RunRecord& record) {
-  json fingerprint = json::array();
-  for (const auto& [name, value] : record.fingerprint) fingerprint.push_back({name, value});
   json layers = json::array();
   for (const std::optional<LayerRecord>& layer : record.layers) {
     if (!layer) {
@@ -181,7 +106,7 @@ json ToJson(const RunRecord& record) {
     }
     layers.push_back({{"checksum", layer->checksum}, {"qualities", std::move(qualities)}});
   }
-  return {{"fingerprint", std::move(fingerprint)},
+  return {{"fingerprint", FingerprintToJson(record.fingerprint)},
           {"shares", record.plan.shares},
           {"divergences", record.plan.divergences},
           {"layers", std::move(layers)}};

@@ -7,7 +7,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,22 +17,15 @@
 #include "runtime/quantize/bit_plan.h"
 #include "runtime/quantize/checkpoint_quantizer.h"
 #include "runtime/quantize/matrix_quantizer.h"
+#include "runtime/weights/fingerprint.h"
 #include "scheduler/ids.h"
 
 namespace fewbit {
-
-// Name and value of everything that the bytes of the output depend on.
-using Fingerprint = std::vector<std::pair<std::string, std::string>>;
 
 // Options but for threads, the calibration ids, program, layout and instruction set, and the files
 // of the model by size and time. NOT_FOUND and the like when the model cannot be listed.
 absl::StatusOr<Fingerprint> FingerprintOf(const QuantizeOptions& options,
                                           std::span<const TokenId> calibration, cpu::Isa isa);
-
-// FAILED_PRECONDITION names the first entry that differs, both values, and how to get on.
-// `directory` is where the interrupted run worked.
-absl::Status CheckSameRun(const Fingerprint& interrupted, const Fingerprint& now,
-                          const std::string& directory);
 
 struct LayerRecord {
   uint64_t checksum = 0;  // QuantizedWriter::LayerChecksum

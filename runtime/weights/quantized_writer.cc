@@ -1,7 +1,6 @@
 #include "runtime/weights/quantized_writer.h"
 
 #include <cstdio>
-#include <map>
 #include <optional>
 #include <utility>
 
@@ -71,12 +70,17 @@ struct QuantizedWriter::Impl {
   int64_t total_bytes = 0;
   std::map<std::string, std::string> weight_map;  // tensor -> file
 
+  absl::Status Open(const std::string& directory, const CheckpointReader& reader, int bits,
+                    bool restart);
   std::string ShardName(int shard) const;
   std::string Path(std::string_view name) const { return StrCat(run->path(), "/", name); }
   void CountTensor(const std::string& name, size_t size, const std::string& shard);
   absl::Status WriteShard(int shard, std::vector<TensorToWrite> tensors);
   absl::Status AddVocabMatrix(const char* name, const Matrix& matrix, Int8Storage* rounded,
                               std::vector<TensorToWrite>* tensors);
+  void AddInt8(const char* name, const Int8Matrix& matrix, std::vector<TensorToWrite>* tensors);
+  absl::Status AddVectors(int layer, const ReplacedVectors& replaced,
+                          std::vector<TensorToWrite>* tensors);
   void AddLinear(const std::string& name, const quant::PackedStorage& storage,
                  const std::vector<int32_t>& shape, std::vector<TensorToWrite>* tensors);
   void CountLinear(const quant::PackedMatrix& matrix);
@@ -84,6 +88,17 @@ struct QuantizedWriter::Impl {
   absl::Status WriteIndex() const;
   absl::Status CopyFiles() const;
 };
+
+absl::Status QuantizedWriter::Impl::Open(const std::string& directory,
+                                         const CheckpointReader& reader, int bits, bool restart) {
+  source = &reader;
+  embedding_bits = bits;
+  layer_done.resize(static_cast<size_t>(reader.spec().num_layers));
+  auto opened = RunDirectory::Open(directory, restart);
+  if (!opened.ok()) return opened.status();
+  run = *std::move(opened);
+  return absl::OkStatus();
+}
 
 // Shard 0 holds the embeddings, shard i + 1 layer i.
 std::string QuantizedWriter::Impl::ShardName(int shard) const {
@@ -108,15 +123,19 @@ void QuantizedWriter::Impl::CountTensor(const std::string& name, size_t size,
 absl::Status QuantizedWriter::Impl::AddVocabMatrix(const char* name, const Matrix& matrix,
                                                    Int8Storage* rounded,
                                                    std::vector<TensorToWrite>* tensors) {
+  if (const auto* stored = std::get_if<Int8Matrix>(&matrix)) {
+    AddInt8(name, *stored, tensors);
+    return absl::OkStatus();
+  }
   const auto& dense = std::get<DenseMatrix>(matrix);
   const auto wrong = [&](const absl::Status& status) {
     return absl::InvalidArgumentError(
         StrCat(source->directory(), ": tensor '", name,
                "': ", std::string_view(status.message().data(), status.message().size())));
   };
-  bytes.embedding_weights += int64_t{dense.rows} * dense.cols;
   if (embedding_bits != 8) {
     if (const absl::Status status = CheckFinite(dense); !status.ok()) return wrong(status);
+    bytes.embedding_weights += int64_t{dense.rows} * dense.cols;
     tensors->push_back(DenseToWrite(name, dense));
     bytes.embedding_bytes += static_cast<int64_t>(tensors->back().data.size());
     return absl::OkStatus();
@@ -124,22 +143,53 @@ absl::Status QuantizedWriter::Impl::AddVocabMatrix(const char* name, const Matri
   auto storage = RoundToInt8(dense);
   if (!storage.ok()) return wrong(storage.status());
   *rounded = *std::move(storage);
+  AddInt8(name,
+          {.codes = rounded->codes.data(),
+           .scales = rounded->scales.data(),
+           .rows = dense.rows,
+           .cols = dense.cols},
+          tensors);
+  return absl::OkStatus();
+}
+
+void QuantizedWriter::Impl::AddInt8(const char* name, const Int8Matrix& matrix,
+                                    std::vector<TensorToWrite>* tensors) {
   std::string base(name);
   base.resize(base.size() - std::string_view(format::kWeight).size());
-  const int aligned = rounded->codes.size() % format::kPackedAlignment == 0
-                          ? format::kPackedAlignment
-                          : TensorTypeBytes(TensorType::kU8);
+  const int64_t weights = int64_t{matrix.rows} * matrix.cols;
+  const int aligned = weights % format::kPackedAlignment == 0 ? format::kPackedAlignment
+                                                              : TensorTypeBytes(TensorType::kU8);
+  const std::span<const uint8_t> scales(reinterpret_cast<const uint8_t*>(matrix.scales),
+                                        static_cast<size_t>(matrix.rows) * sizeof(float));
   tensors->push_back({.name = base + format::kCodes,
                       .type = TensorType::kU8,
-                      .shape = {dense.rows, dense.cols},
-                      .data = rounded->codes,
+                      .shape = {matrix.rows, matrix.cols},
+                      .data = {matrix.codes, static_cast<size_t>(weights)},
                       .alignment = aligned});
   tensors->push_back({.name = base + format::kScales,
                       .type = TensorType::kF32,
-                      .shape = {dense.rows},
-                      .data = BytesOf(rounded->scales)});
-  bytes.embedding_bytes +=
-      static_cast<int64_t>(rounded->codes.size() + BytesOf(rounded->scales).size());
+                      .shape = {matrix.rows},
+                      .data = scales});
+  bytes.embedding_weights += weights;
+  bytes.embedding_bytes += weights + static_cast<int64_t>(scales.size());
+}
+
+absl::Status QuantizedWriter::Impl::AddVectors(int layer, const ReplacedVectors& replaced,
+                                               std::vector<TensorToWrite>* tensors) {
+  const auto vectors = source->StoredVectors(layer);
+  if (!vectors.ok()) return vectors.status();
+  size_t used = 0;
+  for (const NamedTensor& vector : *vectors) {
+    TensorToWrite tensor = VectorToWrite(vector.name, vector.tensor);
+    if (const auto found = replaced.find(vector.name); found != replaced.end()) {
+      tensor.type = TensorType::kF32;
+      tensor.data = BytesOf(found->second);
+      FEWBIT_CHECK_EQ(int64_t{tensor.shape[0]}, static_cast<int64_t>(found->second.size()));
+      ++used;
+    }
+    tensors->push_back(std::move(tensor));
+  }
+  FEWBIT_CHECK_EQ(used, replaced.size());
   return absl::OkStatus();
 }
 
@@ -229,13 +279,26 @@ absl::StatusOr<std::unique_ptr<QuantizedWriter>> QuantizedWriter::Create(
         StrCat(source.directory(), ": is quantized already; take the original checkpoint"));
   }
   std::unique_ptr<QuantizedWriter> writer(new QuantizedWriter());
-  Impl& impl = *writer->impl_;
-  impl.source = &source;
-  impl.embedding_bits = embedding_bits;
-  impl.layer_done.resize(static_cast<size_t>(source.spec().num_layers));
-  auto run = RunDirectory::Open(directory, restart);
-  if (!run.ok()) return run.status();
-  impl.run = *std::move(run);
+  if (absl::Status status = writer->impl_->Open(directory, source, embedding_bits, restart);
+      !status.ok()) {
+    return status;
+  }
+  return writer;
+}
+
+absl::StatusOr<std::unique_ptr<QuantizedWriter>> QuantizedWriter::CreateVersion(
+    const std::string& directory, const CheckpointReader& source, bool restart) {
+  if (!source.quantization().quantized) {
+    return absl::InvalidArgumentError(StrCat(source.directory(), ": is not quantized"));
+  }
+  const auto embedding = source.Embedding();
+  if (!embedding.ok()) return embedding.status();
+  std::unique_ptr<QuantizedWriter> writer(new QuantizedWriter());
+  const int embedding_bits = std::holds_alternative<Int8Matrix>(*embedding) ? 8 : 16;
+  if (absl::Status status = writer->impl_->Open(directory, source, embedding_bits, restart);
+      !status.ok()) {
+    return status;
+  }
   return writer;
 }
 
@@ -247,7 +310,7 @@ absl::Status QuantizedWriter::Record(const nlohmann::json& progress) {
   return impl_->run->Record(progress);
 }
 
-absl::Status QuantizedWriter::WriteEmbeddings() {
+absl::Status QuantizedWriter::WriteEmbeddings(const ReplacedVectors& replaced) {
   FEWBIT_CHECK(!impl_->embeddings_done);
   const TensorNames& names = CanonicalNames();
   std::vector<TensorToWrite> tensors;
@@ -264,16 +327,13 @@ absl::Status QuantizedWriter::WriteEmbeddings() {
     status = impl_->AddVocabMatrix(names.head, *head, &head_storage, &tensors);
     if (!status.ok()) return status;
   }
-  const auto vectors = impl_->source->StoredVectors(-1);
-  if (!vectors.ok()) return vectors.status();
-  for (const NamedTensor& vector : *vectors) {
-    tensors.push_back(VectorToWrite(vector.name, vector.tensor));
-  }
+  if (status = impl_->AddVectors(-1, replaced, &tensors); !status.ok()) return status;
   impl_->embeddings_done = true;
   return impl_->WriteShard(0, std::move(tensors));
 }
 
-absl::Status QuantizedWriter::WriteLayer(int layer, const QuantizedLayer& linears) {
+absl::Status QuantizedWriter::WriteLayer(int layer, const QuantizedLayer& linears,
+                                         const ReplacedVectors& replaced) {
   const ModelSpec& spec = impl_->source->spec();
   FEWBIT_CHECK(layer >= 0 && layer < spec.num_layers) << layer;
   FEWBIT_CHECK(!impl_->layer_done[static_cast<size_t>(layer)]) << "layer " << layer << " twice";
@@ -289,11 +349,8 @@ absl::Status QuantizedWriter::WriteLayer(int layer, const QuantizedLayer& linear
     impl_->AddLinear(CanonicalNames().InLayer(layer, CanonicalNames().linears[role]), storage,
                      shapes[role], &tensors);
   }
-  const auto vectors = impl_->source->StoredVectors(layer);
-  if (!vectors.ok()) return vectors.status();
-  for (const NamedTensor& vector : *vectors) {
-    tensors.push_back(VectorToWrite(vector.name, vector.tensor));
-  }
+  const absl::Status status = impl_->AddVectors(layer, replaced, &tensors);
+  if (!status.ok()) return status;
   impl_->layer_done[static_cast<size_t>(layer)] = true;
   return impl_->WriteShard(layer + 1, std::move(tensors));
 }

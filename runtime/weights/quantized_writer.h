@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,6 +41,10 @@ struct QuantizedBytes {
   int64_t embedding_weights = 0;  // head included when untied
 };
 
+// Norms that are written as float32 instead of what the source stores, by the name they have in a
+// quantized checkpoint (CheckpointReader::StoredVectors).
+using ReplacedVectors = std::map<std::string, std::vector<float>>;
+
 // Thread rule: one thread.
 class QuantizedWriter {
  public:
@@ -50,6 +55,10 @@ class QuantizedWriter {
                                                                  const CheckpointReader& source,
                                                                  int embedding_bits,
                                                                  bool restart = false);
+  // For another version of a checkpoint that is quantized already: embedding and head are copied as
+  // they are stored. INVALID_ARGUMENT when `source` is not quantized.
+  static absl::StatusOr<std::unique_ptr<QuantizedWriter>> CreateVersion(
+      const std::string& directory, const CheckpointReader& source, bool restart);
   ~QuantizedWriter();  // without a successful Finish: as RunDirectory's
 
   // Where the files are until Finish, and how far the run there was when it was interrupted. The
@@ -59,12 +68,13 @@ class QuantizedWriter {
   absl::Status Record(const nlohmann::json& progress);
 
   // Embedding, final norm and untied head; 8-bit rows are rounded here. INVALID_ARGUMENT when a
-  // weight is NaN or infinite.
-  absl::Status WriteEmbeddings();
+  // weight is NaN or infinite. REQUIRES: `replaced` names vectors of the source, of their sizes.
+  absl::Status WriteEmbeddings(const ReplacedVectors& replaced = {});
 
   // REQUIRES: 0 <= layer < L, not written yet, shapes of the source's layer, one choice of
-  // zero-points for all.
-  absl::Status WriteLayer(int layer, const QuantizedLayer& linears);
+  // zero-points for all; `replaced` as above.
+  absl::Status WriteLayer(int layer, const QuantizedLayer& linears,
+                          const ReplacedVectors& replaced = {});
 
   // Of the bytes of the layer's file; 64-bit FNV-1a, against damage, not against malice.
   absl::StatusOr<uint64_t> LayerChecksum(int layer) const;
