@@ -171,7 +171,8 @@ void CodeDescent::MoveTileScales(int fit_index, int first_strip, int last_strip,
   }
 }
 
-void CodeDescent::Run(const std::vector<float>& weights, int sweeps, EncodedBlock* block) const {
+void CodeDescent::Run(const std::vector<float>& weights, int sweeps, Descent moves,
+                      EncodedBlock* block) const {
   State state{.block = block, .slope = std::vector<float>(static_cast<size_t>(size_) * kLanes)};
   const int strips = static_cast<int>(places_.size());
   for (int strip = 0; strip < strips; ++strip) {
@@ -190,7 +191,7 @@ void CodeDescent::Run(const std::vector<float>& weights, int sweeps, EncodedBloc
       int end = begin;
       for (; end < strips && places_[end].fit == places_[begin].fit; ++end) {
         MoveSubScale(end, &state);
-        MoveCodes(end, &state);
+        if (moves == Descent::kCodesAndScales) MoveCodes(end, &state);
       }
       MoveTileScales(places_[begin].fit, begin, end, &state);
       begin = end;

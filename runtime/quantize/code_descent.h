@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "runtime/quantize/encoded_block.h"
+#include "runtime/quantize/methods.h"
 
 namespace fewbit {
 
@@ -21,7 +22,7 @@ class CodeDescent {
               const LaneKernels& kernels);
 
   // `weights` [K channels in source order][16 rows].
-  void Run(const std::vector<float>& weights, int sweeps, EncodedBlock* block) const;
+  void Run(const std::vector<float>& weights, int sweeps, Descent moves, EncodedBlock* block) const;
 
  private:
   struct State;

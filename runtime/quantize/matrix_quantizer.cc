@@ -175,14 +175,15 @@ std::vector<double> MatrixJob::StripSensitivities(int bits) {
         std::fill_n(h + k * kLanes, kLanes, h_[s * kGroup + k]);
       }
       double sum = 0.0;
-      if (method_.sensitivity == Sensitivity::kRange) {
+      if (method_.sensitivity != Sensitivity::kError) {
+        const float weight = method_.sensitivity == Sensitivity::kRange ? 1.0f : h_sum;
         for (int l = 0; l < kLanes; ++l) {
           float low = w[l], high = w[l];
           for (int k = 1; k < kGroup; ++k) {
             low = std::min(low, w[k * kLanes + l]);
             high = std::max(high, w[k * kLanes + l]);
           }
-          sum += static_cast<double>(high - low) * (high - low) * h_sum;
+          sum += static_cast<double>(high - low) * (high - low) * weight;
         }
       } else {
         float steps[kLanes], errors[kLanes];
@@ -389,7 +390,7 @@ absl::StatusOr<QuantizedMatrix> MatrixJob::Run(const std::string& name) {
   if (counts_.strips2 > 0 && counts_.strips4 > 0) sensitivity = StripSensitivities(2);
   // Error feedback gains if the channels that carry most come first of their width.
   std::vector<double> importance(strips(), 0.0);
-  if (method_.error_feedback) {
+  if (method_.large_first) {
     for (int k = 0; k < cols_; ++k) importance[k / kGroup] += h_[k];
   }
   order_ = OrderStrips(counts_, sensitivity, importance);
@@ -433,7 +434,7 @@ absl::StatusOr<QuantizedMatrix> MatrixJob::Run(const std::string& name) {
       for (int s = 0; s < strips(); ++s) {
         LoadGroup(row_block, s, source.data() + static_cast<size_t>(s) * kGroup * kLanes);
       }
-      descent->Run(source, method_.descent_sweeps, &encoded);
+      descent->Run(source, method_.descent_sweeps, method_.descent, &encoded);
     }
     Store(row_block, encoded, &result, &qualities[row_block], &outliers[row_block]);
   });

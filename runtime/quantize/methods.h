@@ -9,8 +9,15 @@ namespace fewbit {
 
 // How a strip earns its 4 bits.
 enum class Sensitivity : uint8_t {
-  kRange,  // squared value range, weighted by the Hessian diagonal
-  kError,  // Hessian-weighted squared error at 2 bits
+  kRange,          // squared value range
+  kWeightedRange,  // likewise, weighted by the Hessian diagonal
+  kError,          // Hessian-weighted squared error at 2 bits
+};
+
+// What coordinate descent may move after error feedback.
+enum class Descent : uint8_t {
+  kCodesAndScales,
+  kScales,  // a least-squares refit of the scales for fixed codes
 };
 
 struct QuantizeMethod {
@@ -18,26 +25,92 @@ struct QuantizeMethod {
   bool zero_points = false;  // asymmetric codes with a stored zero per (row, strip)
   bool search_scales =
       false;  // scales from a search of the weighted error, else from minimum and maximum
-  bool error_feedback = false;  // the error of a channel is made up for by the channels after it
-  int descent_sweeps = 0;       // of coordinate descent on codes and scales after error feedback
-  bool shared_bits = false;     // 4-bit strips are shared out among the matrices by what they gain
-  bool sequential = false;      // calibration inputs come through the layers already quantized
   Sensitivity sensitivity = Sensitivity::kError;
+  bool error_feedback = false;  // the error of a channel is made up for by the channels after it
+  bool large_first = false;     // of a width, the channels with the largest inputs come first
+  int descent_sweeps = 0;       // on codes and scales after error feedback
+  Descent descent = Descent::kCodesAndScales;
+  bool shared_bits = false;  // 4-bit strips are shared out among the matrices by what they gain
+  bool sequential = false;   // calibration inputs come through the layers already quantized
   const char* summary = "";
 };
 
 inline constexpr QuantizeMethod kQuantizeMethods[] = {
-    {"default", false, true, true, 2, true, true, Sensitivity::kError,
-     "searched scales, symmetric levels, error feedback with 4-bit strips last (arXiv 2210.17323)"},
-    {"searched", false, true, false, 0, false, false, Sensitivity::kError,
-     "default without error feedback: nearest codes, less memory"},
-    {"published", true, false, false, 0, false, false, Sensitivity::kRange,
-     "min-max scales with zero-points, strips by Hessian-weighted range (arXiv 2311.16442)"},
+    {.name = "default",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .descent_sweeps = 2,
+     .shared_bits = true,
+     .sequential = true,
+     .summary = "searched scales, symmetric levels, error feedback with 4-bit strips last (arXiv "
+                "2210.17323)"},
+    {.name = "searched",
+     .search_scales = true,
+     .summary = "default without error feedback: nearest codes, less memory"},
+    {.name = "published",
+     .zero_points = true,
+     .sensitivity = Sensitivity::kWeightedRange,
+     .summary =
+         "min-max scales with zero-points, strips by Hessian-weighted range (arXiv 2311.16442)"},
 };
 
-// Null for an unknown name.
+// What lies between these, one step at a time: for measuring what a step is worth
+// (tests/bench/quality).
+inline constexpr QuantizeMethod kStepMethods[] = {
+    {.name = "published-range",
+     .zero_points = true,
+     .sensitivity = Sensitivity::kRange,
+     .summary = "published, strips by range alone"},
+    {.name = "published-error",
+     .zero_points = true,
+     .sensitivity = Sensitivity::kError,
+     .summary = "published, strips by Hessian-weighted error"},
+    {.name = "feedback",
+     .search_scales = true,
+     .error_feedback = true,
+     .summary = "searched, and error feedback in the order of the channels, 4-bit strips last"},
+    {.name = "feedback-ordered",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .summary = "feedback, channels with large inputs first"},
+    {.name = "sequential",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .sequential = true,
+     .summary = "feedback-ordered, calibrated through the layers already quantized"},
+    {.name = "refit",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .descent_sweeps = 2,
+     .descent = Descent::kScales,
+     .sequential = true,
+     .summary = "sequential, and scales refitted by least squares for the codes found"},
+    {.name = "descent",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .descent_sweeps = 2,
+     .sequential = true,
+     .summary = "sequential, and descent on codes and scales: default with equal shares"},
+    {.name = "shared",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .shared_bits = true,
+     .sequential = true,
+     .summary = "sequential, and bits shared out: default without descent"},
+};
+
+// Of either table; null for an unknown name.
 constexpr const QuantizeMethod* FindQuantizeMethod(std::string_view name) {
   for (const QuantizeMethod& method : kQuantizeMethods) {
+    if (name == method.name) return &method;
+  }
+  for (const QuantizeMethod& method : kStepMethods) {
     if (name == method.name) return &method;
   }
   return nullptr;

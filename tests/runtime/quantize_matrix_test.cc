@@ -209,7 +209,7 @@ TEST(QuantizeMatrixTest, SensitiveStripsGetFourBits) {
     const auto& order = q.unpacked.strip_order;
     const std::vector<uint16_t> four(order.end() - 8, order.end());
     EXPECT_THAT(four, ::testing::UnorderedElementsAre(0, 3, 5, 11, 17, 20, 30, 31)) << method.name;
-    if (!method.error_feedback) continue;
+    if (!method.large_first) continue;
     // Error feedback takes the channels with large inputs first.
     EXPECT_THAT(std::vector<uint16_t>(four.begin(), four.begin() + 4),
                 ::testing::UnorderedElementsAre(0, 20, 30, 31));
@@ -309,6 +309,37 @@ TEST(QuantizeMatrixTest, DescentLowersTheErrorOfTheOutputFurther) {
     EXPECT_LT(error, (sweeps == 1 ? 0.95 : 0.999) * before) << sweeps;
     before = error;
   }
+}
+
+TEST(QuantizeMatrixTest, ScalesRefittedAloneHelpLessThanCodesAndScales) {
+  const Problem p = RandomProblem(32, 640, 19);
+  QuantizeMethod method = *FindQuantizeMethod("feedback");
+  const QuantizedMatrix plain = Quantize(p, {.method = &method});
+  method.descent_sweeps = 2;
+  method.descent = Descent::kScales;
+  const QuantizedMatrix refitted = Quantize(p, {.method = &method});
+  method.descent = Descent::kCodesAndScales;
+  const QuantizedMatrix descended = Quantize(p, {.method = &method});
+  const double without = OutputError(p, Dequantize(plain.unpacked));
+  const double with = OutputError(p, Dequantize(refitted.unpacked));
+  EXPECT_LT(with, 0.99 * without);
+  EXPECT_LT(OutputError(p, Dequantize(descended.unpacked)), 0.99 * with);
+  EXPECT_EQ(refitted.unpacked.codes, plain.unpacked.codes);
+}
+
+TEST(QuantizeMatrixTest, RangeAloneDoesNotSeeTheInputs) {
+  Problem p = RandomProblem(32, 512, 20);
+  for (const int strip : {0, 20, 30, 31}) {  // large inputs
+    for (int k = 0; k < 16; ++k) p.hessian.diagonal[strip * 16 + k] = 1e6f;
+  }
+  const auto fours = [&](const char* method) {
+    const QuantizedMatrix q =
+        Quantize(p, {.method = FindQuantizeMethod(method), .share4 = 0.25, .outliers = 0});
+    const auto& order = q.unpacked.strip_order;
+    return std::vector<uint16_t>(order.end() - 8, order.end());
+  };
+  EXPECT_THAT(fours("published"), ::testing::IsSupersetOf({0, 20, 30, 31}));
+  EXPECT_THAT(fours("published-range"), ::testing::Not(::testing::IsSupersetOf({0, 20, 30, 31})));
 }
 
 TEST(QuantizeMatrixTest, ChoicesAreWhatWouldBeStored) {
