@@ -15,13 +15,19 @@ struct Cublas::Symbols {
   int (*set_workspace)(void*, void*, size_t);
   int (*gemm)(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int,
               int, const void*, void*, int, int, int, int);
+  int (*gemm_strided)(void*, int, int, int, int, int, const void*, const void*, int, int, int64_t,
+                      const void*, int, int, int64_t, const void*, void*, int, int, int64_t, int,
+                      int, int);
+  int (*gemm_addresses)(void*, int, int, int, int, int, const void*, const void* const*, int, int,
+                        const void* const*, int, int, const void*, void* const*, int, int, int, int,
+                        int);
 };
 
 namespace {
 
 constexpr int kNoTranspose = 0, kTranspose = 1;
 constexpr int kRealF32 = 0, kRealF16 = 2, kRealBf16 = 14;
-constexpr int kCompute32F = 68, kDefaultAlgorithm = -1;
+constexpr int kCompute32F = 68, kCompute32FTf32 = 77, kDefaultAlgorithm = -1;
 
 int RealType(DType type) {
   return type == DType::kF32 ? kRealF32 : type == DType::kF16 ? kRealF16 : kRealBf16;
@@ -50,7 +56,9 @@ std::unique_ptr<Cublas> Cublas::Open(std::string* error) {
       !Find(library, "cublasDestroy_v2", &s->destroy) ||
       !Find(library, "cublasSetStream_v2", &s->set_stream) ||
       !Find(library, "cublasSetWorkspace_v2", &s->set_workspace) ||
-      !Find(library, "cublasGemmEx", &s->gemm)) {
+      !Find(library, "cublasGemmEx", &s->gemm) ||
+      !Find(library, "cublasGemmStridedBatchedEx", &s->gemm_strided) ||
+      !Find(library, "cublasGemmBatchedEx", &s->gemm_addresses)) {
     *error = "libcublas lacks a symbol that is needed";
     return nullptr;
   }
@@ -80,6 +88,25 @@ bool Cublas::Gemm(DType type, int m, int rows, int cols, const void* x, int64_t 
                         cols, x, RealType(type), static_cast<int>(x_stride), &zero, y,
                         RealType(y_type), static_cast<int>(y_stride), kCompute32F,
                         kDefaultAlgorithm) == 0;
+}
+
+bool Cublas::Multiply(const FloatProducts& p, cudaStream_t stream) {
+  if (symbols_->set_stream(handle_, stream) != 0) return false;
+  // Column-major for cuBLAS: c^T [n, m] = b^T [n, k] a^T [k, m].
+  const int of_b = p.b.transposed ? kTranspose : kNoTranspose;
+  const int of_a = p.a.transposed ? kTranspose : kNoTranspose;
+  if (p.c_addresses != nullptr) {
+    return symbols_->gemm_addresses(
+               handle_, of_b, of_a, p.n, p.m, p.k, &p.alpha,
+               reinterpret_cast<const void* const*>(p.b.addresses), kRealF32, p.b.row_stride,
+               reinterpret_cast<const void* const*>(p.a.addresses), kRealF32, p.a.row_stride,
+               &p.beta, reinterpret_cast<void* const*>(p.c_addresses), kRealF32, p.c_row_stride,
+               p.batch, kCompute32FTf32, kDefaultAlgorithm) == 0;
+  }
+  return symbols_->gemm_strided(handle_, of_b, of_a, p.n, p.m, p.k, &p.alpha, p.b.data, kRealF32,
+                                p.b.row_stride, p.b.stride, p.a.data, kRealF32, p.a.row_stride,
+                                p.a.stride, &p.beta, p.c, kRealF32, p.c_row_stride, p.c_stride,
+                                p.batch, kCompute32FTf32, kDefaultAlgorithm) == 0;
 }
 
 }  // namespace fewbit::cuda

@@ -11,6 +11,27 @@
 
 namespace fewbit::cuda {
 
+// c = alpha * a b + beta * c for `batch` matrices of float32, row-major: a [m, k], b [k, n],
+// c [m, n]. A transposed operand is stored as the transpose of what is multiplied. `row_stride`:
+// elements between rows as stored; `stride`: between matrices, 0: the same for all.
+struct FloatProducts {
+  struct Operand {
+    const float* data = nullptr;
+    int row_stride = 0;
+    bool transposed = false;
+    int64_t stride = 0;
+    const float* const* addresses = nullptr;  // [batch], in device memory: instead of data, stride
+  };
+  int m = 0, n = 0, k = 0;
+  int batch = 1;
+  Operand a, b;
+  float* c = nullptr;
+  int c_row_stride = 0;
+  int64_t c_stride = 0;
+  float* const* c_addresses = nullptr;  // given for all three operands or for none
+  float alpha = 1.0f, beta = 0.0f;
+};
+
 // One handle of one device; one thread at a time.
 class Cublas {
  public:
@@ -26,6 +47,10 @@ class Cublas {
   bool Gemm(DType type, int m, int rows, int cols, const void* x, int64_t x_stride, const void* w,
             void* y, DType y_type, int64_t y_stride, cudaStream_t stream);
   bool SetWorkspace(void* device_memory, size_t bytes);
+
+  // Factors rounded to TF32 (10 bits of mantissa), float sums. The same bits for the same products
+  // on the same kind of device. False if cuBLAS reports an error.
+  bool Multiply(const FloatProducts& products, cudaStream_t stream);
 
  private:
   struct Symbols;

@@ -1,0 +1,270 @@
+#include "runtime/tune/cuda_ops.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <unordered_map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/cublas.h"
+#include "kernels/cuda/tune.h"
+#include "runtime/cuda/cuda_executor.h"
+#include "runtime/cuda/device_memory.h"
+
+namespace fewbit::tune {
+namespace {
+
+// What cuBLAS asks for on Hopper; with less it may choose slower algorithms.
+constexpr size_t kCublasWorkspaceBytes = size_t{64} << 20;
+
+// Writes what failed to stderr and aborts: after a CUDA error the context is of no use. An error
+// inside a kernel shows up in a later call.
+void Check(cudaError_t error, const char* op, int64_t rows = 0, int64_t cols = 0) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "CUDA failed in %s (%lld x %lld) or an operator before it: %s\n", op,
+               static_cast<long long>(rows), static_cast<long long>(cols),
+               cudaGetErrorString(error));
+  std::abort();
+}
+
+// The matrices of a batch lie at equal distances.
+bool EvenlySpaced(const Product& p) {
+  const auto even = [&p](int64_t outer_stride, int64_t inner_stride) {
+    return p.outer == 1 || p.inner == 1 || outer_stride == p.inner * inner_stride;
+  };
+  return even(p.a.outer_stride, p.a.inner_stride) && even(p.b.outer_stride, p.b.inner_stride) &&
+         even(p.c_outer_stride, p.c_inner_stride);
+}
+
+cuda::FloatProducts::Operand OperandOf(const Operand& from, int inner) {
+  return {.data = from.data,
+          .row_stride = static_cast<int>(from.row_stride),
+          .transposed = from.transposed,
+          .stride = inner == 1 ? from.outer_stride : from.inner_stride};
+}
+
+class CudaOps final : public Ops {
+ public:
+  static absl::StatusOr<std::unique_ptr<Ops>> Create(int device);
+  ~CudaOps() override;
+
+  const std::string& device() const override { return name_; }
+  absl::StatusOr<void*> Allocate(size_t bytes) override;
+  void Free(void* data) override;
+  void Upload(const void* host, size_t bytes, void* device) override {
+    Check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, Stream()), "Upload", 1,
+          static_cast<int64_t>(bytes));
+  }
+  void Download(const void* device, size_t bytes, void* host) override {
+    const auto count = static_cast<int64_t>(bytes);
+    Check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, Stream()), "Download", 1,
+          count);
+    Check(cudaStreamSynchronize(stream_), "Download", 1, count);
+  }
+  void Zero(void* device, size_t bytes) override {
+    Check(cudaMemsetAsync(device, 0, bytes, Stream()), "Zero", 1, static_cast<int64_t>(bytes));
+  }
+  void Copy(const void* from, size_t bytes, void* to) override {
+    Check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, Stream()), "Copy", 1,
+          static_cast<int64_t>(bytes));
+  }
+  int64_t PeakBytes() const override { return peak_bytes_; }
+
+  void Multiply(const Product& product) override;
+
+  void Widen(const void* from, DType type, int64_t count, float* to) override {
+    Check(cuda::TuneWiden(from, type, count, to, Stream()), "Widen", 1, count);
+  }
+  void Weights(const ScaledMatrix& matrix, float* weights) override {
+    Check(cuda::TuneWeights(matrix, weights, Stream()), "Weights", matrix.rows, matrix.cols);
+  }
+  void WeightGradients(const ScaledMatrix& matrix, const float* d_weights,
+                       const ScaledMatrixGradients& gradients) override {
+    Check(cuda::TuneWeightGradients(matrix, d_weights, gradients, Stream()), "WeightGradients",
+          matrix.rows, matrix.cols);
+  }
+  void Add(const float* x, int64_t count, float* y) override {
+    Check(cuda::TuneAdd(x, count, y, Stream()), "Add", 1, count);
+  }
+  void AddBias(const float* bias, int rows, int cols, float* y) override {
+    Check(cuda::TuneAddBias(bias, rows, cols, y, Stream()), "AddBias", rows, cols);
+  }
+  void RmsNorm(const float* x, const float* weight, float eps, int rows, int cols, float* y,
+               float* inverse_rms) override {
+    Check(cuda::TuneRmsNorm(x, weight, eps, rows, cols, y, inverse_rms, Stream()), "RmsNorm", rows,
+          cols);
+  }
+  void RmsNormBackward(const float* x, const float* weight, const float* inverse_rms,
+                       const float* dy, int rows, int cols, bool add, float* dx,
+                       float* d_weight) override {
+    Check(cuda::TuneRmsNormBackward(x, weight, inverse_rms, dy, rows, cols, add, dx, d_weight,
+                                    scratch_.get(), Stream()),
+          "RmsNormBackward", rows, cols);
+  }
+  void Rope(const RopeArgs& args, bool inverse, float* x) override {
+    Check(cuda::TuneRope(args, inverse, x, Stream()), "Rope", args.rows,
+          int64_t{args.heads} * args.head_dim);
+  }
+  void CausalSoftmax(int64_t matrices, int context, int window, float* scores) override {
+    Check(cuda::TuneCausalSoftmax(matrices, context, window, scores, Stream()), "CausalSoftmax",
+          matrices * context, context);
+  }
+  void CausalSoftmaxBackward(int64_t matrices, int context, int window, const float* probabilities,
+                             float* gradients) override {
+    Check(cuda::TuneCausalSoftmaxBackward(matrices, context, window, probabilities, gradients,
+                                          Stream()),
+          "CausalSoftmaxBackward", matrices * context, context);
+  }
+  void SiluMul(const float* gate, const float* up, int64_t count, float* y) override {
+    Check(cuda::TuneSiluMul(gate, up, count, y, Stream()), "SiluMul", 1, count);
+  }
+  void SiluMulBackward(const float* dy, int64_t count, float* gate, float* up) override {
+    Check(cuda::TuneSiluMulBackward(dy, count, gate, up, Stream()), "SiluMulBackward", 1, count);
+  }
+  void KlDivergence(const float* teacher, int rows, int vocab, float scale, bool gradient,
+                    float* student, LossSums* sums) override {
+    Check(cuda::TuneKlDivergence(teacher, rows, vocab, scale, gradient, student, sums,
+                                 scratch_.get(), Stream()),
+          "KlDivergence", rows, vocab);
+  }
+  void SumSquares(const float* x, int64_t count, LossSums* sums) override {
+    Check(cuda::TuneSumSquares(x, count, sums, scratch_.get(), Stream()), "SumSquares", 1, count);
+  }
+  void Adam(const AdamArgs& args) override {
+    Check(cuda::TuneAdam(args, Stream()), "Adam", 1, args.count);
+  }
+
+ private:
+  CudaOps(int index, std::string name) : index_(index), name_(std::move(name)) {}
+
+  // Calls may come from any thread, one at a time; each thread has a current GPU of its own.
+  cudaStream_t Stream() {
+    Check(cudaSetDevice(index_), "cudaSetDevice", index_, 1);
+    return stream_;
+  }
+  // Room for the addresses of three operands of `batch` matrices.
+  const float** Addresses(int batch);
+
+  const int index_;
+  const std::string name_;
+  cudaStream_t stream_ = nullptr;
+  DeviceMemory scratch_, workspace_, addresses_;
+  std::unique_ptr<cuda::Cublas> cublas_;
+  std::unordered_map<void*, size_t> allocated_;
+  int64_t live_bytes_ = 0, peak_bytes_ = 0;
+};
+
+absl::StatusOr<std::unique_ptr<Ops>> CudaOps::Create(int device) {
+  if (absl::Status status = CheckCudaDevice(device); !status.ok()) return status;
+  cudaDeviceProp properties;
+  cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, device);
+  if (error != cudaSuccess) return absl::UnavailableError(cudaGetErrorString(error));
+  std::unique_ptr<CudaOps> ops(
+      new CudaOps(device, absl::StrCat("cuda:", device, " ", properties.name)));
+  error = cudaStreamCreateWithFlags(&ops->stream_, cudaStreamNonBlocking);
+  if (error != cudaSuccess) return absl::UnavailableError(cudaGetErrorString(error));
+
+  auto scratch = DeviceMemory::Allocate(cuda::kTuneScratchBytes, "sums of tuning's operators");
+  if (!scratch.ok()) return scratch.status();
+  ops->scratch_ = *std::move(scratch);
+  auto workspace = DeviceMemory::Allocate(kCublasWorkspaceBytes, "cuBLAS's workspace");
+  if (!workspace.ok()) return workspace.status();
+  ops->workspace_ = *std::move(workspace);
+  std::string message;
+  ops->cublas_ = cuda::Cublas::Open(&message);
+  if (ops->cublas_ == nullptr) return absl::UnavailableError(message);
+  if (!ops->cublas_->SetWorkspace(ops->workspace_.get(), kCublasWorkspaceBytes)) {
+    return absl::UnavailableError("cuBLAS refuses its workspace");
+  }
+  return std::unique_ptr<Ops>(std::move(ops));
+}
+
+CudaOps::~CudaOps() {
+  cudaSetDevice(index_);
+  if (stream_ != nullptr) cudaStreamSynchronize(stream_);
+  for (const auto& [data, bytes] : allocated_) cudaFree(data);
+  cublas_.reset();
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+absl::StatusOr<void*> CudaOps::Allocate(size_t bytes) {
+  Stream();
+  void* data = nullptr;
+  const cudaError_t error = cudaMalloc(&data, std::max<size_t>(bytes, 1));
+  if (error != cudaSuccess) {
+    (void)cudaGetLastError();
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    return absl::ResourceExhaustedError(absl::StrCat("cannot allocate ", bytes, " bytes on ", name_,
+                                                     ": ", free, " of ", total, " are free (",
+                                                     cudaGetErrorString(error), ")"));
+  }
+  allocated_[data] = bytes;
+  live_bytes_ += static_cast<int64_t>(bytes);
+  peak_bytes_ = std::max(peak_bytes_, live_bytes_);
+  return data;
+}
+
+void CudaOps::Free(void* data) {
+  const auto found = allocated_.find(data);
+  if (found == allocated_.end()) return;
+  Check(cudaStreamSynchronize(Stream()), "Free", 1, static_cast<int64_t>(found->second));
+  Check(cudaFree(data), "Free", 1, static_cast<int64_t>(found->second));
+  live_bytes_ -= static_cast<int64_t>(found->second);
+  allocated_.erase(found);
+}
+
+const float** CudaOps::Addresses(int batch) {
+  const size_t bytes = 3 * sizeof(float*) * static_cast<size_t>(batch);
+  if (bytes > addresses_.bytes()) {
+    Check(cudaStreamSynchronize(stream_), "Multiply", batch, 1);
+    auto larger = DeviceMemory::Allocate(2 * bytes, "addresses of a batch of products");
+    Check(larger.ok() ? cudaSuccess : cudaErrorMemoryAllocation, "Multiply", batch, 1);
+    addresses_ = *std::move(larger);
+  }
+  return reinterpret_cast<const float**>(addresses_.get());
+}
+
+void CudaOps::Multiply(const Product& p) {
+  const cudaStream_t stream = Stream();
+  cuda::FloatProducts products{.m = p.m,
+                               .n = p.n,
+                               .k = p.k,
+                               .batch = p.outer * p.inner,
+                               .a = OperandOf(p.a, p.inner),
+                               .b = OperandOf(p.b, p.inner),
+                               .c = p.c,
+                               .c_row_stride = static_cast<int>(p.c_row_stride),
+                               .c_stride = p.inner == 1 ? p.c_outer_stride : p.c_inner_stride,
+                               .alpha = p.alpha,
+                               .beta = p.beta};
+  if (!EvenlySpaced(p)) {
+    const float** of_a = Addresses(products.batch);
+    const float** of_b = of_a + products.batch;
+    const float** of_c = of_b + products.batch;
+    const auto fill = [&](const float* data, int64_t outer_stride, int64_t inner_stride,
+                          const float** to) {
+      Check(cuda::TuneAddresses(data, outer_stride, inner_stride, p.outer, p.inner, to, stream),
+            "Multiply", p.outer, p.inner);
+    };
+    fill(p.a.data, p.a.outer_stride, p.a.inner_stride, of_a);
+    fill(p.b.data, p.b.outer_stride, p.b.inner_stride, of_b);
+    fill(p.c, p.c_outer_stride, p.c_inner_stride, of_c);
+    products.a.addresses = of_a;
+    products.b.addresses = of_b;
+    products.c_addresses = const_cast<float* const*>(of_c);
+  }
+  const bool ok = cublas_->Multiply(products, stream);
+  Check(ok ? cudaGetLastError() : cudaErrorUnknown, "Multiply", p.m, p.n);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(int device) { return CudaOps::Create(device); }
+
+}  // namespace fewbit::tune
