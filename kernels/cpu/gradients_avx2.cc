@@ -1,0 +1,13 @@
+// The operators of gradients.h, compiled for AVX2.
+#include "kernels/cpu/gradients.h"
+
+namespace fewbit::cpu {
+namespace {
+
+#include "kernels/cpu/gradients_body.h"
+
+}  // namespace
+
+const GradientTable<float> kAvx2Gradients = FEWBIT_GRADIENT_TABLE(float);
+
+}  // namespace fewbit::cpu

@@ -1,0 +1,359 @@
+#include "runtime/tune/cpu_ops.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/cpu/gradients.h"
+#include "kernels/quant_pack.h"
+#include "runtime/thread_team.h"
+#include "runtime/tune/blas.h"
+#include "scheduler/check.h"
+
+namespace fewbit::tune {
+namespace {
+
+constexpr size_t kAlignment = 256;
+// Elements that one rank works on at a time: large against what a hand-out costs, small enough that
+// the ranks end together.
+constexpr int64_t kPieceElements = 32768;
+// A product is cut into tiles of at most this size, and smaller ones where there would be too few
+// to share out.
+constexpr int kTile = 512;
+constexpr int kSmallestTile = 64;
+constexpr int64_t kMinTiles = 32;
+
+// Bytes that the system would still give; 0 if it does not say.
+int64_t AvailableBytes() {
+  std::ifstream in("/proc/meminfo");
+  for (std::string name, unit; in >> name;) {
+    int64_t kib = 0;
+    if (!(in >> kib)) break;
+    if (name == "MemAvailable:") return kib * 1024;
+    std::getline(in, unit);
+  }
+  return 0;
+}
+
+int64_t Pieces(int64_t count, int64_t piece) { return (count + piece - 1) / piece; }
+
+int64_t RowsPerPiece(int cols) { return std::max<int64_t>(1, kPieceElements / std::max(cols, 1)); }
+
+// The tiles of one matrix of a product: by its shape and the number of matrices alone.
+struct Tiling {
+  Tiling(const Product& p) : rows(std::min(p.m, kTile)), cols(std::min(p.n, kTile)) {
+    const int64_t matrices = static_cast<int64_t>(p.outer) * p.inner;
+    while (matrices * Pieces(p.m, rows) * Pieces(p.n, cols) < kMinTiles) {
+      int& larger = rows >= cols ? rows : cols;
+      if (larger <= kSmallestTile) break;
+      larger = std::max(kSmallestTile, larger / 2);
+    }
+    down = Pieces(p.m, rows);
+    across = Pieces(p.n, cols);
+  }
+  int rows, cols;
+  int64_t down, across;
+};
+
+// The part of an operand that begins at `row`, `col` of what is multiplied.
+BlasOperand Part(const Operand& whole, int64_t outer, int64_t inner, int64_t row, int64_t col) {
+  if (whole.transposed) std::swap(row, col);
+  const float* matrix = whole.data + outer * whole.outer_stride + inner * whole.inner_stride;
+  return {matrix + row * whole.row_stride + col, whole.row_stride, whole.transposed};
+}
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(int threads, cpu::Isa isa)
+      : team_(threads),
+        table_(cpu::FloatGradients(isa)),
+        device_(absl::StrCat("cpu: ", team_.size(), team_.size() == 1 ? " thread" : " threads")) {
+    UseCallingThreadOnly();
+  }
+
+  ~CpuOps() override {
+    for (const auto& [data, bytes] : blocks_) std::free(data);
+  }
+
+  const std::string& device() const override { return device_; }
+
+  absl::StatusOr<void*> Allocate(size_t bytes) override {
+    const int64_t available = AvailableBytes();
+    const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+    void* data = nullptr;
+    if (available == 0 || rounded <= static_cast<size_t>(available)) {
+      data = std::aligned_alloc(kAlignment, rounded);
+    }
+    if (data == nullptr) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(device_, ": no memory for ", bytes, " bytes; ", available, " are free"));
+    }
+    blocks_[data] = rounded;
+    allocated_ += rounded;
+    peak_ = std::max(peak_, allocated_);
+    return data;
+  }
+
+  void Free(void* data) override {
+    if (data == nullptr) return;
+    const auto block = blocks_.find(data);
+    FEWBIT_CHECK(block != blocks_.end()) << "memory that is not ours";
+    allocated_ -= block->second;
+    blocks_.erase(block);
+    std::free(data);
+  }
+
+  void Upload(const void* host, size_t bytes, void* device) override {
+    std::memcpy(device, host, bytes);
+  }
+  void Download(const void* device, size_t bytes, void* host) override {
+    std::memcpy(host, device, bytes);
+  }
+  void Zero(void* device, size_t bytes) override { std::memset(device, 0, bytes); }
+  void Copy(const void* from, size_t bytes, void* to) override { std::memcpy(to, from, bytes); }
+  int64_t PeakBytes() const override { return static_cast<int64_t>(peak_); }
+
+  void Multiply(const Product& p) override {
+    const Tiling tiling(p);
+    const int64_t per_matrix = tiling.down * tiling.across;
+    const int64_t matrices = static_cast<int64_t>(p.outer) * p.inner;
+    Share(matrices * per_matrix, 1, [&](int64_t begin, int64_t) {
+      const int64_t outer = begin / per_matrix / p.inner;
+      const int64_t inner = begin / per_matrix % p.inner;
+      const int row = static_cast<int>(begin % per_matrix / tiling.across) * tiling.rows;
+      const int col = static_cast<int>(begin % tiling.across) * tiling.cols;
+      float* c = p.c + outer * p.c_outer_stride + inner * p.c_inner_stride + row * p.c_row_stride;
+      Sgemm(std::min(tiling.rows, p.m - row), std::min(tiling.cols, p.n - col), p.k, p.alpha,
+            Part(p.a, outer, inner, row, 0), Part(p.b, outer, inner, 0, col), p.beta, c + col,
+            p.c_row_stride);
+    });
+  }
+
+  void Widen(const void* from, DType type, int64_t count, float* to) override {
+    const int64_t width = type == DType::kF32 ? 4 : 2;
+    Share(count, kPieceElements, [&](int64_t begin, int64_t end) {
+      const void* data = static_cast<const char*>(from) + begin * width;
+      cpu::DequantizeRow(DenseMatrix{data, type, 1, static_cast<int32_t>(end - begin)}, 0,
+                         to + begin);
+    });
+  }
+
+  void Weights(const ScaledMatrix& matrix, float* weights) override {
+    Share(matrix.rows, RowsPerPiece(matrix.cols), [&](int64_t begin, int64_t end) {
+      std::vector<float> rounded(matrix.tiles);
+      for (int64_t r = begin; r < end; ++r) {
+        table_.scaled_weights(RowOf(matrix, r, rounded.data()), weights + r * matrix.cols);
+      }
+      const auto [first, last] = OutliersOf(matrix, begin, end);
+      for (int i = first; i < last; ++i) weights[matrix.outlier_at[i]] += matrix.outliers[i];
+    });
+  }
+
+  void WeightGradients(const ScaledMatrix& matrix, const float* d_weights,
+                       const ScaledMatrixGradients& gradients) override {
+    const int strips = matrix.cols / quant::kStripChannels;
+    Share(matrix.rows, RowsPerPiece(matrix.cols), [&](int64_t begin, int64_t end) {
+      std::vector<float> rounded(matrix.tiles);
+      for (int64_t r = begin; r < end; ++r) {
+        table_.scaled_gradients(RowOf(matrix, r, rounded.data()), d_weights + r * matrix.cols,
+                                gradients.sub_scales + r * strips,
+                                gradients.second_order + r * matrix.tiles);
+      }
+      const auto [first, last] = OutliersOf(matrix, begin, end);
+      for (int i = first; i < last; ++i) {
+        gradients.outliers[i] += d_weights[matrix.outlier_at[i]];
+      }
+    });
+  }
+
+  void Add(const float* x, int64_t count, float* y) override {
+    Share(count, kPieceElements,
+          [&](int64_t begin, int64_t end) { table_.add(x + begin, end - begin, y + begin); });
+  }
+
+  void AddBias(const float* bias, int rows, int cols, float* y) override {
+    Share(rows, RowsPerPiece(cols), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) table_.add(bias, cols, y + r * cols);
+    });
+  }
+
+  void RmsNorm(const float* x, const float* weight, float eps, int rows, int cols, float* y,
+               float* inverse_rms) override {
+    Share(rows, RowsPerPiece(cols), [&](int64_t begin, int64_t end) {
+      table_.rms_norm(x + begin * cols, weight, eps, static_cast<int>(end - begin), cols,
+                      y + begin * cols, inverse_rms + begin);
+    });
+  }
+
+  void RmsNormBackward(const float* x, const float* weight, const float* inverse_rms,
+                       const float* dy, int rows, int cols, bool add, float* dx,
+                       float* d_weight) override {
+    const int64_t piece = RowsPerPiece(cols);
+    // Every piece sums for itself; the pieces are then added in their order.
+    if (d_weight != nullptr) partial_.assign(Pieces(rows, piece) * cols, 0.0f);
+    Share(rows, piece, [&](int64_t begin, int64_t end) {
+      float* sums = d_weight != nullptr ? partial_.data() + begin / piece * cols : nullptr;
+      table_.rms_norm_backward(x + begin * cols, weight, inverse_rms + begin, dy + begin * cols,
+                               static_cast<int>(end - begin), cols, add, dx + begin * cols, sums);
+    });
+    if (d_weight == nullptr) return;
+    for (size_t at = 0; at < partial_.size(); at += cols) {
+      table_.add(partial_.data() + at, cols, d_weight);
+    }
+  }
+
+  void Rope(const RopeArgs& args, bool inverse, float* x) override {
+    const int64_t row_size = static_cast<int64_t>(args.heads) * args.head_dim;
+    Share(args.rows, RowsPerPiece(static_cast<int>(row_size)), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t turn = r % args.context * args.pairs;
+        table_.rope(args.cosines + turn, args.sines + turn, args.heads, args.head_dim, args.pairs,
+                    args.interleaved, inverse, x + r * row_size);
+      }
+    });
+  }
+
+  void CausalSoftmax(int64_t matrices, int context, int window, float* scores) override {
+    Share(matrices * context, RowsPerPiece(context), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const int row = static_cast<int>(r % context);
+        table_.softmax(FirstColumn(row, window), row + 1, context, scores + r * context);
+      }
+    });
+  }
+
+  void CausalSoftmaxBackward(int64_t matrices, int context, int window, const float* probabilities,
+                             float* gradients) override {
+    Share(matrices * context, RowsPerPiece(context), [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const int row = static_cast<int>(r % context);
+        table_.softmax_backward(FirstColumn(row, window), row + 1, context,
+                                probabilities + r * context, gradients + r * context);
+      }
+    });
+  }
+
+  void SiluMul(const float* gate, const float* up, int64_t count, float* y) override {
+    Share(count, kPieceElements, [&](int64_t begin, int64_t end) {
+      table_.silu_mul(gate + begin, up + begin, end - begin, y + begin);
+    });
+  }
+
+  void SiluMulBackward(const float* dy, int64_t count, float* gate, float* up) override {
+    Share(count, kPieceElements, [&](int64_t begin, int64_t end) {
+      table_.silu_mul_backward(dy + begin, end - begin, gate + begin, up + begin);
+    });
+  }
+
+  void KlDivergence(const float* teacher, int rows, int vocab, float scale, bool gradient,
+                    float* student, LossSums* sums) override {
+    divergences_.resize(rows);
+    Share(rows, 1, [&](int64_t begin, int64_t) {
+      divergences_[begin] = table_.divergence(teacher + begin * vocab, vocab, scale, gradient,
+                                              student + begin * vocab);
+    });
+    for (const cpu::RowDivergence& row : divergences_) {
+      sums->kl += row.kl;
+      sums->same_top += row.same_top ? 1.0 : 0.0;
+    }
+  }
+
+  void SumSquares(const float* x, int64_t count, LossSums* sums) override {
+    squares_.resize(Pieces(count, kPieceElements));
+    Share(count, kPieceElements, [&](int64_t begin, int64_t end) {
+      squares_[begin / kPieceElements] = table_.sum_squares(x + begin, end - begin);
+    });
+    for (const double square : squares_) sums->gradient_sq += square;
+  }
+
+  void Adam(const AdamArgs& args) override {
+    const auto correction = [&](double beta) {
+      return static_cast<float>(1.0 / (1.0 - std::pow(beta, args.step)));
+    };
+    const cpu::AdamConstants<float> constants = {args.learning_rate,
+                                                 args.beta1,
+                                                 args.beta2,
+                                                 args.epsilon,
+                                                 correction(args.beta1),
+                                                 correction(args.beta2),
+                                                 args.gradient_scale,
+                                                 args.min_value,
+                                                 args.max_value};
+    Share(args.count, kPieceElements, [&](int64_t begin, int64_t end) {
+      table_.adam(constants, end - begin, args.gradients + begin,
+                  args.reference != nullptr ? args.reference + begin : nullptr, args.values + begin,
+                  args.first_moments + begin, args.second_moments + begin);
+    });
+  }
+
+ private:
+  // Calls fn(begin, end) for [0, count) in pieces of `piece`, on whichever rank is free.
+  template <typename Fn>
+  void Share(int64_t count, int64_t piece, const Fn& fn) {
+    const int64_t pieces = Pieces(count, piece);
+    const auto run = [&](int64_t i) { fn(i * piece, std::min(count, (i + 1) * piece)); };
+    if (pieces <= 1 || team_.size() == 1) {
+      for (int64_t i = 0; i < pieces; ++i) run(i);
+      return;
+    }
+    std::atomic<int64_t> next{0};
+    team_.Run([&](int) {
+      for (int64_t i = next.fetch_add(1); i < pieces; i = next.fetch_add(1)) run(i);
+    });
+  }
+
+  // `rounded` [tiles]: memory for the row's d.
+  static cpu::ScaledRow<float> RowOf(const ScaledMatrix& m, int64_t r, float* rounded) {
+    const int strips = m.cols / quant::kStripChannels;
+    const float* d = m.second_order + r * m.tiles;
+    if (m.rounded) {
+      for (int t = 0; t < m.tiles; ++t) {
+        rounded[t] =
+            quant::HalfToFloat(quant::FloatToHalf(d[t] * quant::kStoredSecondOrderFactor)) /
+            quant::kStoredSecondOrderFactor;
+      }
+      d = rounded;
+    }
+    return {m.cols,   m.levels + r * m.cols, m.tile_of_strip, m.sub_scales + r * strips, d,
+            m.rounded};
+  }
+
+  // The outliers of rows [begin, end).
+  static std::pair<int, int> OutliersOf(const ScaledMatrix& m, int64_t begin, int64_t end) {
+    const int32_t* last = m.outlier_at + m.num_outliers;
+    const auto index = [&](int64_t row) {
+      return static_cast<int>(std::lower_bound(m.outlier_at, last, row * m.cols) - m.outlier_at);
+    };
+    return {index(begin), index(end)};
+  }
+
+  static int FirstColumn(int row, int window) {
+    return window == 0 ? 0 : std::max(0, row - window + 1);
+  }
+
+  ThreadTeam team_;
+  const cpu::GradientTable<float>& table_;
+  const std::string device_;
+  std::unordered_map<void*, size_t> blocks_;  // bytes of each
+  size_t allocated_ = 0;
+  size_t peak_ = 0;
+  std::vector<float> partial_;
+  std::vector<double> squares_;
+  std::vector<cpu::RowDivergence> divergences_;
+};
+
+}  // namespace
+
+std::unique_ptr<Ops> CreateCpuOps(int threads, cpu::Isa isa) {
+  return std::make_unique<CpuOps>(threads, isa);
+}
+
+}  // namespace fewbit::tune
