@@ -1,0 +1,75 @@
+#include "runtime/tune/tuning_text.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/philox.h"
+#include "scheduler/check.h"
+
+namespace fewbit::tune {
+
+absl::StatusOr<TuningText> TuningText::Create(std::span<const TokenId> text,
+                                              const Options& options) {
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (ToInt(text[i]) >= 0 && ToInt(text[i]) < options.vocab_size) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("calibration token ", i, " has the id ", ToInt(text[i]),
+                     ", outside the model's vocabulary of ", options.vocab_size));
+  }
+  TuningText result(text, options);
+  const int64_t stride = result.stride();
+  const auto size = static_cast<int64_t>(text.size());
+  const int64_t needed = 2 * options.held_out * stride;
+  if (size < needed) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the calibration text is too short: ", size, " tokens, but ", options.held_out,
+                     " windows of ", stride, " to measure on and as many to learn from take ",
+                     needed, "; give more text, or a smaller context or held_out"));
+  }
+  int64_t begin = 0;
+  for (int w = 0; w <= options.held_out; ++w) {
+    const int64_t end = w < options.held_out ? result.HeldOutBegin(w) : size;
+    if (end - begin >= stride) {
+      result.runs_.emplace_back(begin, end - begin - stride + 1);
+      result.offsets_ += result.runs_.back().second;
+    }
+    begin = end + stride;
+  }
+  FEWBIT_CHECK(result.offsets_ > 0);  // half of the text or more lies between the held-out windows
+  return result;
+}
+
+// In the middle of the w-th of equal parts of the text.
+int64_t TuningText::HeldOutBegin(int window) const {
+  const auto size = static_cast<int64_t>(text_.size());
+  const int64_t begin = size * window / options_.held_out;
+  const int64_t end = size * (window + 1) / options_.held_out;
+  return begin + (end - begin - stride()) / 2;
+}
+
+void TuningText::Copy(int64_t begin, std::span<TokenId> out) const {
+  FEWBIT_CHECK_EQ(static_cast<int>(out.size()), options_.context);
+  if (ToInt(options_.bos) >= 0) {
+    out[0] = options_.bos;
+    out = out.subspan(1);
+  }
+  const auto part = text_.subspan(static_cast<size_t>(begin), out.size());
+  std::copy(part.begin(), part.end(), out.begin());
+}
+
+void TuningText::HeldOut(int window, std::span<TokenId> out) const {
+  Copy(HeldOutBegin(window), out);
+}
+
+void TuningText::Draw(int step, int window, std::span<TokenId> out) const {
+  const uint64_t position = static_cast<uint64_t>(step) << 32 | static_cast<uint32_t>(window);
+  auto index =
+      static_cast<int64_t>(PhiloxUniform(options_.seed, position) * static_cast<double>(offsets_));
+  for (const auto& [begin, count] : runs_) {
+    if (index < count) return Copy(begin + index, out);
+    index -= count;
+  }
+  FEWBIT_CHECK(false) << "beyond the last offset";
+}
+
+}  // namespace fewbit::tune
