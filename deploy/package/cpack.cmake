@@ -34,6 +34,8 @@ set(CPACK_DEBIAN_CLIENT_DESCRIPTION
 load on it.")
 
 set(CPACK_DEBIAN_TOOLS_PACKAGE_NAME fewbit-tools)
+# Any OpenBLAS does; only this variant lets the tuner use more than one thread for its products.
+set(CPACK_DEBIAN_TOOLS_PACKAGE_RECOMMENDS libopenblas0-pthread)
 set(CPACK_DEBIAN_TOOLS_DESCRIPTION
 "The offline tools: fewbit-quantize stores the weights of a checkpoint in 2
 and 4 bits, fewbit-eval measures what that costs, fewbit-plan says what fits

@@ -25,6 +25,9 @@ void Sgemm(int m, int n, int k, float alpha, const BlasOperand& a, const BlasOpe
               b.data, Narrow(b.row_stride), beta, c, Narrow(c_row_stride));
 }
 
-void UseCallingThreadOnly() { openblas_set_num_threads(1); }
+bool PrepareBlas() {
+  openblas_set_num_threads(1);
+  return openblas_get_parallel() == OPENBLAS_THREAD;
+}
 
 }  // namespace fewbit::tune

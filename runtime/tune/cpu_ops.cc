@@ -75,9 +75,9 @@ class CpuOps final : public Ops {
   CpuOps(int threads, cpu::Isa isa)
       : team_(threads),
         table_(cpu::FloatGradients(isa)),
-        device_(absl::StrCat("cpu: ", team_.size(), team_.size() == 1 ? " thread" : " threads")) {
-    UseCallingThreadOnly();
-  }
+        shared_products_(PrepareBlas()),
+        device_(absl::StrCat("cpu: ", team_.size(), team_.size() == 1 ? " thread" : " threads",
+                             shared_products_ ? "" : ", products on 1")) {}
 
   ~CpuOps() override {
     for (const auto& [data, bytes] : blocks_) std::free(data);
@@ -125,7 +125,7 @@ class CpuOps final : public Ops {
     const Tiling tiling(p);
     const int64_t per_matrix = tiling.down * tiling.across;
     const int64_t matrices = static_cast<int64_t>(p.outer) * p.inner;
-    Share(matrices * per_matrix, 1, [&](int64_t begin, int64_t) {
+    const auto tile = [&](int64_t begin, int64_t) {
       const int64_t outer = begin / per_matrix / p.inner;
       const int64_t inner = begin / per_matrix % p.inner;
       const int row = static_cast<int>(begin % per_matrix / tiling.across) * tiling.rows;
@@ -134,7 +134,13 @@ class CpuOps final : public Ops {
       Sgemm(std::min(tiling.rows, p.m - row), std::min(tiling.cols, p.n - col), p.k, p.alpha,
             Part(p.a, outer, inner, row, 0), Part(p.b, outer, inner, 0, col), p.beta, c + col,
             p.c_row_stride);
-    });
+    };
+    const int64_t tiles = matrices * per_matrix;
+    if (shared_products_) {
+      Share(tiles, 1, tile);
+    } else {
+      for (int64_t i = 0; i < tiles; ++i) tile(i, i + 1);
+    }
   }
 
   void Widen(const void* from, DType type, int64_t count, float* to) override {
@@ -341,6 +347,7 @@ class CpuOps final : public Ops {
 
   ThreadTeam team_;
   const cpu::GradientTable<float>& table_;
+  const bool shared_products_;
   const std::string device_;
   std::unordered_map<void*, size_t> blocks_;  // bytes of each
   size_t allocated_ = 0;

@@ -11,7 +11,8 @@ namespace fewbit::tune {
 
 // With a team of `threads` (0: AvailableProcessors()). "On the device" is ordinary memory here, and
 // calls are done when they return. The loops give the same bits for every `isa`; OpenBLAS chooses
-// its own instructions.
+// its own instructions, and must be the variant with POSIX threads (libopenblas0-pthread in Debian)
+// for products to be shared out: see blas.h.
 std::unique_ptr<Ops> CreateCpuOps(int threads, cpu::Isa isa = cpu::BestIsa());
 
 }  // namespace fewbit::tune

@@ -13,16 +13,9 @@
 #include "scheduler/check.h"
 
 namespace fewbit::tune {
-namespace {
-
-// Attention scores and their gradients are made for as many windows at once as fit in this, and for
-// at least one.
-constexpr int64_t kScoreBytes = int64_t{256} << 20;
-
-}  // namespace
-
 struct LayerTape::Impl {
-  Impl(const ModelSpec& model_spec, Ops* device, int num_windows, int window_tokens)
+  Impl(const ModelSpec& model_spec, Ops* device, int num_windows, int window_tokens,
+       int64_t score_bytes)
       : spec(model_spec),
         ops(device),
         windows(num_windows),
@@ -32,7 +25,7 @@ struct LayerTape::Impl {
         score_scale(1.0f / std::sqrt(static_cast<float>(model_spec.head_dim))) {
     const int64_t per_window =
         2 * static_cast<int64_t>(sizeof(float)) * spec.num_heads * context * context;
-    windows_at_once = static_cast<int>(std::clamp<int64_t>(kScoreBytes / per_window, 1, windows));
+    windows_at_once = static_cast<int>(std::clamp<int64_t>(score_bytes / per_window, 1, windows));
   }
 
   absl::Status Allocate() {
@@ -368,9 +361,10 @@ LayerTape::LayerTape(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 LayerTape::~LayerTape() = default;
 
 absl::StatusOr<std::unique_ptr<LayerTape>> LayerTape::Create(const ModelSpec& spec, Ops* ops,
-                                                             int windows, int context) {
+                                                             int windows, int context,
+                                                             int64_t score_bytes) {
   FEWBIT_CHECK(windows > 0 && context > 0) << windows << " windows of " << context << " tokens";
-  auto impl = std::make_unique<Impl>(spec, ops, windows, context);
+  auto impl = std::make_unique<Impl>(spec, ops, windows, context, score_bytes);
   if (absl::Status status = impl->Allocate(); !status.ok()) return status;
   return std::unique_ptr<LayerTape>(new LayerTape(std::move(impl)));
 }

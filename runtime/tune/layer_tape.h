@@ -5,6 +5,7 @@
 // are independent sequences of `context` tokens from position 0.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -44,10 +45,15 @@ class WeightGradientSink {
 // Scratch for one layer at a time over `windows` windows. Thread rule: one caller at a time.
 class LayerTape {
  public:
-  // `spec` and `ops` outlive the tape. RESOURCE_EXHAUSTED: no memory for the activations of one
-  // layer; the message says how many bytes for how many windows of how many tokens.
+  static constexpr int64_t kScoreBytes = int64_t{256} << 20;
+
+  // `spec` and `ops` outlive the tape. Attention's scores and their gradients are made for as many
+  // windows at once as fit in `score_bytes`, and for at least one. RESOURCE_EXHAUSTED: no memory
+  // for the activations of one layer; the message says how many bytes for how many windows of how
+  // many tokens.
   static absl::StatusOr<std::unique_ptr<LayerTape>> Create(const ModelSpec& spec, Ops* ops,
-                                                           int windows, int context);
+                                                           int windows, int context,
+                                                           int64_t score_bytes = kScoreBytes);
   ~LayerTape();
 
   // hidden [windows * context, E] in place.
