@@ -1,5 +1,6 @@
-// cuda_executor.h in a build without a CUDA toolkit.
+// cuda_executor.h and tune_ops.h in a build without a CUDA toolkit.
 #include "runtime/cuda/cuda_executor.h"
+#include "runtime/cuda/tune_ops.h"
 
 namespace fewbit {
 
@@ -10,6 +11,10 @@ absl::Status CheckCudaDevice(int /*device*/) {
 absl::StatusOr<std::unique_ptr<Executor>> CreateCudaExecutor(const Model* /*model*/,
                                                              const CudaOptions& options) {
   return CheckCudaDevice(options.device);
+}
+
+absl::StatusOr<std::unique_ptr<tune::Ops>> tune::CreateCudaOps(int device) {
+  return CheckCudaDevice(device);
 }
 
 }  // namespace fewbit

@@ -3,9 +3,9 @@
 #include <string>
 
 #include "absl/strings/numbers.h"
+#include "runtime/cuda/tune_ops.h"
 #include "runtime/device.h"
 #include "runtime/tune/cpu_ops.h"
-#include "runtime/tune/cuda_ops.h"
 
 namespace fewbit::tune {
 

@@ -3,7 +3,7 @@
 # may have been copied here: the programs link neither the CUDA runtime nor cuBLAS dynamically.
 #   tests/gpu/run.sh BUILD_DIR [OUT_DIR [MODEL_DIR]]
 # 1. every kernel against float64, batch and geometry invariance;  2. whole models: the golden
-# checkpoints, MODEL_DIR (the bundled one) against the CPU runtime, the engine;
+# checkpoints, MODEL_DIR (the bundled one) against the CPU runtime, the engine; tuning against the CPU;
 # 3. compute-sanitizer, if it is there, on a reduced set;  4. the benches; CSV files go to OUT_DIR.
 # FEWBIT_TEXT_IDS may name an int32 .npy file of token ids whose perplexity is compared.
 set -eu
@@ -24,12 +24,16 @@ export LD_LIBRARY_PATH
 status=0
 "$build/bin/fewbit-gpu-test" || status=1
 "$build/bin/fewbit-gpu-runtime-test" || status=1
+"$build/bin/fewbit-gpu-tune-test" || status=1
 
 reduced='LinearGpu.ManyOutliersInOneTile:LinearGpu.ZeroAndNonFiniteActivations:*.ReducedSet*'
+reduced_tuning='*Scales.*/[0-3]:*.RmsNorm:*.Rope:*.CausalSoftmax:*.KlDivergence:*.Adam:*/llama'
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     if compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/bin/fewbit-gpu-test" \
-      --gtest_filter="$reduced" >"$out/$tool.log" 2>&1; then
+      --gtest_filter="$reduced" >"$out/$tool.log" 2>&1 &&
+      compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/bin/fewbit-gpu-tune-test" \
+        --gtest_filter="$reduced_tuning" >>"$out/$tool.log" 2>&1; then
       echo "compute-sanitizer $tool: clean"
     else
       echo "compute-sanitizer $tool: FAILED, see $out/$tool.log"

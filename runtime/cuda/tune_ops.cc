@@ -1,4 +1,4 @@
-#include "runtime/tune/cuda_ops.h"
+#include "runtime/cuda/tune_ops.h"
 
 #include <cuda_runtime_api.h>
 
