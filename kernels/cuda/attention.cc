@@ -81,6 +81,7 @@ void PlaceWorkspace(AttentionPlan* p) {
   p->attended = place(sizeof(float) * tokens * d.num_heads * d.head_dim);
   p->partial_sums = place(2 * sizeof(float) * rows);
   p->partials = place(sizeof(float) * rows * p->padded_dim);
+  p->arrivals = place(sizeof(uint32_t) * l.max_sequences * d.num_kv_heads * p->head_parts);
   p->workspace_bytes = at;
 }
 

@@ -89,7 +89,7 @@ struct AttentionPlan {
   int decode_blocks = 0;  // grid of the decode kernel at full size
   size_t decode_shared = 0, prefill_shared = 0;
   size_t counts = 0, decode_items = 0, prefill_items = 0, turns = 0, queries = 0, attended = 0,
-         partial_sums = 0, partials = 0;
+         partial_sums = 0, partials = 0, arrivals = 0;
   size_t workspace_bytes = 0;
 };
 

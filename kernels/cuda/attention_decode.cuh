@@ -8,13 +8,15 @@
 // the ends of units: keys and values of earlier steps are asked for before the kernel before this
 // one has finished. Keys are the rows of the tensor-core products and the query heads of the group
 // their columns (S^T = K Q^T, O^T = V^T P^T), so up to 8 query heads cost what one does. The
-// token's own key and value are made here, put into the copied block and into the cache.
+// token's own key and value are made here, put into the copied block and into the cache. With few
+// tokens the block that ends a head's last run also adds up its runs, in their order.
 //
 // Included by one file per cache type. Bytes: every key and value of the run once; per run and head
 // padded D + 2 floats out.
 #pragma once
 
 #include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/device/combine_runs.cuh"
 #include "kernels/cuda/device/decode_products.cuh"
 #include "kernels/cuda/device/head_row.cuh"
 #include "kernels/cuda/device/kv_ring.cuh"
@@ -324,11 +326,36 @@ __device__ __forceinline__ void MergeWarps(const DecodeArgs& a, const DecodeUnit
       value = __fmaf_rn(out[(warp * a.part_heads + head) * kDim + d], factor, value);
       sum = __fmaf_rn(s.y, factor, sum);
     }
-    const size_t row =
-        (static_cast<size_t>(u.item.sequence) * a.num_heads + first_head + head) * a.max_splits +
-        u.split;
-    a.partials[row * kDim + d] = value;
-    if (d == 0) a.partial_sums[row] = make_float2(top, sum);
+    const size_t row = (static_cast<size_t>(u.item.sequence) * a.num_heads + first_head + head) *
+                           a.runs.max_splits +
+                       u.split;
+    a.runs.partials[row * kDim + d] = value;
+    if (d == 0) a.runs.sums[row] = make_float2(top, sum);
+  }
+}
+
+// After MergeWarps: the block that ends the last run of a part adds up its heads.
+__device__ __forceinline__ void CombineLast(const DecodeArgs& a, const DecodeUnit& u) {
+  __shared__ bool last;
+  __syncthreads();  // all of the block have written the run
+  if (threadIdx.x == 0) {
+    uint32_t* arrivals =
+        a.arrivals +
+        (static_cast<size_t>(u.item.sequence) * a.num_kv_heads + u.kv_head) * a.head_parts + u.part;
+    __threadfence();
+    last = u.splits == 1 || atomicAdd(arrivals, 1) + 1 == static_cast<uint32_t>(u.splits);
+    if (last) *arrivals = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!last) return;
+  const int dim = a.head.dim, first_head = u.first_head(a), elements = u.heads(a) * dim;
+  float* to = a.attended + (static_cast<size_t>(u.item.token) * a.num_heads + first_head) * dim;
+  const int64_t head_of_all = static_cast<int64_t>(u.item.sequence) * a.num_heads + first_head;
+  for (int i = 4 * static_cast<int>(threadIdx.x); i < elements; i += 4 * 32 * kDecodeWarps) {
+    const int head = i / dim;
+    *reinterpret_cast<float4*>(to + i) =
+        CombineRuns(a.runs, head_of_all + head, u.splits, i - head * dim);
   }
 }
 
@@ -433,6 +460,7 @@ __global__ __launch_bounds__(32 * kDecodeWarps, DecodeResidency(kType, kDim)) vo
     StoreWarp<kType, kDim>(a, softmax, u.heads(a), shared);
     __syncthreads();
     MergeWarps<kDim>(a, u, shared);
+    if (a.attended != nullptr) CombineLast(a, u);
     new_part = u.split + 1 == u.splits;
     if (index + 1 < end) u.Advance(a);
   }

@@ -29,21 +29,31 @@ struct HeadShape {
   float rms_eps = 0;
 };
 
+// What the runs of decoded rows left, by sequence, head and run.
+struct RunResults {
+  float* partials = nullptr;  // [S, H, max_splits, padded D]
+  float2* sums = nullptr;     // [S, H, max_splits] maximum, sum
+  int max_splits = 0, padded_dim = 0;
+};
+
 struct DecodeArgs {
   AttentionLayer layer;
   const StepSizes* sizes = nullptr;
   const int32_t* block_table = nullptr;
   const WorkCounts* counts = nullptr;
   const DecodeItem* items = nullptr;
-  const float2* turns = nullptr;   // [T, rotary_dim / 2] cosine, sine
-  float* partials = nullptr;       // [S, H, max_splits, padded D]
-  float2* partial_sums = nullptr;  // [S, H, max_splits] maximum, sum
+  const float2* turns = nullptr;  // [T, rotary_dim / 2] cosine, sine
+  RunResults runs;
+  // Null, or [T, H * D] where the block that ends the last run of heads leaves their sum; arrivals
+  // [S, K, head_parts] are zero before and after.
+  float* attended = nullptr;
+  uint32_t* arrivals = nullptr;
   size_t block_bytes = 0;
   int head_bytes = 0;
   HeadShape head;
   DType qkv_type = DType::kF32;
   int num_heads = 0, num_kv_heads = 0, group = 0, head_parts = 0, part_heads = 0;
-  int max_splits = 0, window = 0, stages = 0;
+  int window = 0, stages = 0;
   float scale = 0;  // of q: log2(e) / sqrt(D)
   DecodeSharedLayout shared;
 };
@@ -90,8 +100,10 @@ template <kv::KvType kType>
 cudaError_t LaunchPrefillOf(int dim, const WriteArgs& write, int tokens, const PrefillArgs& args,
                             int tiles, size_t shared_bytes, cudaStream_t stream);
 
+RunResults RunResultsOf(const AttentionPlan& plan, uint8_t* base);
+
 cudaError_t PrepareCombine();
-cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, const uint8_t* base,
+cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, uint8_t* base,
                           const LinearInput& out, cudaStream_t stream);
 
 }  // namespace fewbit::cuda

@@ -27,8 +27,8 @@ DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
   a.counts = reinterpret_cast<const WorkCounts*>(base + plan.counts);
   a.items = reinterpret_cast<const DecodeItem*>(base + plan.decode_items);
   a.turns = reinterpret_cast<const float2*>(base + plan.turns);
-  a.partials = reinterpret_cast<float*>(base + plan.partials);
-  a.partial_sums = reinterpret_cast<float2*>(base + plan.partial_sums);
+  a.runs = RunResultsOf(plan, base);
+  a.arrivals = reinterpret_cast<uint32_t*>(base + plan.arrivals);
   a.block_bytes = plan.cache.block_bytes();
   a.head_bytes = plan.cache.head_bytes();
   a.head = HeadShapeOf(d);
@@ -38,7 +38,6 @@ DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
   a.group = plan.group;
   a.head_parts = plan.head_parts;
   a.part_heads = plan.part_heads;
-  a.max_splits = plan.max_splits;
   a.window = d.window;
   a.stages = plan.stages;
   a.scale = QueryScale(d);
@@ -48,8 +47,9 @@ DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
 
 template <kv::KvType kType>
 cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const AttentionLayer& layer,
-                     uint8_t* base, cudaStream_t stream) {
-  const DecodeArgs decode = DecodeArgsOf(plan, step, layer, base);
+                     uint8_t* base, float* rows, cudaStream_t stream) {
+  DecodeArgs decode = DecodeArgsOf(plan, step, layer, base);
+  decode.attended = rows;
   const int64_t most_items =
       int64_t{1} * step.sequences * plan.max_splits * plan.desc.num_kv_heads * plan.head_parts;
   const int blocks = static_cast<int>(std::min<int64_t>(plan.decode_blocks, most_items));
@@ -91,6 +91,21 @@ cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const Atte
                                 stream);
 }
 
+cudaError_t LaunchAny(const AttentionPlan& plan, const StepView& step, const AttentionLayer& layer,
+                      uint8_t* base, float* rows, cudaStream_t stream) {
+  switch (plan.cache.type) {
+    case kv::KvType::kF16:
+      return LaunchOf<kv::KvType::kF16>(plan, step, layer, base, rows, stream);
+    case kv::KvType::kBF16:
+      return LaunchOf<kv::KvType::kBF16>(plan, step, layer, base, rows, stream);
+    case kv::KvType::kI8:
+      return LaunchOf<kv::KvType::kI8>(plan, step, layer, base, rows, stream);
+    case kv::KvType::kF32:
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
 template <kv::KvType kType>
 cudaError_t PrepareOf(const AttentionPlan& plan) {
   const cudaError_t error = PrepareDecodeOf<kType>(plan.padded_dim, plan.decode_shared);
@@ -116,26 +131,28 @@ cudaError_t PrepareAttention(const AttentionPlan& plan) {
   return cudaErrorInvalidValue;
 }
 
+RunResults RunResultsOf(const AttentionPlan& plan, uint8_t* base) {
+  return {reinterpret_cast<float*>(base + plan.partials),
+          reinterpret_cast<float2*>(base + plan.partial_sums), plan.max_splits, plan.padded_dim};
+}
+
 cudaError_t LaunchAttention(const AttentionPlan& plan, const StepView& step,
                             const AttentionLayer& layer, void* workspace, const LinearInput& out,
                             cudaStream_t stream) {
   uint8_t* base = static_cast<uint8_t*>(workspace);
-  cudaError_t error = cudaErrorInvalidValue;
-  switch (plan.cache.type) {
-    case kv::KvType::kF16:
-      error = LaunchOf<kv::KvType::kF16>(plan, step, layer, base, stream);
-      break;
-    case kv::KvType::kBF16:
-      error = LaunchOf<kv::KvType::kBF16>(plan, step, layer, base, stream);
-      break;
-    case kv::KvType::kI8:
-      error = LaunchOf<kv::KvType::kI8>(plan, step, layer, base, stream);
-      break;
-    case kv::KvType::kF32:
-      break;
-  }
-  if (error != cudaSuccess) return error;
-  return LaunchCombine(plan, step, base, out, stream);
+  const cudaError_t error = LaunchAny(plan, step, layer, base, nullptr, stream);
+  return error != cudaSuccess ? error : LaunchCombine(plan, step, base, out, stream);
+}
+
+float* AttendedRows(const AttentionPlan& plan, void* workspace) {
+  return reinterpret_cast<float*>(static_cast<uint8_t*>(workspace) + plan.attended);
+}
+
+cudaError_t LaunchAttentionRows(const AttentionPlan& plan, const StepView& step,
+                                const AttentionLayer& layer, void* workspace, cudaStream_t stream) {
+  if (step.max_query > 1) return cudaErrorInvalidValue;
+  return LaunchAny(plan, step, layer, static_cast<uint8_t*>(workspace),
+                   AttendedRows(plan, workspace), stream);
 }
 
 }  // namespace fewbit::cuda

@@ -48,4 +48,11 @@ cudaError_t LaunchAttention(const AttentionPlan& plan, const StepView& step,
                             const AttentionLayer& layer, void* workspace, const LinearInput& out,
                             cudaStream_t stream);
 
+// The same for a step of single tokens (max_query 1), in one launch, with the rows left as floats
+// [T, H * D] at AttendedRows(): the same bits as the f32 plain form of LaunchAttention. Rows of
+// padding stay as they were.
+cudaError_t LaunchAttentionRows(const AttentionPlan& plan, const StepView& step,
+                                const AttentionLayer& layer, void* workspace, cudaStream_t stream);
+float* AttendedRows(const AttentionPlan& plan, void* workspace);
+
 }  // namespace fewbit::cuda

@@ -33,6 +33,8 @@ struct Desc {
   int m = 1;                   // tokens
   DType x_type = DType::kF16;  // of plain activations: kF16, kBF16 or, staged only, kF32
   DType y_type = DType::kF16;  // kF16, kBF16 or kF32
+  // What the layer could make its input from; whether it does is up to the plan.
+  RowKind input = RowKind::kStaged;
 };
 
 // A packed matrix in device memory: tiles as Repack() writes them, outliers as RepackOutliers().
@@ -117,6 +119,9 @@ struct Plan {
   }
   int group_tokens(const Desc& desc, int part) const;
   int groups(int part) const;
+
+  // The launch takes a LinearInput::source of desc.input, and nothing has to be staged before.
+  bool makes_input() const { return path == Path::kStream && stream.input != RowKind::kStaged; }
 
   // What the producer of the input has to leave.
   bool staged() const { return path != Path::kDequantize; }

@@ -13,6 +13,7 @@
 #include <array>
 #include <utility>
 
+#include "kernels/cuda/device/stream_input.cuh"
 #include "kernels/cuda/device/stream_outliers.cuh"
 #include "kernels/cuda/device/tile_product.cuh"
 #include "kernels/cuda/launch.h"
@@ -246,13 +247,20 @@ __global__ void __launch_bounds__(32 * kStreamForms[kForm].warps(), 2)
   } else if (warp == 1) {
     __syncthreads();
     Finish<kF.tokens>(a, p, s, b);
-  } else if (warp < 2 + kF.outliers) {
-    __syncthreads();
-    SumOutliers<kF.tokens>(a, p, s, b, warp - 2, kF.outliers, kLoaders);
   } else {
     __syncthreads();
-    b.LoadActivations(a, p, threadIdx.x - 64, kLoaders);
-    Consume<kF.tokens, kZeroPoints>(a, p, s, b, warp - 2 - kF.outliers, kF.consumers);
+    const int loader = threadIdx.x - 64, id = warp - 2;
+    StreamOutliers<kF.tokens> outliers(a, p, s, b);
+    if (id < kF.outliers && p.outliers != nullptr) {
+      outliers.Fetch(a, p, s, loader, 32 * kF.outliers);
+      CopyAsyncWait<0>();
+    }
+    BringInput<kF.tokens>(a, p, b, loader, kLoaders);
+    if (id >= kF.outliers) {
+      Consume<kF.tokens, kZeroPoints>(a, p, s, b, id - kF.outliers, kF.consumers);
+    } else if (p.outliers != nullptr) {
+      SumOutliers<kF.tokens>(a, p, s, b, outliers, id, kF.outliers);
+    }
   }
 }
 
@@ -269,13 +277,12 @@ void FillPart(const DeviceMatrix& w, const StageTarget& x, int64_t column, Strea
   p->tiles = w.tiles;
   p->outlier_start = w.outlier_start;
   p->outliers = w.outliers;
-  p->staged = x.staged;
+  p->x = x;
   p->column = column;
   p->rows = s.rows;
   p->row_blocks = s.row_blocks();
   p->row_block_bytes = static_cast<uint32_t>(s.row_block_bytes());
   p->section2_bytes = static_cast<uint32_t>(s.section_bytes(2));
-  p->x_bytes = x.group_bytes;
   p->num_tiles = NumTiles(s);
   p->tiles2 = s.tiles(2);
   p->last2 = s.tiles(2) > 0 ? s.tile_chunks(2, s.tiles(2) - 1) : 0;
@@ -317,6 +324,8 @@ cudaError_t LaunchStream(const Desc& desc, const StreamPlan& plan, const DeviceG
   args.term_slots = plan.term_slots;
   args.layout = plan.layout;
   args.lets_next = plan.lets_next;
+  args.cols = desc.shapes[0].cols;
+  if (plan.input != RowKind::kStaged) args.source = in.source;
   const Kernel kernel = kKernels[plan.form][desc.shapes[0].zero_points];
   const dim3 grid(plan.blocks), block(32 * kStreamForms[plan.form].warps());
   if (plan.early) {

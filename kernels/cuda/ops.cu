@@ -2,7 +2,7 @@
 
 #include "kernels/cuda/device/async_copy.cuh"
 #include "kernels/cuda/device/block_group.cuh"
-#include "kernels/cuda/device/load4.cuh"
+#include "kernels/cuda/device/input_row.cuh"
 #include "kernels/cuda/device/stage_token.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
@@ -10,18 +10,10 @@
 namespace fewbit::cuda {
 namespace {
 
-// A row is cut into segments of 128 elements, 4 per lane of a warp. The sum of squares is one tree
-// per segment and one over the segments: the same bits for any number of warps.
-constexpr int kSegment = 128;
-constexpr int kMaxNormWarps = 16;  // a multiple of 4; half of a multiprocessor's registers
+constexpr int kSegment = kNormSegment;  // of a row, 4 elements per lane of a warp
+constexpr int kMaxNormWarps = 16;       // a multiple of 4; half of a multiprocessor's registers
 constexpr int kMaxSegmentsPerWarp = 8;
 static_assert(kMaxRowElements == kSegment * kMaxNormWarps * kMaxSegmentsPerWarp);
-
-__device__ __forceinline__ float WarpSum(float v) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(~0u, v, offset);
-  return v;
-}
 
 // The row that hidden starts from: an earlier hidden row, plus a linear layer's output.
 struct FromHidden {
@@ -42,7 +34,7 @@ struct FromHidden {
       if (delta == nullptr) return h;
       const float4 d = half_delta ? Load4(static_cast<const __half*>(delta) + i)
                                   : Load4(static_cast<const float*>(delta) + i);
-      return make_float4(h.x + d.x, h.y + d.y, h.z + d.z, h.w + d.w);
+      return Add4(h, d);
     }
   };
   __device__ Row Of(int token) const {
@@ -116,7 +108,7 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
   __shared__ float partial[kMaxNormWarps * kMaxSegmentsPerWarp];
   __shared__ StageBoard boards[kMaxNormWarps / 4];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const int segments = (call.cols + kSegment - 1) / kSegment, token = blockIdx.y;
+  const int segments = NormSegments(call.cols), token = blockIdx.y;
   const int blocks = gridDim.x, rank = blockIdx.x;
   LetNextKernelStart();
   PrefetchOrder(out, warp / 4 * blocks + rank);
@@ -137,25 +129,16 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
   for (int k = 0; k < kPerWarp; ++k) {
     const int segment = warp + k * warps;
     if (segment >= segments) break;
-    float square = x[k].x * x[k].x;
-    square = fmaf(x[k].y, x[k].y, square);
-    square = fmaf(x[k].z, x[k].z, square);
-    square = WarpSum(fmaf(x[k].w, x[k].w, square));
+    const float square = SegmentSquare(x[k]);
     if (lane == 0) partial[segment] = square;
   }
   if (Source::kInPlace && blocks > 1) GroupArrive();
   __syncthreads();
-  float sum = 0;
-  for (int s = lane; s < segments; s += 32) sum += partial[s];
-  const float mean = WarpSum(sum) / static_cast<float>(call.cols);
-  const float scale = 1.0f / sqrtf(mean + call.eps);
+  const float scale = NormScale(partial, call.cols, call.eps);
 #pragma unroll
   for (int k = 0; k < kPerWarp; ++k) {
     const int i = (warp + k * warps) * kSegment + 4 * lane;
-    if (i < call.cols) {
-      row4[i / 4] = make_float4(x[k].x * scale * w[k].x, x[k].y * scale * w[k].y,
-                                x[k].z * scale * w[k].z, x[k].w * scale * w[k].w);
-    }
+    if (i < call.cols) row4[i / 4] = Norm4(x[k], scale, w[k]);
   }
   if (Source::kInPlace && blocks > 1) GroupAwait();
 #pragma unroll
@@ -225,7 +208,7 @@ cudaError_t LaunchNorm(const Source& source, const NormArgs& args, const LinearI
   if (args.cols <= 0 || args.cols % 4 != 0 || args.cols > kMaxRowElements) {
     return cudaErrorInvalidValue;
   }
-  const int segments = (args.cols + kSegment - 1) / kSegment;
+  const int segments = NormSegments(args.cols);
   const int per_warp = (segments + kMaxNormWarps - 1) / kMaxNormWarps;
   const int needed = (segments + per_warp - 1) / per_warp;
   const int warps = (needed + 3) / 4 * 4;
@@ -237,13 +220,6 @@ cudaError_t LaunchNorm(const Source& source, const NormArgs& args, const LinearI
 }
 
 constexpr int kSiluWarps = 4;  // of a block: those that stage a tile together
-
-template <typename T>
-__device__ __forceinline__ float4 SiluMul4(const T* gate, const T* up) {
-  const float4 g = Load4(gate), u = Load4(up);
-  const auto one = [](float a, float b) { return __fdividef(a, 1.0f + __expf(-a)) * b; };
-  return make_float4(one(g.x, u.x), one(g.y, u.y), one(g.z, u.z), one(g.w, u.w));
-}
 
 // Four warps per (token, tile); the plain form is shared out among the blocks of the token.
 template <typename T>
@@ -257,13 +233,13 @@ __global__ void __launch_bounds__(32 * kSiluWarps)
   const T* gate = static_cast<const T*>(args.gate) + token * args.stride;
   const T* up = static_cast<const T*>(args.up) + token * args.stride;
   StageTiles(
-      out, [&](int channel) { return SiluMul4(gate + channel, up + channel); }, token, blockIdx.x,
-      gridDim.x, FourWarps{&board});
+      out, [&](int channel) { return SiluMul4(Load4(gate + channel), Load4(up + channel)); }, token,
+      blockIdx.x, gridDim.x, FourWarps{&board});
   if (out.plain == nullptr) return;
   for (int i = 4 * (blockIdx.x * blockDim.x + threadIdx.x); i < args.cols;
        i += 4 * gridDim.x * blockDim.x) {
     StorePlain4(out.plain, out.plain_type, static_cast<size_t>(token) * args.cols + i,
-                SiluMul4(gate + i, up + i));
+                SiluMul4(Load4(gate + i), Load4(up + i)));
   }
 }
 

@@ -31,7 +31,7 @@ struct NormArgs {
   const void* delta = nullptr;     // [*, E] of delta_type, row stride delta_stride; null: none
   DType delta_type = DType::kF32;  // kF32 or kF16
   int64_t delta_stride = 0;
-  float* hidden_out = nullptr;    // [tokens, E]; `hidden` itself without `rows`; null: not kept
+  float* hidden_out = nullptr;    // [tokens, E]; without `rows` it may be `hidden`; null: not kept
   const float* weight = nullptr;  // [E]
   float eps = 1e-5f;
 };

@@ -33,6 +33,13 @@ void ShareBlocks(const Desc& d, int most_blocks, StreamPlan* plan) {
   plan->blocks = total;
 }
 
+// Whether blocks make their input themselves: where that costs less than a launch before.
+RowKind InputKind(const Desc& d) {
+  const int reads = d.input == RowKind::kRows ? 1 : 2;
+  const int64_t bytes = int64_t{4} * reads * d.m * d.shapes[0].cols;
+  return d.m <= kMostMadeTokens && bytes <= kMostMadeBytes ? d.input : RowKind::kStaged;
+}
+
 // The layout of a block for plan->stages and plan->term_slots, with room for every part.
 StreamLayout Layout(const Desc& d, const StreamPlan& plan) {
   StreamLayout out;
@@ -55,16 +62,21 @@ StreamLayout Layout(const Desc& d, const StreamPlan& plan) {
   out.entries = out.bounds + 4 * (rows * kSegments + 1);
   out.works = AlignUp(out.entries + 4 * out.entry_capacity, 16);
   out.barriers = out.works + plan.stages * plan.stage_tiles * 16;
-  out.total = AlignUp(out.barriers + 8 * (2 * plan.stages + 2 * plan.term_slots), 128);
+  out.rows = AlignUp(out.barriers + 8 * (2 * plan.stages + 2 * plan.term_slots), 16);
+  out.total = out.rows;
+  if (plan.input == RowKind::kAddNorm) {
+    const int cols = d.shapes[0].cols;
+    out.total += 4 * plan.tokens() * (cols + CeilDiv(cols, kNormSegment));
+  }
+  out.total = AlignUp(out.total, 128);
   return out;
 }
 
-}  // namespace
-
-bool SelectStream(const Desc& desc, const DeviceProps& device, const Tuning& tuning,
-                  StreamPlan* plan) {
-  if (device.major < 9 || desc.m > kMaxStreamTokens || tuning.use_cp_async) return false;
+// The geometry with x from `input`; false if there is no room.
+bool Geometry(const Desc& desc, const DeviceProps& device, const Tuning& tuning, RowKind input,
+              StreamPlan* plan) {
   *plan = {};
+  plan->input = input;
   while (desc.m > kStreamForms[plan->form].tokens) ++plan->form;
   const StreamForm& form = kStreamForms[plan->form];
   ShareBlocks(desc, device.multiprocessors, plan);
@@ -101,6 +113,19 @@ bool SelectStream(const Desc& desc, const DeviceProps& device, const Tuning& tun
     }
   }
   return false;
+}
+
+}  // namespace
+
+bool SelectStream(const Desc& desc, const DeviceProps& device, const Tuning& tuning,
+                  StreamPlan* plan) {
+  if (device.major < 9 || desc.m > kMaxStreamTokens || tuning.use_cp_async) return false;
+  const RowKind input = InputKind(desc);
+  // An early start is worth more than a launch less.
+  if (input != RowKind::kStaged && Geometry(desc, device, tuning, input, plan) && plan->lets_next) {
+    return true;
+  }
+  return Geometry(desc, device, tuning, RowKind::kStaged, plan);
 }
 
 }  // namespace fewbit::cuda

@@ -2,6 +2,9 @@
 // fixed point in the strip order of the matrix (the staged form); the producer - a norm, the
 // attention, an activation function - writes it itself through StageToken (device/stage_token.cuh),
 // so that no kernel of its own stands between two layers. Plain data, passed to kernels by value.
+//
+// With one or two tokens a launch costs more than making the input again in every block of the
+// linear layer: there the producer is the layer itself, and what is left for it is a RowSource.
 #pragma once
 
 #include <cstddef>
@@ -37,6 +40,26 @@ struct StageTarget {
   bool floats = false;  // kSlabs: also as floats, for outliers
 };
 
+// What a linear layer makes its input from. Rows of floats, 16-byte aligned.
+enum class RowKind : uint8_t {
+  kStaged,   // nothing: the producer staged it
+  kRows,     // first[t]
+  kAddNorm,  // RMSNorm(first[from] + second[from]) * weight, as LaunchAddNorm (ops.h)
+  kSiluMul,  // silu(first[t]) * second[t], as LaunchSiluMul
+};
+struct RowSource {
+  RowKind kind = RowKind::kStaged;
+  const float* first = nullptr;
+  const float* second = nullptr;
+  int64_t stride = 0;  // of both, in elements
+  // kAddNorm: from = rows ? rows[t] : t; the sum is kept in hidden_out [tokens, cols], which must
+  // be neither `first` nor `second`.
+  const int32_t* rows = nullptr;
+  const float* weight = nullptr;
+  float eps = 0;
+  float* hidden_out = nullptr;
+};
+
 // Everything that the producer of a layer's input has to write, for every token of the step.
 struct LinearInput {
   int count = 0;  // staged forms
@@ -45,6 +68,8 @@ struct LinearInput {
   // kF32), 16-byte aligned; for dense matrices and large batches.
   void* plain = nullptr;
   DType plain_type = DType::kF16;
+  // Instead of all that, if the plan makes its input itself (Plan::makes_input()).
+  RowSource source;
 };
 
 }  // namespace fewbit::cuda

@@ -25,6 +25,11 @@ inline constexpr std::array<StreamForm, 4> kStreamForms = {
     {{1, 12, 4, 6}, {2, 12, 4, 6}, {4, 12, 4, 6}, {8, 10, 4, 5}}};
 inline constexpr int kMaxStreamTokens = kStreamForms.back().tokens;
 inline constexpr int kMostStages = 16;
+// A block that makes its input itself reads rows of at most so many tokens and bytes.
+inline constexpr int kMostMadeTokens = 2;
+inline constexpr int kMostMadeBytes = 128 << 10;
+// The sum of squares of a row is one tree per segment of so many elements, and one over segments.
+inline constexpr int kNormSegment = 128;
 inline constexpr int kMostTermSlots = 8;
 
 // Floats of a row block's terms: [tiles, and one for the outliers][16 rows][tokens of the form].
@@ -36,6 +41,7 @@ constexpr int StreamTermFloats(int tiles, int tokens) {
 struct StreamLayout {
   int stage_bytes = 0;
   int x = 0, terms = 0, bounds = 0, entries = 0, works = 0, barriers = 0, total = 0;
+  int rows = 0;            // kAddNorm: [tokens][cols] before the norm, [tokens][segments] squares
   int entry_capacity = 0;  // outliers; longer lists are read from global memory
 };
 
@@ -46,6 +52,7 @@ struct StreamPlan {
   int stages = 0;
   int stage_tiles = 0;
   int term_slots = 0;  // row blocks whose terms have room at the same time
+  RowKind input = RowKind::kStaged;
   int first_block[kMostParts + 1] = {};
   int blocks = 0;
   bool early = true;  // may start while the kernel before still runs

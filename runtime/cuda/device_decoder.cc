@@ -6,7 +6,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/attention_launch.h"
-#include "kernels/cuda/ops.h"
 
 namespace fewbit {
 namespace {
@@ -121,10 +120,10 @@ void DeviceDecoder::Place(Carver* carver) {
   memory_.workspace.scratch = carver->Take<uint8_t>(needs_.scratch);
   if (cublas_ != nullptr) cublas_workspace_ = carver->Take<uint8_t>(kCublasWorkspaceBytes);
   attention_workspace_ = carver->Take<uint8_t>(attention_.workspace_bytes);
-  hidden_ = carver->Take<float>(t * spec.hidden_size);
-  wanted_ = carver->Take<float>(t * spec.hidden_size);
-  const size_t widest =
-      std::max({spec.q_size() + 2 * spec.kv_size(), 2 * spec.ffn_size, spec.hidden_size});
+  for (float** rows : {&hidden_[0], &hidden_[1], &wanted_, &delta_}) {
+    *rows = carver->Take<float>(t * spec.hidden_size);
+  }
+  const size_t widest = std::max(spec.q_size() + 2 * spec.kv_size(), 2 * spec.ffn_size);
   y_ = carver->Take<float>(t * widest);
   const size_t logits = static_cast<size_t>(logit_rows_) * spec.vocab_size;
   logits_ = carver->Take<float>(logits);
@@ -166,6 +165,36 @@ void DeviceDecoder::Run(const DeviceStep& step, StepPlace* place, cudaStream_t s
   }
 }
 
+void DeviceDecoder::NormFor(GroupCall* call, const cuda::NormArgs& norm, const char* what,
+                            StepPlace* place, cudaStream_t stream) const {
+  if (!call->plan.makes_input()) {
+    place->Check(cuda::LaunchAddNorm(norm, call->input, stream), what);
+    return;
+  }
+  cuda::RowSource& source = call->input.source;
+  source.kind = cuda::RowKind::kAddNorm;
+  source.first = norm.hidden;
+  source.second = static_cast<const float*>(norm.delta);
+  source.stride = norm.cols;
+  source.rows = norm.rows;
+  source.weight = norm.weight;
+  source.eps = norm.eps;
+  source.hidden_out = norm.hidden_out;
+}
+
+void DeviceDecoder::SiluFor(GroupCall* call, const cuda::SiluArgs& silu, StepPlace* place,
+                            cudaStream_t stream) const {
+  if (!call->plan.makes_input()) {
+    place->Check(cuda::LaunchSiluMul(silu, call->input, stream), "LaunchSiluMul");
+    return;
+  }
+  cuda::RowSource& source = call->input.source;
+  source.kind = cuda::RowKind::kSiluMul;
+  source.first = static_cast<const float*>(silu.gate);
+  source.second = static_cast<const float*>(silu.up);
+  source.stride = silu.stride;
+}
+
 void DeviceDecoder::RunLayer(int index, const DeviceStep& step, StepPlace* place,
                              cudaStream_t stream) {
   const Layer& layer = layers_[index];
@@ -173,53 +202,59 @@ void DeviceDecoder::RunLayer(int index, const DeviceStep& step, StepPlace* place
   const int tokens = step.view.tokens;
   place->layer = index;
 
-  const GroupCall qkv = layer.qkv.Prepare(tokens, memory_);
+  // A layer that makes its input itself reads hidden rows in all blocks while they are replaced, so
+  // every sum goes to the other buffer.
   cuda::NormArgs norm;
   norm.tokens = tokens;
   norm.cols = model_->spec.hidden_size;
-  norm.hidden = norm.hidden_out = hidden_;
-  norm.delta = y_;
+  norm.hidden = hidden_[0];
+  norm.delta = delta_;
   norm.delta_stride = norm.cols;
+  norm.hidden_out = hidden_[1];
   norm.weight = w.input_norm;
   norm.eps = model_->spec.rms_eps;
+  GroupCall qkv = layer.qkv.Prepare(tokens, memory_,
+                                    index == 0 ? cuda::RowKind::kStaged : cuda::RowKind::kAddNorm);
   if (index == 0) {
     place->Check(
         cuda::LaunchEmbedNorm(model_->embedding.dense(), step.view, norm, qkv.input, stream),
         "LaunchEmbedNorm");
   } else {
-    place->Check(cuda::LaunchAddNorm(norm, qkv.input, stream), "LaunchAddNorm (attention)");
+    NormFor(&qkv, norm, "LaunchAddNorm (attention)", place, stream);
   }
   place->Check(layer.qkv.Launch(qkv, memory_, y_, stream), "linear q, k, v");
 
-  const GroupCall o = layer.o.Prepare(tokens, memory_);
-  Attend(index, o, step, place, stream);
+  GroupCall o = layer.o.Prepare(
+      tokens, memory_, step.view.max_query > 1 ? cuda::RowKind::kStaged : cuda::RowKind::kRows);
+  AttendFor(&o, index, step, place, stream);
   // After the last attention only the wanted rows go on.
   const bool last = index + 1 == static_cast<int>(layers_.size());
   const int rows = last ? step.view.rows : tokens;
   if (rows == 0) return;
-  place->Check(layer.o.Launch(o, memory_, y_, stream), "linear o");
+  place->Check(layer.o.Launch(o, memory_, delta_, stream), "linear o");
 
-  const GroupCall gate_up = layer.gate_up.Prepare(rows, memory_);
+  GroupCall gate_up = layer.gate_up.Prepare(rows, memory_, cuda::RowKind::kAddNorm);
   norm.tokens = rows;
   norm.rows = last ? step.view.row_tokens : nullptr;
-  norm.hidden_out = last ? wanted_ : hidden_;
+  norm.hidden = hidden_[1];
+  norm.hidden_out = last ? wanted_ : hidden_[0];
   norm.weight = w.post_attention_norm;
-  place->Check(cuda::LaunchAddNorm(norm, gate_up.input, stream), "LaunchAddNorm (mlp)");
+  NormFor(&gate_up, norm, "LaunchAddNorm (mlp)", place, stream);
   place->Check(layer.gate_up.Launch(gate_up, memory_, y_, stream), "linear gate, up");
 
-  const GroupCall down = layer.down.Prepare(rows, memory_);
+  GroupCall down = layer.down.Prepare(rows, memory_, cuda::RowKind::kSiluMul);
   cuda::SiluArgs silu;
   silu.tokens = rows;
   silu.cols = model_->spec.ffn_size;
   silu.gate = y_;
   silu.up = y_ + silu.cols;
   silu.stride = layer.gate_up.rows();
-  place->Check(cuda::LaunchSiluMul(silu, down.input, stream), "LaunchSiluMul");
-  place->Check(layer.down.Launch(down, memory_, y_, stream), "linear down");
+  SiluFor(&down, silu, place, stream);
+  place->Check(layer.down.Launch(down, memory_, delta_, stream), "linear down");
 }
 
-void DeviceDecoder::Attend(int index, const GroupCall& out, const DeviceStep& step,
-                           StepPlace* place, cudaStream_t stream) {
+void DeviceDecoder::AttendFor(GroupCall* call, int index, const DeviceStep& step, StepPlace* place,
+                              cudaStream_t stream) {
   const ModelSpec& spec = model_->spec;
   const DeviceLayer& w = model_->layers[index];
   cuda::AttentionLayer layer;
@@ -233,9 +268,18 @@ void DeviceDecoder::Attend(int index, const GroupCall& out, const DeviceStep& st
   layer.q_norm = w.q_norm;
   layer.k_norm = w.k_norm;
   layer.cache = kv_ + index * layer_bytes(num_blocks_);
+  if (!call->plan.makes_input()) {
+    place->Check(cuda::LaunchAttention(attention_, step.view, layer, attention_workspace_,
+                                       call->input, stream),
+                 "LaunchAttention");
+    return;
+  }
   place->Check(
-      cuda::LaunchAttention(attention_, step.view, layer, attention_workspace_, out.input, stream),
-      "LaunchAttention");
+      cuda::LaunchAttentionRows(attention_, step.view, layer, attention_workspace_, stream),
+      "LaunchAttentionRows");
+  call->input.source.kind = cuda::RowKind::kRows;
+  call->input.source.first = cuda::AttendedRows(attention_, attention_workspace_);
+  call->input.source.stride = spec.q_size();
 }
 
 void DeviceDecoder::RunHead(const DeviceStep& step, int32_t begin, int32_t end, StepPlace* place,
@@ -247,7 +291,7 @@ void DeviceDecoder::RunHead(const DeviceStep& step, int32_t begin, int32_t end, 
   norm.tokens = end - begin;
   norm.cols = spec.hidden_size;
   norm.hidden = wanted_ + begin * e;
-  norm.delta = y_ + begin * e;
+  norm.delta = delta_ + begin * e;
   norm.delta_stride = norm.cols;
   norm.weight = model_->final_norm;
   norm.eps = spec.rms_eps;

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cublas.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/cuda/sample.h"
 #include "runtime/cuda/device_model.h"
 #include "runtime/cuda/fatal.h"
@@ -77,8 +78,14 @@ class DeviceDecoder {
   absl::Status MakeGroups();
   absl::Status MeasureGroups();
   void RunLayer(int index, const DeviceStep& step, StepPlace* place, cudaStream_t stream);
-  void Attend(int index, const GroupCall& out, const DeviceStep& step, StepPlace* place,
-              cudaStream_t stream);
+  // Leaves the input of a layer's q, k and v; o; gate and up; or down with the call, or for it in
+  // memory.
+  void NormFor(GroupCall* call, const cuda::NormArgs& norm, const char* what, StepPlace* place,
+               cudaStream_t stream) const;
+  void SiluFor(GroupCall* call, const cuda::SiluArgs& silu, StepPlace* place,
+               cudaStream_t stream) const;
+  void AttendFor(GroupCall* call, int index, const DeviceStep& step, StepPlace* place,
+                 cudaStream_t stream);
   void RunHead(const DeviceStep& step, int32_t begin, int32_t end, StepPlace* place,
                cudaStream_t stream);
 
@@ -94,9 +101,10 @@ class DeviceDecoder {
   LinearMemory memory_;
   uint8_t* cublas_workspace_ = nullptr;
   uint8_t* attention_workspace_ = nullptr;
-  float* hidden_ = nullptr;    // [T, E]
+  float* hidden_[2] = {};      // [T, E], in turn
   float* wanted_ = nullptr;    // [T, E] rows that survive the last layer
-  float* y_ = nullptr;         // what the last linear group made
+  float* delta_ = nullptr;     // [T, E] what o or down made, to be added to hidden
+  float* y_ = nullptr;         // what another linear group made
   float* logits_ = nullptr;    // [logit_rows, V]
   float* adjusted_ = nullptr;  // [logit_rows, V]
   uint8_t* kv_ = nullptr;

@@ -97,7 +97,7 @@ LinearNeeds LinearGroup::Needs(int m, const cuda::DeviceProps& props) const {
   return needs;
 }
 
-GroupCall LinearGroup::Prepare(int m, const LinearMemory& memory) const {
+GroupCall LinearGroup::Prepare(int m, const LinearMemory& memory, cuda::RowKind source) const {
   GroupCall call;
   call.m = m;
   if (!packed_) {
@@ -106,6 +106,7 @@ GroupCall LinearGroup::Prepare(int m, const LinearMemory& memory) const {
     return call;
   }
   call.desc = DescOf(m);
+  call.desc.input = source;
   call.plan = cuda::Select(call.desc, memory.props);
   FEWBIT_CHECK(call.plan.error.empty()) << call.plan.error;
   call.input = cuda::InputOf(call.desc, call.plan, group_, memory.staged,

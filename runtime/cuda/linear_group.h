@@ -58,7 +58,10 @@ class LinearGroup {
   // For `m` tokens. `cublas`: it can be had.
   LinearNeeds Needs(int m, const cuda::DeviceProps& props) const;
 
-  GroupCall Prepare(int m, const LinearMemory& memory) const;
+  // `source`: what the layers could make their input from. If call.plan.makes_input(), the caller
+  // gives that in call.input.source, and else runs the kernel that fills call.input.
+  GroupCall Prepare(int m, const LinearMemory& memory,
+                    cuda::RowKind source = cuda::RowKind::kStaged) const;
 
   // y [m, rows()] floats, the parts side by side; call.input was filled by earlier work of the
   // stream. Empty, or what failed.

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <tuple>
 
 #include "tests/gpu/gpu_attention.h"
 #include "tests/gpu/gpu_linear.h"
@@ -299,6 +300,29 @@ TEST(AttentionGpu, StagedInput) {
   }
 }
 
+// The block that ends a head's last run adds up all of them, many times over, as the kernel that
+// does nothing else.
+TEST(AttentionGpu, RowsInOneLaunch) {
+  for (KvType type : kTypes) {
+    for (const auto& [heads, kv_heads, dim] :
+         {std::tuple{32, 32, 128}, {16, 2, 80}, {12, 1, 256}, {3, 3, 16}}) {
+      AttentionOptions o = Options(type, heads, kv_heads, dim);
+      o.max_context = 8192;
+      GpuAttention gpu(o);
+      std::vector<StepPart> parts;
+      for (int cached : {512, 0, 127, 128, 5000}) {
+        parts.push_back({gpu.AddSequence(cached, cached + 1), 1});
+      }
+      const std::vector<float> rows = gpu.Step(parts);
+      for (int i = 0; i < 20; ++i) {
+        EXPECT_EQ(std::memcmp(gpu.RunIntoRows().data(), rows.data(), sizeof(float) * rows.size()),
+                  0)
+            << Name(o) << ", time " << i;
+      }
+    }
+  }
+}
+
 TEST(AttentionGpu, NonFiniteStaysInItsRow) {
   // A sequence whose keys are full of NaN and infinity beside one that is well.
   const AttentionOptions o = Options(KvType::kF16, 2, 2, 64);
@@ -324,6 +348,8 @@ TEST(AttentionGpu, ReducedSetForSanitizers) {
     const std::vector<StepPart> parts = {
         {gpu.AddSequence(300, 1), 1}, {gpu.AddSequence(5, 2), 70}, {gpu.AddSequence(0, 3), 1}};
     ExpectRows(gpu, o, gpu.Step(parts), {0, 1, 70, 71});
+    gpu.Step({parts[0], parts[2]});
+    gpu.RunIntoRows();
   }
 }
 

@@ -113,6 +113,39 @@ TEST(CudaSelect, OneTokenTakesHalfAMultiprocessor) {
   }
 }
 
+// With one token the layers of a model make their input themselves, and still leave room for the
+// next one; where they do not, they are as if nobody had asked.
+TEST(CudaSelect, FewTokensMakeTheirInput) {
+  struct Case {
+    int rows, cols;
+    RowKind input;
+    int most_tokens;  // 0: never
+  };
+  for (const Case& c : {Case{12288, 4096, RowKind::kAddNorm, 2},
+                        {27648, 5120, RowKind::kAddNorm, 2},
+                        {4096, 4096, RowKind::kRows, 2},
+                        {22016, 4096, RowKind::kAddNorm, 2},
+                        {4096, 11008, RowKind::kSiluMul, 1},
+                        {57344, 8192, RowKind::kAddNorm, 0},
+                        {8192, 28672, RowKind::kSiluMul, 0}}) {
+    for (int m : {1, 2, 3, 8, 9, 64}) {
+      Desc d = DescOf(c.rows, c.cols, 0.25, m);
+      const Plan staged = Select(d, kH200);
+      d.input = c.input;
+      const Plan p = Select(d, kH200);
+      ExpectFits(d, kH200);
+      EXPECT_EQ(p.makes_input(), m <= c.most_tokens) << c.rows << " x " << c.cols << " m " << m;
+      if (p.makes_input()) {
+        EXPECT_TRUE(p.stream.lets_next);
+        EXPECT_GE(p.stream.stages, 2);
+      } else {
+        EXPECT_EQ(p.stream.layout.total, staged.stream.layout.total);
+      }
+      EXPECT_FALSE(Select(d, kA100).makes_input());
+    }
+  }
+}
+
 TEST(CudaSelect, EveryShapeAndDeviceGetsAGeometryThatFits) {
   for (const auto& [rows, cols] : {std::pair{12288, 4096},
                                    {4096, 11008},

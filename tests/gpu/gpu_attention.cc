@@ -289,12 +289,16 @@ void GpuAttention::Upload(const std::vector<StepPart>& parts, int padding_tokens
   CheckCuda(cudaMemset(out_.get(), kPoison, out_.bytes()), "poison");
 }
 
-void GpuAttention::Launch(const cuda::LinearInput& out, cudaStream_t stream) {
+void GpuAttention::LaunchStep(cudaStream_t stream) {
   CheckCuda(
       cuda::LaunchAttentionStep(plan_, step_, frequencies_device_.get(), workspace_.get(), stream),
       "LaunchAttentionStep");
   // What LaunchAttentionStep wants next: something that is no dependent launch.
   CheckCuda(cudaMemsetAsync(order_.get(), 0, order_.bytes(), stream), "order");
+}
+
+void GpuAttention::Launch(const cuda::LinearInput& out, cudaStream_t stream) {
+  LaunchStep(stream);
   CheckCuda(cuda::LaunchAttention(plan_, step_, layer_, workspace_.get(), out, stream),
             "LaunchAttention");
 }
@@ -302,6 +306,18 @@ void GpuAttention::Launch(const cuda::LinearInput& out, cudaStream_t stream) {
 void GpuAttention::RunInto(const cuda::LinearInput& out) {
   Launch(out, nullptr);
   CheckCuda(cudaDeviceSynchronize(), "attention");
+}
+
+std::vector<float> GpuAttention::RunIntoRows() {
+  float* const rows_at = cuda::AttendedRows(plan_, workspace_.get());
+  std::vector<float> out(static_cast<size_t>(rows()) * cols());
+  CheckCuda(cudaMemset(rows_at, kPoison, sizeof(float) * out.size()), "poison");
+  LaunchStep(nullptr);
+  CheckCuda(cuda::LaunchAttentionRows(plan_, step_, layer_, workspace_.get(), nullptr),
+            "LaunchAttentionRows");
+  CheckCuda(cudaMemcpy(out.data(), rows_at, sizeof(float) * out.size(), cudaMemcpyDeviceToHost),
+            "attention");
+  return out;
 }
 
 std::vector<float> GpuAttention::Step(const std::vector<StepPart>& parts) {

@@ -59,8 +59,10 @@ class GpuAttention {
   std::vector<float> ReplayDecode(const std::vector<StepPart>& parts);
 
   const cuda::AttentionPlan& plan() const { return plan_; }
-  // Attention of the last step again, into any form.
+  // Attention of the last step again, into any form; and, if its sequences brought single tokens,
+  // as LaunchAttentionRows leaves them: rows [T, H * D].
   void RunInto(const cuda::LinearInput& out);
+  std::vector<float> RunIntoRows();
 
  private:
   struct Sequence {
@@ -80,6 +82,7 @@ class GpuAttention {
   size_t HalfOffset(const Sequence& s, int position, int head, bool value) const;
   void EncodeInto(const std::vector<float>& x, uint8_t* half, uint8_t* scales, int token);
   void Upload(const std::vector<StepPart>& parts, int padding_tokens, int padding_sequences);
+  void LaunchStep(cudaStream_t stream);
   void Launch(const cuda::LinearInput& out, cudaStream_t stream);
   std::vector<float> Collect();
   void CheckCache();

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 
+#include "kernels/cuda/ops.h"
 #include "tests/gpu/gpu_linear.h"
 #include "tests/gpu/stage_rows.h"
 #include "tests/kernels/random_matrix.h"
@@ -134,6 +135,117 @@ TEST(LinearGroupGpu, ProducersStageTheSameBits) {
       results[by_producer] = launch.y.Download();
     }
     EXPECT_TRUE(SameBits(results[0], results[1])) << "m " << m;
+  }
+}
+
+// A layer that makes its input itself: the bits of the kernel that would have staged it.
+class MadeInput {
+ public:
+  MadeInput(const std::vector<PackedOptions>& options, int m, std::mt19937* rng)
+      : group_(options, rng), m_(m), cols_(options[0].cols) {
+    const size_t elements = size_t{1} * (m + 3) * cols_;
+    first_ = DeviceBuffer<float>(RandomActivations(elements, rng));
+    second_ = DeviceBuffer<float>(RandomActivations(elements, rng));
+    weight_ = DeviceBuffer<float>(RandomActivations(cols_, rng));
+    kept_[0] = DeviceBuffer<float>(size_t{1} * m * cols_);
+    kept_[1] = DeviceBuffer<float>(size_t{1} * m * cols_);
+    rows_ = DeviceBuffer<int32_t>(std::vector<int32_t>{2, 0, 1});
+  }
+
+  // False if the plan stages for this kind and number of tokens.
+  bool Check(cuda::RowKind kind) {
+    group_.desc.m = m_;
+    group_.desc.input = cuda::RowKind::kStaged;
+    Launch staged(group_);
+    Stage(kind, staged.in);
+    staged.Run(group_);
+    group_.desc.input = kind;
+    Launch made(group_);
+    if (!made.plan.makes_input()) return false;
+    made.in.source = Source(kind);
+    for (int i = 0; i < 3; ++i) made.Run(group_);
+    CheckCuda(cudaDeviceSynchronize(), "LaunchLinear");
+    EXPECT_TRUE(SameBits(staged.y.Download(), made.y.Download()))
+        << "kind " << static_cast<int>(kind) << " m " << m_ << " cols " << cols_;
+    if (kind == cuda::RowKind::kAddNorm) {
+      EXPECT_TRUE(SameBits(kept_[0].Download(), kept_[1].Download()));
+    }
+    return true;
+  }
+
+ private:
+  cuda::RowSource Source(cuda::RowKind kind) const {
+    cuda::RowSource s;
+    s.kind = kind;
+    s.first = first_.get();
+    s.second = second_.get();
+    s.stride = cols_;
+    if (kind != cuda::RowKind::kAddNorm) return s;
+    s.rows = m_ == 1 ? nullptr : rows_.get();
+    s.weight = weight_.get();
+    s.eps = 1e-5f;
+    s.hidden_out = kept_[1].get();
+    return s;
+  }
+  void Stage(cuda::RowKind kind, const cuda::LinearInput& to) {
+    const cuda::RowSource s = Source(kind);
+    if (kind == cuda::RowKind::kRows) {
+      CheckCuda(StageRows(s.first, s.stride, m_, cols_, 1.0f, to, nullptr), "StageRows");
+    } else if (kind == cuda::RowKind::kSiluMul) {
+      CheckCuda(
+          cuda::LaunchSiluMul({m_, cols_, s.first, s.second, DType::kF32, s.stride}, to, nullptr),
+          "LaunchSiluMul");
+    } else {
+      cuda::NormArgs norm;
+      norm.tokens = m_;
+      norm.cols = cols_;
+      norm.hidden = s.first;
+      norm.rows = s.rows;
+      norm.delta = s.second;
+      norm.delta_stride = s.stride;
+      norm.hidden_out = kept_[0].get();
+      norm.weight = s.weight;
+      norm.eps = s.eps;
+      CheckCuda(cuda::LaunchAddNorm(norm, to, nullptr), "LaunchAddNorm");
+    }
+  }
+
+  Group group_;
+  const int m_, cols_;
+  DeviceBuffer<float> first_, second_, weight_, kept_[2];
+  DeviceBuffer<int32_t> rows_;
+};
+
+TEST(LinearGroupGpu, LayersThatMakeTheirInput) {
+  if (ThisDevice().major < 9) GTEST_SKIP() << "needs sm_90";
+  CheckCuda(cuda::PrepareOps(), "PrepareOps");
+  std::mt19937 rng(34);
+  const std::vector<std::vector<PackedOptions>> groups = {
+      {{1040, 4096, 0.25, false, 0.002}, {96, 4096, 0.6, false, 0.01}, {101, 4096, 0.0}},
+      {{500, 2064, 0.3, true}, {500, 2064, 0.2, true, 0.004}},
+      {{64, 11008, 0.25, false, 0.002}},
+      {{2200, 272, 0.4}}};
+  for (const auto& options : groups) {
+    for (int m : {1, 2}) {
+      MadeInput input(options, m, &rng);
+      for (cuda::RowKind kind :
+           {cuda::RowKind::kRows, cuda::RowKind::kAddNorm, cuda::RowKind::kSiluMul}) {
+        // 11008 columns of two tokens are more than a block is to read.
+        EXPECT_EQ(input.Check(kind),
+                  m == 1 || options[0].cols < 11008 || kind == cuda::RowKind::kRows);
+      }
+    }
+  }
+}
+
+TEST(LinearGroupGpu, ReducedSetMadeInput) {
+  if (ThisDevice().major < 9) GTEST_SKIP() << "needs sm_90";
+  CheckCuda(cuda::PrepareOps(), "PrepareOps");
+  std::mt19937 rng(35);
+  MadeInput input({{112, 2064, 0.3, false, 0.002}, {96, 2064, 0.6}}, 2, &rng);
+  for (cuda::RowKind kind :
+       {cuda::RowKind::kRows, cuda::RowKind::kAddNorm, cuda::RowKind::kSiluMul}) {
+    EXPECT_TRUE(input.Check(kind));
   }
 }
 

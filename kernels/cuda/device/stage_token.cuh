@@ -72,25 +72,47 @@ struct FourWarps {
   }
 };
 
-// One tile of one matrix by converged warps; load(channel) gives the float4 of 4 channels. A tile
+// The strips of a tile.
+struct TileStrips {
+  bool two;  // 2-bit codes
+  int of_width, strips, first;
+
+  __device__ __forceinline__ TileStrips(const quant::PackedShape& shape, int tile)
+      : two(tile < shape.tiles(2)),
+        of_width(two ? tile : tile - shape.tiles(2)),
+        strips(shape.tile_chunks(bits(), of_width) * quant::ChunkStrips(bits())),
+        first(4 * FirstQuad(shape, tile)) {}
+  __device__ int bits() const { return two ? 2 : 4; }
+};
+
+// The first of the 4 channels of x that this lane has in a round, or -1: none. It is a matter of
+// weights alone.
+template <typename Warps = OneWarp>
+__device__ __forceinline__ int SourceChannel(const StageTarget& to, const TileStrips& tile,
+                                             int round, const Warps& warps = {}) {
+  const int strip = 8 * (warps.first_round() + round) + static_cast<int>(threadIdx.x) % 32 / 4;
+  const uint16_t source =
+      strip < tile.strips ? to.strip_order[tile.first + strip] : quant::kNoStrip;
+  return source == quant::kNoStrip
+             ? -1
+             : source * quant::kStripChannels + 4 * static_cast<int>(threadIdx.x % 4);
+}
+
+// One tile of one matrix by converged warps; x: this lane's channels, 0 where it has none. A tile
 // whose largest |x| is infinite or NaN gets that as its scale, so that it reaches the result.
-template <typename Load, typename Warps = OneWarp>
-__device__ __forceinline__ void StageTile(const StageTarget& to, const Load& load, int token,
-                                          int tile, const Warps& warps = {}) {
+template <typename Warps = OneWarp>
+__device__ __forceinline__ void StageValues(const StageTarget& to,
+                                            const float4 (&x)[Warps::kRounds], int token, int tile,
+                                            const Warps& warps = {}) {
   const int lane = threadIdx.x % 32, quarter = lane % 4;
-  const bool two = tile < to.shape.tiles(2);
-  const int bits = two ? 2 : 4, of_width = two ? tile : tile - to.shape.tiles(2);
-  const int strips = to.shape.tile_chunks(bits, of_width) * quant::ChunkStrips(bits);
-  const int first = 4 * FirstQuad(to.shape, tile);
+  const TileStrips place(to.shape, tile);
+  const bool two = place.two;
+  const int bits = place.bits(), of_width = place.of_width, strips = place.strips,
+            first = place.first;
   const bool slabs = to.form == StagedForm::kSlabs;
-  float4 x[Warps::kRounds];
   uint32_t largest = 0;
 #pragma unroll
   for (int i = 0; i < Warps::kRounds; ++i) {
-    const int strip = 8 * (warps.first_round() + i) + lane / 4;
-    const uint16_t source = strip < strips ? to.strip_order[first + strip] : quant::kNoStrip;
-    x[i] = make_float4(0, 0, 0, 0);
-    if (source != quant::kNoStrip) x[i] = load(source * quant::kStripChannels + 4 * quarter);
     for (float v : {x[i].x, x[i].y, x[i].z, x[i].w}) {
       largest = max(largest, __float_as_uint(v) & 0x7FFFFFFFu);
     }
@@ -143,6 +165,20 @@ __device__ __forceinline__ void StageTile(const StageTarget& to, const Load& loa
     StoreStagedMeta(to, token, tile, scale,
                     static_cast<int>(0u - excess * static_cast<uint32_t>(sum)));
   }
+}
+
+// The same; load(channel) gives the float4 of 4 channels.
+template <typename Load, typename Warps = OneWarp>
+__device__ __forceinline__ void StageTile(const StageTarget& to, const Load& load, int token,
+                                          int tile, const Warps& warps = {}) {
+  const TileStrips place(to.shape, tile);
+  float4 x[Warps::kRounds];
+#pragma unroll
+  for (int i = 0; i < Warps::kRounds; ++i) {
+    const int channel = SourceChannel(to, place, i, warps);
+    x[i] = channel < 0 ? make_float4(0, 0, 0, 0) : load(channel);
+  }
+  StageValues(to, x, token, tile, warps);
 }
 
 // The staged forms of one token, the tiles of all parts dealt out to `workers` (of warps, or of

@@ -11,11 +11,11 @@ struct StreamPart {
   const uint8_t* tiles;
   const uint32_t* outlier_start;
   const uint32_t* outliers;  // null: none
-  const uint8_t* staged;
+  StageTarget x;
   int64_t column;
   int rows, row_blocks;
   int first_block, blocks;  // of the grid
-  uint32_t row_block_bytes, section2_bytes, x_bytes;
+  uint32_t row_block_bytes, section2_bytes;
   int num_tiles, tiles2;
   int last2, last4;  // chunks of the last tile of each width
   int quads2;        // in 2-bit tiles
@@ -31,6 +31,8 @@ struct StreamArgs {
   int m;
   int stages, stage_tiles, term_slots;
   bool lets_next;
+  int cols;
+  RowSource source;
   StreamLayout layout;
 };
 
@@ -117,18 +119,6 @@ struct StreamBlock {
     }
     BarrierInitFence();
     __syncwarp();
-  }
-  // The activations, from global memory by `threads` threads, which then have them all. The L2
-  // cache has what the kernel before wrote; plain loads come back sooner than a bulk copy.
-  __device__ __forceinline__ void LoadActivations(const StreamArgs& a, const StreamPart& p, int id,
-                                                  int threads) const {
-    WaitForPreviousKernels();
-    const uint4* from = reinterpret_cast<const uint4*>(p.staged);
-    uint4* to = reinterpret_cast<uint4*>(shared + a.layout.x);
-    const int count = p.x_bytes / sizeof(uint4);
-#pragma unroll 4
-    for (int i = id; i < count; i += threads) to[i] = __ldcg(from + i);
-    NamedBarrier(1, threads);
   }
 };
 

@@ -77,19 +77,13 @@ class StreamOutliers {
 };
 
 // Two warps take a row block, 8 rows each; lanes are its lists. Sums go behind the row block's
-// terms. These warps are the first of the `loaders` threads that load the activations.
+// terms.
 template <int kTokens>
 __device__ __forceinline__ void SumOutliers(const StreamArgs& a, const StreamPart& p,
-                                            const StreamShare& s, const StreamBlock& b, int warp,
-                                            int warps, int loaders) {
-  const int lane = threadIdx.x % 32, half = warp % 2, id = 32 * warp + lane;
-  StreamOutliers<kTokens> outliers(a, p, s, b);
-  if (p.outliers != nullptr) {
-    outliers.Fetch(a, p, s, id, 32 * warps);
-    CopyAsyncWait<0>();
-  }
-  b.LoadActivations(a, p, id, loaders);
-  if (p.outliers == nullptr) return;
+                                            const StreamShare& s, const StreamBlock& b,
+                                            const StreamOutliers<kTokens>& outliers, int warp,
+                                            int warps) {
+  const int lane = threadIdx.x % 32, half = warp % 2;
   RingPlace slot;
   for (int i = 0; i < warp / 2; ++i) slot.Advance(1, a.term_slots);
 #pragma unroll 1
