@@ -108,6 +108,7 @@ absl::Status TuningJob::OpenText() {
       TuningText::Create(calibration_, {.bos = spec.bos,
                                         .context = options_.context,
                                         .held_out = options_.held_out,
+                                        .noise = options_.noise,
                                         .seed = options_.seed,
                                         .vocab_size = spec.vocab_size});
   if (!text.ok()) return text.status();
@@ -127,6 +128,7 @@ absl::StatusOr<Fingerprint> TuningJob::MakeFingerprint() const {
                              {"outlier_rate", number(options_.outlier_rate)},
                              {"norm_rate", number(options_.norm_rate)},
                              {"straight_through", number(options_.straight_through)},
+                             {"noise", number(options_.noise)},
                              {"seed", number(options_.seed)},
                              {"calibration", DescribeIds(calibration_)},
                              {"program", options_.program},

@@ -41,7 +41,8 @@ absl::Status TuneOptions::Validate() const {
   } rates[] = {{"sub_scale_rate", sub_scale_rate},
                {"second_order_rate", second_order_rate},
                {"outlier_rate", outlier_rate},
-               {"norm_rate", norm_rate}};
+               {"norm_rate", norm_rate},
+               {"noise", noise}};
   for (const auto& rate : rates) {
     if (rate.value >= 0.0 && rate.value <= kMaxRate) continue;
     return bad(rate.name, " is ", rate.value, ", not in 0 to ", kMaxRate);

@@ -31,6 +31,7 @@ struct TuneOptions {
   double norm_rate = 0.002;
   // Sub-scales are on their grid at every step; else they are free and put on the grid at the end.
   bool straight_through = true;
+  double noise = 0.0;       // share of the tokens learned from that are replaced by others
   uint64_t seed = 0;        // which windows are drawn
   bool low_memory = false;  // only one layer of each model on the device
   bool restart = false;     // discard what an interrupted run left, whatever it was

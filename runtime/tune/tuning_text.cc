@@ -1,6 +1,7 @@
 #include "runtime/tune/tuning_text.h"
 
 #include <algorithm>
+#include <array>
 
 #include "absl/strings/str_cat.h"
 #include "runtime/philox.h"
@@ -66,10 +67,27 @@ void TuningText::Draw(int step, int window, std::span<TokenId> out) const {
   auto index =
       static_cast<int64_t>(PhiloxUniform(options_.seed, position) * static_cast<double>(offsets_));
   for (const auto& [begin, count] : runs_) {
-    if (index < count) return Copy(begin + index, out);
+    if (index < count) {
+      Copy(begin + index, out);
+      break;
+    }
     index -= count;
   }
-  FEWBIT_CHECK(false) << "beyond the last offset";
+  if (options_.noise > 0.0) AddNoise(step, window, out);
+}
+
+void TuningText::AddNoise(int step, int window, std::span<TokenId> out) const {
+  const std::array<uint32_t, 2> key = {static_cast<uint32_t>(options_.seed),
+                                       static_cast<uint32_t>(options_.seed >> 32)};
+  const auto limit = static_cast<uint64_t>(options_.noise * 0x1p32);
+  const size_t first = out.size() - static_cast<size_t>(stride());
+  for (size_t i = first; i < out.size(); ++i) {
+    // The last word keeps these numbers apart from those of PhiloxUniform.
+    const PhiloxBlock random = Philox4x32(
+        {static_cast<uint32_t>(i), static_cast<uint32_t>(window), static_cast<uint32_t>(step), 1},
+        key);
+    if (random[0] < limit) out[i] = text_[(uint64_t{random[1]} * text_.size()) >> 32];
+  }
 }
 
 }  // namespace fewbit::tune

@@ -16,9 +16,10 @@ namespace fewbit::tune {
 class TuningText {
  public:
   struct Options {
-    TokenId bos{-1};    // begins every window; negative: none
-    int context = 512;  // tokens per window, BOS included
-    int held_out = 32;  // windows, 2 or more
+    TokenId bos{-1};     // begins every window; negative: none
+    int context = 512;   // tokens per window, BOS included
+    int held_out = 32;   // windows, 2 or more
+    double noise = 0.0;  // share of the tokens of a training window replaced by others of the text
     uint64_t seed = 0;
     int vocab_size = 0;
   };
@@ -41,6 +42,7 @@ class TuningText {
   int64_t stride() const { return options_.context - (ToInt(options_.bos) >= 0 ? 1 : 0); }
   int64_t HeldOutBegin(int window) const;
   void Copy(int64_t begin, std::span<TokenId> out) const;
+  void AddNoise(int step, int window, std::span<TokenId> out) const;
 
   std::span<const TokenId> text_;
   Options options_;

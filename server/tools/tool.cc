@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "runtime/eval/npy.h"
+#include "runtime/weights/checkpoint.h"
 #include "server/build_info.h"
 #include "server/flag_help.h"
 #include "server/tokenizer.h"
@@ -103,6 +104,18 @@ absl::StatusOr<std::vector<TokenId>> ReadIds(const std::string& path) {
   ids.reserve(array->ints.size());
   for (const int32_t id : array->ints) ids.push_back(TokenId{id});
   return ids;
+}
+
+absl::StatusOr<std::vector<TokenId>> ReadCalibration(const std::string& text,
+                                                     const std::string& ids,
+                                                     const std::string& model_dir) {
+  if (text.empty() == ids.empty()) {
+    return absl::InvalidArgumentError("give either --calibration or --calibration_ids");
+  }
+  if (!ids.empty()) return ReadIds(ids);
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = CheckpointReader::Open(model_dir);
+  if (!reader.ok()) return reader.status();
+  return TokenizeFile(text, model_dir, (*reader)->spec().vocab_size);
 }
 
 StopSignal::StopSignal() {

@@ -1,5 +1,5 @@
-// What fewbit-quantize and fewbit-eval share: flags, texts as token ids, Ctrl-C, a progress line.
-// Text ends here: below are token ids.
+// What fewbit-quantize, fewbit-tune and fewbit-eval share: flags, texts as token ids, Ctrl-C, a
+// progress line. Text ends here: below are token ids.
 #pragma once
 
 #include <atomic>
@@ -35,6 +35,12 @@ absl::StatusOr<std::vector<TokenId>> TokenizeFile(const std::string& path,
 
 // Token ids from a one-dimensional int32 .npy file: for checkpoints without tokenizer.model.
 absl::StatusOr<std::vector<TokenId>> ReadIds(const std::string& path);
+
+// What --calibration and --calibration_ids name, of which one must be empty: a text, tokenized as
+// `model_dir` says, or token ids. INVALID_ARGUMENT: both or neither; codes of the two above.
+absl::StatusOr<std::vector<TokenId>> ReadCalibration(const std::string& text,
+                                                     const std::string& ids,
+                                                     const std::string& model_dir);
 
 // Turns SIGINT and SIGTERM into a flag that the work looks at. Create it before any other thread,
 // so that all inherit the blocked signals.

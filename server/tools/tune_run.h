@@ -1,0 +1,27 @@
+// Tuning as fewbit-tune and fewbit-quantize --tune do it: the flags they share, and a run with its
+// progress line.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runtime/tune/tune_options.h"
+#include "scheduler/ids.h"
+#include "server/tools/tool.h"
+
+namespace fewbit {
+
+// Names of the flags, in the order of --help.
+std::vector<const char*> TuneFlags();
+
+// From these flags; directories, seed, threads, restart and program are left to the caller.
+// INVALID_ARGUMENT: a word that is none of a flag's.
+absl::StatusOr<tune::TuneOptions> TuneOptionsFromFlags();
+
+// TuneCheckpoint on the device of --device, with a progress line.
+absl::StatusOr<tune::TuneReport> RunTuning(const tune::TuneOptions& options,
+                                           std::span<const TokenId> calibration,
+                                           const StopSignal& stop);
+
+}  // namespace fewbit
