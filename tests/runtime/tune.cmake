@@ -1,5 +1,6 @@
 # The operators of tuning, a layer's tape and the tuner.
 fewbit_test(gradients_test SOURCES ../kernels/gradients_test.cc LIBS fewbit_kernels LABELS kernels)
+fewbit_test(tune_ops_test SOURCES tune_ops_test.cc LIBS fewbit_tune LABELS runtime)
 add_library(fewbit_tape_runner STATIC double_decoder.cc tape_runner.cc)
 target_link_libraries(fewbit_tape_runner PUBLIC fewbit_tune)
 fewbit_test(tune_tape_test SOURCES tune_tape_test.cc
