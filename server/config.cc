@@ -58,6 +58,7 @@ absl::Status ValidateNumbers(const Config& c) {
       {"max_waiting_tokens", static_cast<double>(c.max_waiting_tokens), 1, 1e12},
       {"step_tokens", static_cast<double>(c.step_tokens), 0, 1 << 16},
       {"max_context", static_cast<double>(c.max_context), 0, 1 << 24},
+      {"canary_kl_limit", c.canary_kl_limit, 1e-6, 100},
       {"gpu_memory_utilization", c.gpu_memory_utilization, 0.05, 0.98},
       {"max_new_tokens", static_cast<double>(c.max_new_tokens), 1, 1 << 24},
       {"max_streams", static_cast<double>(c.max_streams), 1, 1 << 20},

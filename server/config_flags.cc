@@ -76,6 +76,10 @@ ABSL_FLAG(double, gpu_memory_utilization, fewbit::Config().gpu_memory_utilizatio
 ABSL_FLAG(int32_t, lm_head_bits, fewbit::Config().lm_head_bits,
           "on a GPU: 16, 8 or 4 rounds the output layer to so many bits when it is loaded; 0: as "
           "the checkpoint has it");
+ABSL_FLAG(double, canary_kl_limit, fewbit::Config().canary_kl_limit,
+          "nats (KL divergence) that the answers to the checkpoint's canary.json may be from those "
+          "stored there, and further from the original model's than those are; beyond it the "
+          "server ends before it is ready");
 ABSL_FLAG(std::string, host, fewbit::Config().host,
           "address of both ports; 0.0.0.0 or [::] for every interface");
 ABSL_FLAG(int32_t, port, fewbit::Config().port, "gRPC port; 0: any free one");
@@ -148,7 +152,7 @@ std::vector<FlagGroup> Groups() {
   return {
       {"Model",
        {"model", "model_name", "device", "threads", "max_context", "kv_memory", "kv_type",
-        "gpu_memory_utilization", "lm_head_bits"}},
+        "gpu_memory_utilization", "lm_head_bits", "canary_kl_limit"}},
       {"Addresses", {"host", "port", "metrics_port", "health_port"}},
       {"Security",
        {"tls_cert", "tls_key", "tls_client_ca", "tls_refresh_seconds", "insecure_bind",
@@ -202,6 +206,7 @@ absl::StatusOr<Config> ParseCommandLine(int argc, char** argv) {
   config.kv_memory = absl::GetFlag(FLAGS_kv_memory).bytes;
   config.kv_type = absl::GetFlag(FLAGS_kv_type);
   config.gpu_memory_utilization = absl::GetFlag(FLAGS_gpu_memory_utilization);
+  config.canary_kl_limit = absl::GetFlag(FLAGS_canary_kl_limit);
   config.lm_head_bits = absl::GetFlag(FLAGS_lm_head_bits);
   config.host = absl::GetFlag(FLAGS_host);
   config.port = absl::GetFlag(FLAGS_port);

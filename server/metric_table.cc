@@ -108,6 +108,11 @@ constexpr MetricRow kTable[] = {
      "How the weights are stored; always 1", "model"},
     {Metric::kWeightBits, "fewbit_weight_bits", MetricType::Gauge, "bits", "part",
      "Average bits per weight, from the bytes in the file", "model"},
+    {Metric::kCanaryKlNats, "fewbit_canary_kl_nats", MetricType::Gauge, "nats", "pair",
+     "KL divergence on the canary's prompts at the start: served_from_original, "
+     "quantizer_from_original (what quantizing did) and served_from_quantizer (what computing "
+     "here did); absent without a canary",
+     "warm_up"},
     {Metric::kDeviceInfo, "fewbit_device_info", MetricType::Gauge, "1", "driver, gpu, pci",
      "The GPU of the replica; always 1", "NVML"},
     {Metric::kDeviceMemoryBytes, "fewbit_device_memory_bytes", MetricType::Gauge, "bytes", "",

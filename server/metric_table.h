@@ -51,6 +51,7 @@ enum class Metric : uint8_t {
   kBuildInfo,
   kQuantizationInfo,
   kWeightBits,
+  kCanaryKlNats,
   kDeviceInfo,
   kDeviceMemoryBytes,
   kDeviceMemoryUsedBytes,

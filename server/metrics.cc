@@ -356,6 +356,7 @@ MetricsCollector::MetricsCollector(ServerStats* stats, const Engine* engine,
       embedding_bits_(model.embedding_bits),
       block_tokens_(model.device.block_tokens),
       startup_phases_(model.startup_phases),
+      canary_(model.canary),
       start_unix_seconds_(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())) {}
 
 void MetricsCollector::AddAbout(MetricFamilies* out) const {
@@ -375,6 +376,12 @@ void MetricsCollector::AddAbout(MetricFamilies* out) const {
   out->Family(Metric::kWeightBits)
       .Add(average_bits_, {{"part", "linears"}})
       .Add(embedding_bits_, {{"part", "embeddings"}});
+  if (!canary_) return;
+  out->Family(Metric::kCanaryKlNats)
+      .Add(canary_->expected_served, {{"pair", "served_from_quantizer"}});
+  if (!canary_->original_served) return;
+  out->Add(*canary_->original_served, {{"pair", "served_from_original"}})
+      .Add(*canary_->original_expected, {{"pair", "quantizer_from_original"}});
 }
 
 std::vector<MetricFamily> MetricsCollector::Collect() const {

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -152,6 +153,7 @@ class MetricsCollector : public prometheus::Collectable {
   const double average_bits_, embedding_bits_;
   const int32_t block_tokens_;
   const std::vector<StartupPhase> startup_phases_;
+  const std::optional<CanaryDistances> canary_;
   const double start_unix_seconds_;
 };
 

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "runtime/executor.h"
 #include "runtime/models/model_spec.h"
+#include "runtime/weights/canary.h"
 #include "scheduler/request.h"
 
 namespace fewbit {
@@ -29,6 +31,7 @@ struct ServedModel {
   double average_bits = 16.0;          // over the linear layers
   double embedding_bits = 16.0;
   std::vector<StartupPhase> startup_phases;  // for /metrics
+  std::optional<CanaryDistances> canary;     // likewise; absent: it has none
 };
 
 }  // namespace fewbit

@@ -164,13 +164,15 @@ absl::StatusOr<Loaded> Load(const Config& config) {
   const absl::StatusOr<std::optional<Canary>> canary =
       LoadCanary(config.model, loaded.model->spec.vocab_size);
   if (!canary.ok()) return canary.status();
-  const absl::StatusOr<std::string> warm_up =
-      WarmUp(loaded.model->spec, canary->has_value() ? &**canary : nullptr, loaded.executor.get());
+  const absl::StatusOr<WarmUpResult> warm_up =
+      WarmUp(loaded.model->spec, canary->has_value() ? &**canary : nullptr, config.canary_kl_limit,
+             loaded.executor.get());
   if (!warm_up.ok()) return warm_up.status();
   watch.Lap("warm_up");
   loaded.served = Describe(config, *loaded.model, loaded.executor->info());
   loaded.served.startup_phases = watch.laps();
-  loaded.facts = Facts(loaded.served, *device, *warm_up);
+  loaded.served.canary = warm_up->canary;
+  loaded.facts = Facts(loaded.served, *device, warm_up->about_canary);
   return loaded;
 }
 

@@ -3,6 +3,7 @@
 // found then.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -12,10 +13,17 @@
 
 namespace fewbit {
 
-// Runs a request of a few tokens and, where there is one that fits the context, the canary's
-// through an engine of their own, which is gone when it returns. Says what came of the canary.
-// INTERNAL: the executor failed the step (why), the logits are not finite, or the canary's tokens
-// are not as likely as they should be.
-absl::StatusOr<std::string> WarmUp(const ModelSpec& spec, const Canary* canary, Executor* executor);
+struct WarmUpResult {
+  std::string about_canary;               // what came of it, for people
+  std::optional<CanaryDistances> canary;  // absent: there was none, or it does not fit
+};
+
+// Runs a request of a few tokens and, where there is one (canary not null) that fits the context,
+// the canary's prompts through an engine of their own, which is gone when it returns. INTERNAL: the
+// executor failed the step (why), the logits are not finite, or the canary's answers are more than
+// `kl_limit` nats from those of the machine that made it, or so much further from the original's
+// than they were there.
+absl::StatusOr<WarmUpResult> WarmUp(const ModelSpec& spec, const Canary* canary, double kl_limit,
+                                    Executor* executor);
 
 }  // namespace fewbit

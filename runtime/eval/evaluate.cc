@@ -1,13 +1,12 @@
 #include "runtime/eval/evaluate.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "runtime/eval/divergence.h"
+#include "runtime/eval/score_rows.h"
 #include "runtime/eval/sequence_runner.h"
 #include "runtime/eval/windows.h"
 
@@ -29,53 +28,11 @@ absl::Status Annotated(const char* which, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(which, ": ", status.message()));
 }
 
-int Argmax(std::span<const float> row) {
-  return static_cast<int>(std::max_element(row.begin(), row.end()) - row.begin());
-}
-
-struct PositionScore {
-  double nll = 0.0;
-  double reference_nll = 0.0;
-  double kl = 0.0;
-  bool agree = false;
-};
-
-// Scores `targets` by logits [targets, V]; rows are shared out, each position has a place of its
-// own.
-void ScoreRows(std::span<const float> logits, std::span<const float> reference,
-               std::span<const TokenId> targets, ThreadTeam* team, PositionScore* scores) {
-  const int rows = static_cast<int>(targets.size());
-  const size_t vocab = logits.size() / targets.size();
-  team->Run([&](int rank) {
-    const Share share = ShareOf(rows, 1, rank, team->size());
-    for (int r = share.begin; r < share.end; ++r) {
-      const std::span<const float> row = logits.subspan(r * vocab, vocab);
-      const double norm = LogSumExp(row);
-      scores[r].nll = norm - static_cast<double>(row[ToInt(targets[r])]);
-      if (reference.empty()) continue;
-      const std::span<const float> other = reference.subspan(r * vocab, vocab);
-      const double other_norm = LogSumExp(other);
-      scores[r].reference_nll = other_norm - static_cast<double>(other[ToInt(targets[r])]);
-      scores[r].kl = KlDivergence(other, other_norm, row, norm);
-      scores[r].agree = Argmax(row) == Argmax(other);
-    }
-  });
-}
-
-struct Sums {
-  int64_t tokens = 0;
-  double nll = 0.0;
-  double reference_nll = 0.0;
-  double kl = 0.0;
-  int64_t agree = 0;
-};
-
 // One window through the model (and the reference): window[i] predicts window[i + 1].
 absl::Status ScoreWindow(std::span<const TokenId> window, SequenceRunner* runner,
-                         SequenceRunner* reference, ThreadTeam* team, Sums* sums) {
+                         SequenceRunner* reference, ThreadTeam* team, RowScores* scores) {
   runner->Reset();
   if (reference != nullptr) reference->Reset();
-  std::vector<PositionScore> scores(SequenceRunner::kMaxStep);
   for (size_t begin = 0; begin + 1 < window.size(); begin += SequenceRunner::kMaxStep) {
     const size_t count = std::min<size_t>(SequenceRunner::kMaxStep, window.size() - 1 - begin);
     const std::span<const TokenId> inputs = window.subspan(begin, count);
@@ -84,14 +41,7 @@ absl::Status ScoreWindow(std::span<const TokenId> window, SequenceRunner* runner
     absl::StatusOr<std::span<const float>> other{std::span<const float>()};
     if (reference != nullptr) other = reference->Step(inputs);
     if (!other.ok()) return Annotated("reference", other.status());
-    ScoreRows(*logits, *other, window.subspan(begin + 1, count), team, scores.data());
-    for (size_t i = 0; i < count; ++i) {
-      sums->nll += scores[i].nll;
-      sums->reference_nll += scores[i].reference_nll;
-      sums->kl += scores[i].kl;
-      sums->agree += scores[i].agree ? 1 : 0;
-    }
-    sums->tokens += static_cast<int64_t>(count);
+    scores->Add(*logits, *other, window.subspan(begin + 1, count), team);
   }
   return absl::OkStatus();
 }
@@ -119,7 +69,7 @@ absl::StatusOr<TextScore> ScoreText(const Model& model, const Model* reference,
     if (!created.ok()) return created.status();
     reference_runner = *std::move(created);
   }
-  Sums sums;
+  RowScores scores;
   std::vector<TokenId> window;
   for (size_t w = 0; w < windows->size(); ++w) {
     if (stop != nullptr && stop->load(std::memory_order_relaxed)) {
@@ -128,21 +78,12 @@ absl::StatusOr<TextScore> ScoreText(const Model& model, const Model* reference,
     if (progress) progress(static_cast<int>(w), static_cast<int>(windows->size()));
     windows->Get(w, &window);
     const absl::Status status =
-        ScoreWindow(window, runner->get(), reference_runner.get(), team, &sums);
+        ScoreWindow(window, runner->get(), reference_runner.get(), team, &scores);
     if (!status.ok()) return status;
   }
-  const double tokens = static_cast<double>(sums.tokens);
-  TextScore score;
-  score.tokens = sums.tokens;
+  TextScore score = scores.Score();
   score.windows = static_cast<int>(windows->size());
   score.stride = static_cast<int>(windows->stride());
-  score.nll = sums.nll / tokens;
-  score.perplexity = std::exp(score.nll);
-  if (reference != nullptr) {
-    score.reference_perplexity = std::exp(sums.reference_nll / tokens);
-    score.kl_divergence = sums.kl / tokens;
-    score.top1_agreement = static_cast<double>(sums.agree) / tokens;
-  }
   return score;
 }
 

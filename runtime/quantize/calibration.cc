@@ -26,7 +26,7 @@ uint64_t NextRandom(uint64_t* state) {
 
 absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, TokenId bos,
                                               int context, int max_windows, uint64_t seed,
-                                              int vocab_size) {
+                                              int vocab_size, int drawn) {
   for (size_t i = 0; i < text.size(); ++i) {
     if (ToInt(text[i]) >= 0 && ToInt(text[i]) < vocab_size) continue;
     return absl::InvalidArgumentError(
@@ -43,16 +43,18 @@ absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, Tok
   }
   std::vector<size_t> order(available);
   for (size_t i = 0; i < available; ++i) order[i] = i;
-  const size_t count = std::min(available, static_cast<size_t>(max_windows));
+  const size_t skipped = std::min(available, static_cast<size_t>(drawn));
+  const size_t count = std::min(available, skipped + static_cast<size_t>(max_windows));
   uint64_t state = seed;
   for (size_t i = 0; i < count; ++i) {
     std::swap(order[i], order[i + NextRandom(&state) % (available - i)]);
   }
-  order.resize(count);
+  order = {order.begin() + static_cast<std::ptrdiff_t>(skipped),
+           order.begin() + static_cast<std::ptrdiff_t>(count)};
   std::sort(order.begin(), order.end());
   CalibrationWindows windows;
   windows.context = context;
-  windows.tokens.reserve(count * context);
+  windows.tokens.reserve(order.size() * context);
   for (const size_t w : order) {
     if (with_bos) windows.tokens.push_back(bos);
     const auto begin = text.begin() + static_cast<std::ptrdiff_t>(w * stride);

@@ -26,11 +26,12 @@ struct CalibrationWindows {
 };
 
 // Cuts `text` into windows that do not overlap, each begun with `bos` (none if negative), and draws
-// `max_windows` of them without replacement by `seed`, in the order of the text. INVALID_ARGUMENT:
-// not one whole window, or an id outside the vocabulary.
+// `max_windows` of them without replacement by `seed`, in the order of the text. With `drawn`,
+// after so many others were drawn: windows that a call with max_windows = drawn has not, none if it
+// has them all. INVALID_ARGUMENT: not one whole window, or an id outside the vocabulary.
 absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, TokenId bos,
                                               int context, int max_windows, uint64_t seed,
-                                              int vocab_size);
+                                              int vocab_size, int drawn = 0);
 
 // hidden [windows * context, E] <- one layer over it, each window on its own from position 0.
 // `observer` may be null. *stop set (may be null): false, and `hidden` is of no use any more.

@@ -9,6 +9,7 @@
 #include "nlohmann/json.hpp"
 #include "runtime/quantize/bit_plan.h"
 #include "runtime/quantize/calibration.h"
+#include "runtime/quantize/held_out.h"
 #include "runtime/quantize/layer_quantizer.h"
 #include "runtime/quantize/run_record.h"
 #include "runtime/weights/checkpoint.h"
@@ -93,6 +94,7 @@ class CheckpointJob {
                      const std::array<quant::PackedMatrix, kNumLinearRoles>& quantized) const;
   absl::Status Explained(const absl::Status& status) const;
   absl::Status RunLayers(std::span<const TokenId> calibration_ids);
+  absl::Status Measure(std::span<const TokenId> calibration_ids, const std::string& directory);
   absl::Status Step(int layer, const char* activity);
   nlohmann::json Settings() const;
 
@@ -124,7 +126,8 @@ absl::Status CheckpointJob::Step(int layer, const char* activity) {
          .num_layers = num_layers_,
          .activity = activity,
          .done = steps_done_,
-         .total = num_layers_ * (kNumLinearRoles + 1) * (settings_.method->shared_bits ? 2 : 1),
+         .total = num_layers_ * (kNumLinearRoles + 1) * (settings_.method->shared_bits ? 2 : 1) +
+                  num_layers_,
          .resumed_layers = resumed_layers_});
   }
   ++steps_done_;
@@ -303,7 +306,35 @@ absl::Status CheckpointJob::RunLayers(std::span<const TokenId> calibration_ids) 
     if (absl::Status status = DoLayer(layer, &calibration); !status.ok()) return status;
     reader_->ReleaseLayer(layer);
   }
-  return writer_->Finish(Settings());
+  const absl::StatusOr<std::string> files = writer_->Complete(Settings());
+  if (!files.ok()) return files.status();
+  if (absl::Status status = Measure(calibration_ids, *files); !status.ok()) return status;
+  return writer_->Finish();
+}
+
+// What the finished files in `directory` make of text that calibration has not seen.
+absl::Status CheckpointJob::Measure(std::span<const TokenId> calibration_ids,
+                                    const std::string& directory) {
+  const ModelSpec& spec = reader_->spec();
+  const auto cut = [&](int drawn) {
+    return CutWindows(calibration_ids, spec.bos, options_.context, options_.held_out_windows,
+                      options_.seed, spec.vocab_size, drawn);
+  };
+  absl::StatusOr<CalibrationWindows> windows = cut(options_.calibration_windows);
+  report_.held_out_is_seen = windows.ok() && windows->count() == 0;
+  if (report_.held_out_is_seen) windows = cut(0);
+  if (!windows.ok()) return windows.status();
+  const absl::StatusOr<std::unique_ptr<CheckpointReader>> quantized =
+      CheckpointReader::Open(directory);
+  if (!quantized.ok()) return quantized.status();
+  report_.original_bytes = reader_->weight_bytes();
+  report_.quantized_bytes = (*quantized)->weight_bytes();
+  const auto step = [this](int layer) { return Step(layer, "measuring"); };
+  const absl::StatusOr<HeldOut> held_out =
+      MeasureHeldOut(**quantized, reader_.get(), *windows, &team_, step, stop_);
+  if (!held_out.ok()) return held_out.status();
+  report_.held_out = held_out->score;
+  return WriteCanary(directory, held_out->canary);
 }
 
 // With what is left of the run, and how to go on.
@@ -328,8 +359,10 @@ absl::StatusOr<QuantizeReport> CheckpointJob::Run(std::span<const TokenId> calib
     for (int r = 0; r < kNumLinearRoles; ++r) {
       report_.roles[r].Add(layer->qualities[r]);
       report_.all.Add(layer->qualities[r]);
+      report_.matrices.push_back(layer->qualities[r]);
     }
   }
+  report_.divergences = record_.plan.divergences;
   report_.bytes = writer_->bytes();
   report_.average_bits = 8.0 * static_cast<double>(report_.bytes.linear_bytes) /
                          static_cast<double>(report_.bytes.linear_weights);
@@ -367,6 +400,9 @@ absl::Status QuantizeOptions::Validate() const {
   }
   if (probe_windows < 1 || probe_windows > kMaxWindows) {
     return bad("probe_windows is ", probe_windows, ", not in 1 to ", kMaxWindows);
+  }
+  if (held_out_windows < 1 || held_out_windows > kMaxWindows) {
+    return bad("held_out_windows is ", held_out_windows, ", not in 1 to ", kMaxWindows);
   }
   if (context < 2) return bad("context is ", context, ", below 2 tokens");
   return absl::OkStatus();

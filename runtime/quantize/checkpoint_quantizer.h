@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/eval/evaluate.h"
 #include "runtime/models/model.h"
 #include "runtime/quantize/matrix_quantizer.h"
 #include "runtime/weights/quantized_writer.h"
@@ -32,6 +33,7 @@ struct QuantizeOptions {
   int calibration_windows = 128;   // at most; each `context` tokens
   int context = 512;               // tokens
   int probe_windows = 8;           // of these, for measuring what each matrix is worth
+  int held_out_windows = 8;        // of the rest of the text, for measuring what came of it
   uint64_t seed = 0;               // which windows
   bool restart = false;            // discard what an interrupted run left, whatever it was
   std::string program;             // name of the build; only the same one goes on with a run
@@ -42,7 +44,7 @@ struct QuantizeOptions {
 struct QuantizeProgress {
   int layer = 0;
   int num_layers = 0;
-  const char* activity = "";  // "calibrating", or the role's name
+  const char* activity = "";  // "calibrating", the role's name, "measuring"
   int done = 0;               // of `total`, in steps of about equal kind
   int total = 0;
   int resumed_layers = 0;  // that an interrupted run had finished
@@ -50,21 +52,27 @@ struct QuantizeProgress {
 
 struct QuantizeReport {
   QuantizedBytes bytes;
+  std::vector<MatrixQuality> matrices;               // [layer * kNumLinearRoles + role]
+  std::vector<double> divergences;                   // likewise, BitPlan's; may be empty
   std::array<MatrixQuality, kNumLinearRoles> roles;  // sums over layers
   MatrixQuality all;
   int windows = 0;  // calibration windows used
   int64_t calibration_tokens = 0;
   double average_bits = 0.0;    // linear layers, from the bytes in the file
   double embedding_bits = 0.0;  // embedding and untied head, likewise
+  int64_t original_bytes = 0;   // of all tensors
+  int64_t quantized_bytes = 0;
+  TextScore held_out;             // against the original
+  bool held_out_is_seen = false;  // the text has no windows left: it is calibration's own
 };
 
-// Reads options.model_dir, writes options.out_dir. `progress` may be empty; called on the caller's
-// thread. When *stop becomes true the run ends with CANCELLED at the next matrix. On any error
-// nothing is left at out_dir; once the bits are shared out, out_dir.partial stays, and a run with
-// the same arguments (but for threads) goes on after the layers finished there, to the same bytes.
-// Errors: those of CheckpointReader::Open and QuantizedWriter, INVALID_ARGUMENT for weights or
-// calibration that cannot be used, FAILED_PRECONDITION for a source that is quantized already or
-// when out_dir.partial is of another run.
+// Reads options.model_dir, writes options.out_dir, its canary included. `progress` may be empty;
+// called on the caller's thread. When *stop becomes true the run ends with CANCELLED at the next
+// matrix. On any error nothing is left at out_dir; once the bits are shared out, out_dir.partial
+// stays, and a run with the same arguments (but for threads) goes on after the layers finished
+// there, to the same bytes. Errors: those of CheckpointReader::Open and QuantizedWriter,
+// INVALID_ARGUMENT for weights or calibration that cannot be used, FAILED_PRECONDITION for a source
+// that is quantized already or when out_dir.partial is of another run.
 absl::StatusOr<QuantizeReport> QuantizeCheckpoint(
     const QuantizeOptions& options, std::span<const TokenId> calibration,
     const std::function<void(const QuantizeProgress&)>& progress, const std::atomic<bool>* stop);

@@ -34,6 +34,16 @@ std::string FormatReport(const QuantizeOptions& options, const QuantizeReport& r
   absl::StrAppendFormat(&text, "  embedding and head  %6.3f bits per weight (%.2f MB)\n",
                         report.embedding_bits,
                         static_cast<double>(report.bytes.embedding_bytes) / 1e6);
+  const TextScore& score = report.held_out;
+  absl::StrAppendFormat(&text,
+                        "\n  %s (%d windows, %d tokens)\n"
+                        "  perplexity          %8.4f, original %.4f, ratio %.4f\n"
+                        "  KL divergence       %8.5f nats per token; same top token in %.2f %%\n\n",
+                        report.held_out_is_seen ? "calibration text, as no other is left"
+                                                : "text that calibration did not see",
+                        score.windows, score.tokens, score.perplexity, score.reference_perplexity,
+                        score.perplexity / score.reference_perplexity, score.kl_divergence,
+                        100.0 * score.top1_agreement);
   absl::StrAppend(
       &text,
       "  errors are relative norms: sqrt(sum H e^2 / sum H w^2) with the calibration's Hessian\n"

@@ -66,6 +66,7 @@ struct QuantizedWriter::Impl {
   std::optional<bool> zero_points;
   std::vector<bool> layer_done;
   bool embeddings_done = false;
+  bool completed = false;
   bool finished = false;
   int64_t total_bytes = 0;
   std::map<std::string, std::string> weight_map;  // tensor -> file
@@ -73,7 +74,7 @@ struct QuantizedWriter::Impl {
   absl::Status Open(const std::string& directory, const CheckpointReader& reader, int bits,
                     bool restart);
   std::string ShardName(int shard) const;
-  std::string Path(std::string_view name) const { return StrCat(run->path(), "/", name); }
+  std::string Path(std::string_view name) const { return StrCat(run->files(), "/", name); }
   void CountTensor(const std::string& name, size_t size, const std::string& shard);
   absl::Status WriteShard(int shard, std::vector<TensorToWrite> tensors);
   absl::Status AddVocabMatrix(const char* name, const Matrix& matrix, Int8Storage* rounded,
@@ -391,16 +392,28 @@ absl::StatusOr<WrittenLayer> QuantizedWriter::TakeOverLayer(int layer, uint64_t 
   return result;
 }
 
-absl::Status QuantizedWriter::Finish(const nlohmann::json& settings) {
-  FEWBIT_CHECK(impl_->embeddings_done && !impl_->finished);
+absl::StatusOr<std::string> QuantizedWriter::Complete(const nlohmann::json& settings) {
+  FEWBIT_CHECK(impl_->embeddings_done && !impl_->completed);
   for (size_t i = 0; i < impl_->layer_done.size(); ++i) FEWBIT_CHECK(impl_->layer_done[i]) << i;
   FEWBIT_CHECK(settings.is_object() && settings.contains(format::kRecipeKey));
   absl::Status status = impl_->WriteConfig(settings);
   if (status.ok()) status = impl_->WriteIndex();
   if (status.ok()) status = impl_->CopyFiles();
-  if (status.ok()) status = impl_->run->Publish();
+  if (!status.ok()) return status;
+  impl_->completed = true;
+  return impl_->run->files();
+}
+
+absl::Status QuantizedWriter::Finish() {
+  FEWBIT_CHECK(impl_->completed && !impl_->finished);
+  const absl::Status status = impl_->run->Publish();
   impl_->finished = status.ok();
   return status;
+}
+
+absl::Status QuantizedWriter::Finish(const nlohmann::json& settings) {
+  const auto files = Complete(settings);
+  return files.ok() ? Finish() : files.status();
 }
 
 const QuantizedBytes& QuantizedWriter::bytes() const { return impl_->bytes; }

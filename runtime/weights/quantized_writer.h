@@ -85,8 +85,14 @@ class QuantizedWriter {
   absl::StatusOr<WrittenLayer> TakeOverLayer(int layer, uint64_t checksum, bool zero_points);
 
   // Writes config.json (the source's, with `quantization_config` = `settings` and our own keys),
-  // the index and copies of the tokenizer's files, then renames the directory. `settings` is an
-  // object with a string `method`. REQUIRES: embeddings and every layer written.
+  // the index and copies of the tokenizer's files. `settings` is an object with a string `method`.
+  // Returns the directory that now holds a whole checkpoint and that Finish renames; files may be
+  // added. REQUIRES: embeddings and every layer written, not complete yet.
+  absl::StatusOr<std::string> Complete(const nlohmann::json& settings);
+
+  // Renames the directory. REQUIRES: complete.
+  absl::Status Finish();
+  // Both.
   absl::Status Finish(const nlohmann::json& settings);
 
   const QuantizedBytes& bytes() const;

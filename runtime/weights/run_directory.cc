@@ -20,6 +20,7 @@ namespace {
 
 constexpr char kLock[] = "lock";
 constexpr char kProgress[] = "progress.json";
+constexpr char kFiles[] = "files";
 constexpr char kUnfinished[] = ".tmp";  // the suffix of WriteFileDurably
 constexpr size_t kMaxProgressBytes = 64 << 20;
 
@@ -54,6 +55,16 @@ absl::Status Remove(const std::string& path) {
   return error ? ErrnoStatus(error.value(), "remove", path) : absl::OkStatus();
 }
 
+absl::Status RemoveUnfinished(const std::string& directory) {
+  const auto names = Names(directory);
+  if (!names.ok()) return names.status();
+  for (const std::string& name : *names) {
+    if (!name.ends_with(kUnfinished)) continue;
+    if (absl::Status status = Remove(StrCat(directory, "/", name)); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 // Whether `path` still leads to the file that `fd` is.
 bool SameFile(int fd, const std::string& path) {
   struct stat open_file;
@@ -69,6 +80,7 @@ absl::StatusOr<std::unique_ptr<RunDirectory>> RunDirectory::Open(const std::stri
   std::unique_ptr<RunDirectory> run(new RunDirectory());
   run->target_ = WithoutTrailingSlashes(target);
   run->path_ = run->target_ + ".partial";
+  run->files_ = StrCat(run->path_, "/", kFiles);
   absl::Status status = CheckTarget(run->target_);
   if (status.ok()) status = run->Lock();
   if (status.ok()) status = run->TakeOver(restart);
@@ -107,7 +119,10 @@ absl::Status RunDirectory::TakeOver(bool restart) {
   bool recorded = false;
   for (const std::string& name : *names) {
     recorded = recorded || name == kProgress;
-    if (name != kLock && name != StrCat(kProgress, kUnfinished)) foreign = name;
+    std::error_code error;
+    const bool ours = name == kLock || name == StrCat(kProgress, kUnfinished) ||
+                      (name == kFiles && std::filesystem::is_empty(files_, error));
+    if (!ours) foreign = name;
   }
   if (!recorded && !foreign.empty()) {
     ::unlink(StrCat(path_, "/", kLock).c_str());
@@ -122,12 +137,14 @@ absl::Status RunDirectory::TakeOver(bool restart) {
   }
   if (restart || !recorded) {
     kept_ = false;
-    return Discard();
+    const absl::Status status = Discard();
+    return status.ok() ? MakeFiles() : status;
   }
-  for (const std::string& name : *names) {
-    if (!name.ends_with(kUnfinished)) continue;
-    if (absl::Status status = Remove(StrCat(path_, "/", name)); !status.ok()) return status;
+  absl::Status status = MakeFiles();
+  for (const std::string& directory : {path_, files_}) {
+    if (status.ok()) status = RemoveUnfinished(directory);
   }
+  if (!status.ok()) return status;
   const auto text = ReadSmallFile(progress_path, kMaxProgressBytes);
   if (!text.ok()) return text.status();
   auto progress = ParseJsonObject(*text, progress_path);
@@ -137,6 +154,11 @@ absl::Status RunDirectory::TakeOver(bool restart) {
         "; add --restart to discard the interrupted run"));
   progress_ = *std::move(progress);
   return absl::OkStatus();
+}
+
+absl::Status RunDirectory::MakeFiles() {
+  if (::mkdir(files_.c_str(), 0777) == 0 || errno == EEXIST) return absl::OkStatus();
+  return ErrnoStatus(errno, "create directory", files_);
 }
 
 // progress.json goes last: it says that the rest is ours to delete.
@@ -152,7 +174,7 @@ absl::Status RunDirectory::Discard() {
 
 RunDirectory::~RunDirectory() {
   if (lock_ < 0) return;
-  if (!kept_ && !published_ && Discard().ok()) {
+  if ((!kept_ || published_) && Discard().ok()) {
     // The lock goes last: whoever makes a new one from now on keeps the directory.
     ::unlink(StrCat(path_, "/", kLock).c_str());
     ::rmdir(path_.c_str());
@@ -165,24 +187,20 @@ absl::Status RunDirectory::Record(const nlohmann::json& progress) {
   absl::Status status = WriteFileDurably(StrCat(path_, "/", kProgress), progress.dump(1) + "\n");
   if (status.ok()) {
     kept_ = true;
-    status = SyncDirectory(path_);
+    status = SyncDirectory(files_);
   }
+  if (status.ok()) status = SyncDirectory(path_);
   return status;
 }
 
 absl::Status RunDirectory::Publish() {
   FEWBIT_CHECK(!published_);
-  if (absl::Status status = SyncDirectory(path_); !status.ok()) return status;
+  if (absl::Status status = SyncDirectory(files_); !status.ok()) return status;
   // An empty target is replaced; one that has filled up since Open is not.
-  if (::rename(path_.c_str(), target_.c_str()) != 0) {
+  if (::rename(files_.c_str(), target_.c_str()) != 0) {
     return ErrnoStatus(errno, "be created from the finished directory", target_);
   }
   published_ = true;
-  // Only now: until the rename an interrupted run needs the one and nobody else may have the other.
-  absl::Status status = Remove(StrCat(target_, "/", kProgress));
-  if (status.ok()) status = Remove(StrCat(target_, "/", kLock));
-  if (status.ok()) status = SyncDirectory(target_);
-  if (!status.ok()) return status;
   const std::string parent = std::filesystem::path(target_).parent_path().string();
   return SyncDirectory(parent.empty() ? "." : parent);
 }

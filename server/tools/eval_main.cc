@@ -18,7 +18,9 @@
 #include "runtime/eval/evaluate.h"
 #include "runtime/eval/npy.h"
 #include "runtime/eval/score_as_served.h"
+#include "runtime/quantize/held_out.h"
 #include "runtime/weights/canary.h"
+#include "runtime/weights/checkpoint.h"
 #include "server/tokenizer.h"
 #include "server/tools/tool.h"
 
@@ -43,9 +45,11 @@ ABSL_FLAG(std::string, kv_type, "",
           "default: f32 on the CPU, f16 on a GPU");
 ABSL_FLAG(int, lm_head_bits, 0,
           "on a GPU: score a text with the output layer rounded to 16, 8 or 4 bits; 0: as it is");
-ABSL_FLAG(bool, write_canary, false,
-          "with a text: write canary.json into --model, how likely the text's first 64 tokens are "
-          "under it; fewbit-server then computes them again before it serves");
+ABSL_FLAG(
+    bool, write_canary, false,
+    "with a text: write canary.json into --model, what this machine answers to a few prompts "
+    "cut from the text, and what the model of --reference does if there is one; fewbit-server "
+    "then asks again before it serves");
 ABSL_FLAG(bool, json, false, "print one JSON object instead of text");
 ABSL_FLAG(int, threads, 0, "0: one per processor");
 
@@ -54,7 +58,6 @@ namespace {
 
 constexpr char kName[] = "fewbit-eval";
 constexpr int kMaxThreads = 1024;
-constexpr int kCanaryTokens = 64;  // BOS included
 // As served:
 constexpr int kWindowsAtATime = 8;
 constexpr int kStepTokens = 2048;
@@ -112,20 +115,26 @@ void PrintScore(const Model& model, const TextScore& score, bool compared) {
   }
 }
 
-// The window that ScoreText scores, as a canary.
-absl::Status WriteCanaryOf(const Model& model, const std::vector<TokenId>& text, ThreadTeam* team,
+absl::Status WriteCanaryOf(const std::vector<TokenId>& text, ThreadTeam* team,
                            const StopSignal& stop) {
-  const int context = std::min<int>(kCanaryTokens, model.spec.max_context - 1);
-  const absl::StatusOr<TextScore> score = ScoreText(
-      model, nullptr, text, {.context = context, .max_windows = 1}, team, {}, stop.flag());
-  if (!score.ok()) return score.status();
-  Canary canary;
-  if (ToInt(model.spec.bos) >= 0) canary.token_ids.push_back(model.spec.bos);
-  const size_t taken =
-      std::min(text.size(), static_cast<size_t>(context) - canary.token_ids.size());
-  canary.token_ids.insert(canary.token_ids.end(), text.begin(), text.begin() + taken);
-  canary.mean_logprob = -score->nll;
-  return WriteCanary(absl::GetFlag(FLAGS_model), canary);
+  const std::string model_dir = absl::GetFlag(FLAGS_model);
+  const std::string reference_dir = absl::GetFlag(FLAGS_reference);
+  const auto model = CheckpointReader::Open(model_dir);
+  if (!model.ok()) return model.status();
+  std::unique_ptr<CheckpointReader> reference;
+  if (!reference_dir.empty()) {
+    auto opened = CheckpointReader::Open(reference_dir);
+    if (!opened.ok()) return opened.status();
+    reference = *std::move(opened);
+  }
+  const ModelSpec& spec = (*model)->spec();
+  const auto windows = CutWindows(text, spec.bos, std::min(Canary::kTokens, spec.max_context),
+                                  Canary::kPrompts, /*seed=*/0, spec.vocab_size);
+  if (!windows.ok()) return windows.status();
+  const auto measured = MeasureHeldOut(**model, reference.get(), *windows, team,
+                                       /*step=*/nullptr, stop.flag());
+  if (!measured.ok()) return measured.status();
+  return WriteCanary(model_dir, measured->canary);
 }
 
 // Not on the CPU with an exact KV cache, but as fewbit-server would have it.
@@ -160,7 +169,7 @@ absl::Status EvaluateText(const Model& model, ThreadTeam* team, const StopSignal
           ? ReadIds(absl::GetFlag(FLAGS_text_ids))
           : TokenizeFile(text_path, absl::GetFlag(FLAGS_model), model.spec.vocab_size);
   if (!ids.ok()) return ids.status();
-  if (absl::GetFlag(FLAGS_write_canary)) return WriteCanaryOf(model, *ids, team, stop);
+  if (absl::GetFlag(FLAGS_write_canary)) return WriteCanaryOf(*ids, team, stop);
   std::unique_ptr<Model> reference;
   if (!reference_dir.empty()) {
     absl::StatusOr<std::unique_ptr<Model>> loaded = LoadModel(reference_dir);
@@ -278,7 +287,7 @@ absl::Status Run(int argc, char** argv) {
            "  fewbit-eval --model=DIR --text=FILE [--context=512] [--reference=DIR] [--json]\n"
            "  fewbit-eval --model=DIR --text=FILE --device=cuda [--kv_type=i8] [--json]\n"
            "  fewbit-eval --model=DIR --prompt=TEXT [--greedy=24] [--logits=FILE] [--json]\n"
-           "  fewbit-eval --model=DIR --text=FILE --write_canary\n",
+           "  fewbit-eval --model=DIR --text=FILE --write_canary [--reference=DIR]\n",
        .flags = {"model", "text", "text_ids", "context", "max_windows", "reference", "prompt",
                  "prompt_ids", "greedy", "logits", "device", "kv_type", "lm_head_bits",
                  "write_canary", "json", "threads"}});

@@ -34,6 +34,9 @@ ABSL_FLAG(int, calibration_windows, fewbit::QuantizeOptions().calibration_window
           "windows of text to calibrate on, at most");
 ABSL_FLAG(int, probe_windows, fewbit::QuantizeOptions().probe_windows,
           "windows of these on which the worth of each matrix is measured, at most");
+ABSL_FLAG(int, held_out_windows, fewbit::QuantizeOptions().held_out_windows,
+          "windows of the rest of the text on which perplexity, the divergence from the original "
+          "and the canary are measured, at most");
 ABSL_FLAG(int, context, fewbit::QuantizeOptions().context, "tokens per window");
 ABSL_FLAG(uint64_t, seed, fewbit::QuantizeOptions().seed, "which windows of the text are taken");
 
@@ -49,6 +52,7 @@ QuantizeOptions OptionsFromFlags() {
   options.method = absl::GetFlag(FLAGS_method);
   options.bits = absl::GetFlag(FLAGS_bits);
   options.probe_windows = absl::GetFlag(FLAGS_probe_windows);
+  options.held_out_windows = absl::GetFlag(FLAGS_held_out_windows);
   options.share4 = absl::GetFlag(FLAGS_share4);
   options.outliers = absl::GetFlag(FLAGS_outliers);
   options.embedding_bits = absl::GetFlag(FLAGS_embedding_bits);
@@ -83,8 +87,8 @@ absl::Status Run(int argc, char** argv) {
            "Interrupted, it leaves OUT.partial; the same command goes on there and gives the same "
            "bytes.\n",
        .flags = {"model", "out", "calibration", "calibration_ids", "method", "bits", "share4",
-                 "outliers", "embedding_bits", "calibration_windows", "probe_windows", "context",
-                 "seed", "threads", "restart"}});
+                 "outliers", "embedding_bits", "calibration_windows", "probe_windows",
+                 "held_out_windows", "context", "seed", "threads", "restart"}});
   if (!status.ok()) return status;
   const QuantizeOptions options = OptionsFromFlags();
   status = options.Validate();

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "runtime/tune/create_ops.h"
+#include "runtime/tune/own_text.h"
 #include "runtime/tune/tune_checkpoint.h"
 
 ABSL_FLAG(std::string, device, fewbit::tune::TuneOptions().device,
@@ -37,6 +38,11 @@ ABSL_FLAG(double, tune_outlier_rate, fewbit::tune::TuneOptions().outlier_rate,
           "learning rate of outlier values, relative to their size");
 ABSL_FLAG(double, tune_norm_rate, fewbit::tune::TuneOptions().norm_rate,
           "learning rate of norm weights, relative to their size");
+ABSL_FLAG(int, tune_own_windows, fewbit::tune::TuneOptions().own_windows,
+          "windows of text that the original writes itself, to be learned from beside the "
+          "calibration text");
+ABSL_FLAG(double, tune_own_share, fewbit::tune::TuneOptions().own_share,
+          "share of the windows of a step that come from the original's own text, if there is any");
 ABSL_FLAG(double, tune_noise, fewbit::tune::TuneOptions().noise,
           "share of the tokens learned from that are replaced by others of the text");
 ABSL_FLAG(std::string, tune_rounding, "straight",
@@ -77,6 +83,21 @@ class StepClock {
   std::chrono::steady_clock::time_point begin_;
 };
 
+absl::StatusOr<std::vector<TokenId>> OwnText(const tune::TuneOptions& options,
+                                             std::span<const TokenId> calibration,
+                                             const StopSignal& stop) {
+  if (options.own_windows == 0) return std::vector<TokenId>();
+  ProgressLine line;
+  return tune::WriteOwnText(
+      options, calibration,
+      [&](int done) {
+        line.Show(
+            done, options.own_windows,
+            absl::StrFormat("the original writes: window %d of %d", done, options.own_windows));
+      },
+      stop.flag());
+}
+
 }  // namespace
 
 std::vector<const char*> TuneFlags() {
@@ -92,6 +113,8 @@ std::vector<const char*> TuneFlags() {
           "tune_second_order_rate",
           "tune_outlier_rate",
           "tune_norm_rate",
+          "tune_own_windows",
+          "tune_own_share",
           "tune_noise",
           "tune_rounding"};
 }
@@ -115,6 +138,8 @@ absl::StatusOr<tune::TuneOptions> TuneOptionsFromFlags() {
   options.second_order_rate = absl::GetFlag(FLAGS_tune_second_order_rate);
   options.outlier_rate = absl::GetFlag(FLAGS_tune_outlier_rate);
   options.norm_rate = absl::GetFlag(FLAGS_tune_norm_rate);
+  options.own_windows = absl::GetFlag(FLAGS_tune_own_windows);
+  options.own_share = absl::GetFlag(FLAGS_tune_own_share);
   options.noise = absl::GetFlag(FLAGS_tune_noise);
   options.straight_through = rounding == "straight";
   return options;
@@ -137,7 +162,7 @@ absl::StatusOr<tune::TuneReport> RunTuning(const tune::TuneOptions& options,
     line.Show(progress.step, progress.steps, clock.Label(progress, options.tokens_per_step()));
   };
   absl::StatusOr<tune::TuneReport> report =
-      tune::TuneCheckpoint(options, calibration, ops->get(), show, stop.flag());
+      tune::TuneCheckpoint(options, calibration, *own_text, ops->get(), show, stop.flag());
   line.End();
   return report;
 }

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -11,6 +12,7 @@
 #include "runtime/eval/evaluate.h"
 #include "runtime/quantize/calibration.h"
 #include "runtime/quantize/checkpoint_quantizer.h"
+#include "runtime/weights/canary.h"
 #include "tests/runtime/checkpoint_files.h"
 #include "tests/runtime/quantize_golden.h"
 
@@ -71,6 +73,90 @@ TEST(QuantizeCheckpointTest, ReportCountsTheBytesOfTheFiles) {
   const auto config = nlohmann::json::parse(ReadText(options.out_dir + "/config.json"));
   EXPECT_EQ(config["quantization_config"]["method"], "searched");
   EXPECT_EQ(config["quantization_config"]["outliers"], 0.01);
+}
+
+// Perplexity, divergence and canary of the run are those that the finished directory has.
+TEST(QuantizeCheckpointTest, MeasuresWhatBecameOfIt) {
+  const TempDirectory directory;
+  QuantizeOptions options = GoldenOptions(directory);
+  options.embedding_bits = 8;
+  const auto report = QuantizeGolden(options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  // 400 tokens are 12 windows of 31 and BOS; 8 are calibrated on.
+  EXPECT_FALSE(report->held_out_is_seen);
+  const TextScore& score = report->held_out;
+  EXPECT_EQ(score.windows, 4);
+  EXPECT_EQ(score.tokens, 4 * 31);
+  const auto original = LoadModel(options.model_dir);
+  const auto quantized = LoadModel(options.out_dir);
+  ASSERT_TRUE(original.ok() && quantized.ok());
+  EXPECT_EQ(report->original_bytes, (*original)->weight_bytes);
+  EXPECT_EQ(report->quantized_bytes, (*quantized)->weight_bytes);
+
+  const auto windows = CutWindows(SomeIds(400), (*original)->spec.bos, 32, 8, 0, 320, 8);
+  ASSERT_TRUE(windows.ok());
+  std::vector<TokenId> text;
+  for (int w = 0; w < windows->count(); ++w) {
+    text.insert(text.end(), windows->tokens.begin() + w * 32 + 1,
+                windows->tokens.begin() + (w + 1) * 32);
+  }
+  ThreadTeam team(1);
+  const auto expected =
+      ScoreText(**quantized, original->get(), text, {.context = 32}, &team, nullptr, nullptr);
+  ASSERT_TRUE(expected.ok()) << expected.status();
+  EXPECT_NEAR(score.nll, expected->nll, 1e-4);
+  EXPECT_NEAR(score.reference_perplexity / expected->reference_perplexity, 1.0, 1e-4);
+  EXPECT_NEAR(score.kl_divergence / expected->kl_divergence, 1.0, 1e-2);
+  EXPECT_EQ(score.top1_agreement, expected->top1_agreement);
+
+  const auto canary = LoadCanary(options.out_dir, 320);
+  ASSERT_TRUE(canary.ok() && canary->has_value()) << canary.status();
+  ASSERT_EQ((*canary)->prompts.size(), 4u);
+  for (int i = 0; i < 4; ++i) {
+    const CanaryPrompt& prompt = (*canary)->prompts[i];
+    EXPECT_EQ(prompt.token_ids, std::vector<TokenId>(windows->tokens.begin() + i * 32,
+                                                     windows->tokens.begin() + i * 32 + 16));
+    const auto answer = [&](const Model& model) {
+      const auto result = RunPrompt(model, prompt.token_ids, 0, true, &team);
+      return TopOf(std::span(result->logits).last(320), Canary::kTop);
+    };
+    EXPECT_LT(TopDivergence(prompt.expected, answer(**quantized)), 1e-4);
+    ASSERT_TRUE(prompt.original.has_value());
+    EXPECT_LT(TopDivergence(*prompt.original, answer(**original)), 1e-4);
+    EXPECT_EQ(prompt.original->ids[0], answer(**original).ids[0]);
+  }
+}
+
+TEST(QuantizeCheckpointTest, MeasuresOnCalibrationWhereNoTextIsLeft) {
+  const TempDirectory directory;
+  QuantizeOptions options = GoldenOptions(directory);
+  options.calibration_windows = 100;
+  options.held_out_windows = 3;
+  const auto report = QuantizeGolden(options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_TRUE(report->held_out_is_seen);
+  EXPECT_EQ(report->held_out.windows, 3);
+  EXPECT_THAT(FormatReport(options, *report), HasSubstr("no other is left"));
+}
+
+TEST(CutWindowsTest, DrawnWindowsDoNotComeAgain) {
+  const std::vector<TokenId> text = SomeIds(100);
+  const auto cut = [&](int count, int drawn) {
+    return CutWindows(text, TokenId{-1}, 10, count, 7, 320, drawn);
+  };
+  const auto first = cut(6, 0), rest = cut(100, 6);
+  ASSERT_TRUE(first.ok() && rest.ok());
+  EXPECT_EQ(first->count(), 6);
+  EXPECT_EQ(rest->count(), 4);
+  std::vector<TokenId> both = first->tokens;
+  both.insert(both.end(), rest->tokens.begin(), rest->tokens.end());
+  std::vector<TokenId> all = text;
+  std::sort(both.begin(), both.end());
+  std::sort(all.begin(), all.end());
+  EXPECT_EQ(both, all);
+  EXPECT_EQ(cut(100, 10)->count(), 0);
+  EXPECT_EQ(cut(2, 1000)->count(), 0);
+  EXPECT_EQ(cut(2, 6)->count(), 2);
 }
 
 TEST(QuantizeCheckpointTest, FilesDoNotDependOnThreads) {

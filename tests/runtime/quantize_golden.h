@@ -41,11 +41,12 @@ inline absl::StatusOr<QuantizeReport> QuantizeGolden(const QuantizeOptions& opti
   return QuantizeCheckpoint(options, SomeIds(ids), nullptr, nullptr);
 }
 
-// Every file of a directory by name.
+// Every file below a directory by its path there.
 inline std::map<std::string, std::string> Files(const std::string& directory) {
   std::map<std::string, std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    files[entry.path().filename().string()] = ReadText(entry.path().string());
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory)) {
+    if (!entry.is_regular_file()) continue;
+    files[entry.path().lexically_relative(directory).string()] = ReadText(entry.path().string());
   }
   return files;
 }

@@ -2,6 +2,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <string>
@@ -73,7 +74,9 @@ TEST(QuantizeResumeTest, StoppedAnywhereItGoesOnToTheSameBytes) {
     ASSERT_TRUE(reference.ok()) << reference.status();
     const auto expected = Files(reference_options.out_dir);
     const int plan_steps = FindQuantizeMethod(method)->shared_bits ? kLayers * kStepsPerLayer : 0;
-    for (int stop_at = 0; stop_at < plan_steps + kLayers * kStepsPerLayer; ++stop_at) {
+    // Layers are quantized, then measured.
+    const int steps = plan_steps + kLayers * kStepsPerLayer + kLayers;
+    for (int stop_at = 0; stop_at < steps; ++stop_at) {
       SCOPED_TRACE(testing::Message() << method << ", stopped at step " << stop_at);
       const TempDirectory directory;
       QuantizeOptions options = GoldenOptions(directory);
@@ -86,7 +89,8 @@ TEST(QuantizeResumeTest, StoppedAnywhereItGoesOnToTheSameBytes) {
       int resumed_layers = -1;
       const auto report = GoOn(options, &resumed_layers);
       ASSERT_TRUE(report.ok()) << report.status();
-      EXPECT_EQ(resumed_layers, std::max(0, (stop_at + 1 - plan_steps) / kStepsPerLayer));
+      EXPECT_EQ(resumed_layers,
+                std::clamp((stop_at + 1 - plan_steps) / kStepsPerLayer, 0, kLayers));
       EXPECT_EQ(Files(options.out_dir), expected);
       EXPECT_FALSE(std::filesystem::exists(options.out_dir + ".partial"));
       EXPECT_EQ(FormatReport(options, *report), FormatReport(options, *reference));
@@ -131,6 +135,7 @@ TEST(QuantizeResumeTest, OtherOptionsAreNamed) {
   refused([](O o) { o->embedding_bits = 8; }, "another embedding_bits (16, not 8)");
   refused([](O o) { o->calibration_windows = 7; }, "another calibration_windows");
   refused([](O o) { o->probe_windows = 3; }, "another probe_windows");
+  refused([](O o) { o->held_out_windows = 3; }, "another held_out_windows");
   refused([](O o) { o->context = 31; }, "another context");
   refused([](O o) { o->seed = 1; }, "another seed (0, not 1)");
   refused([](O o) { o->program = "2.0"; }, "another program");
@@ -185,7 +190,7 @@ TEST(QuantizeResumeTest, TwoRunsCannotShareADirectory) {
       },
       nullptr);
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(tries, 2 * kLayers);
+  EXPECT_EQ(tries, 2 * kLayers + 1) << "the last time when it measures";
   EXPECT_EQ(Files(options.out_dir), Uninterrupted(options));
 }
 
@@ -201,7 +206,7 @@ TEST(QuantizeResumeTest, ADamagedLayerIsMadeAgain) {
       const QuantizeOptions options = GoldenOptions(directory);
       ASSERT_EQ(RunAndStop(options, (kLayers + finished) * kStepsPerLayer - 1).code(),
                 absl::StatusCode::kCancelled);
-      const std::string shard = options.out_dir + ".partial/model-00002-of-00003.safetensors";
+      const std::string shard = options.out_dir + ".partial/files/model-00002-of-00003.safetensors";
       std::string text = ReadText(shard);
       damage(&text);
       WriteText(shard, text);
@@ -214,8 +219,8 @@ TEST(QuantizeResumeTest, ADamagedLayerIsMadeAgain) {
   }
   const TempDirectory directory;
   const QuantizeOptions options = Interrupted(directory);
-  std::filesystem::remove(options.out_dir + ".partial/model-00002-of-00003.safetensors");
-  WriteText(options.out_dir + ".partial/model-00003-of-00003.safetensors.tmp", "half");
+  std::filesystem::remove(options.out_dir + ".partial/files/model-00002-of-00003.safetensors");
+  WriteText(options.out_dir + ".partial/files/model-00003-of-00003.safetensors.tmp", "half");
   ASSERT_TRUE(QuantizeGolden(options).ok());
   EXPECT_EQ(Files(options.out_dir), Uninterrupted(options));
 }
@@ -288,6 +293,34 @@ TEST(QuantizeResumeTest, ATargetThatAppearedMeanwhileIsNotReplaced) {
   std::filesystem::remove(options.out_dir + "/mine");
   EXPECT_TRUE(QuantizeGolden(options).ok());
   EXPECT_EQ(Files(options.out_dir), Uninterrupted(options));
+}
+
+TEST(QuantizeResumeTest, KilledBehindTheRenameItHasFinished) {
+  const TempDirectory directory;
+  const QuantizeOptions options = GoldenOptions(directory);
+  std::string progress;
+  const std::string partial = options.out_dir + ".partial";
+  const auto report = QuantizeCheckpoint(
+      options, SomeIds(400),
+      [&](const QuantizeProgress& now) {
+        if (std::string(now.activity) == "measuring")
+          progress = ReadText(partial + "/progress.json");
+      },
+      nullptr);
+  ASSERT_TRUE(report.ok()) << report.status();
+  const auto files = Files(options.out_dir);
+  EXPECT_EQ(files.count("lock") + files.count("progress.json"), 0u);
+  EXPECT_FALSE(std::filesystem::exists(partial));
+  // What the process would have left.
+  std::filesystem::create_directory(partial);
+  WriteText(partial + "/lock", "");
+  WriteText(partial + "/progress.json", progress);
+  EXPECT_EQ(QuantizeGolden(options).status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(Files(options.out_dir), files);
+  std::filesystem::remove_all(options.out_dir);
+  ASSERT_TRUE(QuantizeGolden(options).ok()) << "all layers are made again";
+  EXPECT_EQ(Files(options.out_dir), files);
+  EXPECT_FALSE(std::filesystem::exists(partial));
 }
 
 TEST(QuantizeResumeTest, AFullDiskCanBeMadeRoomOn) {

@@ -82,9 +82,9 @@ if [ ! -e "$dir/killed" ]; then
     --calibration_ids "$golden/input_ids.npy"
   killed_run 3 || fail "going on after a kill: $(cat "$dir/stderr")"
 fi
-# Killed right behind the last rename it has not yet taken its own two files away.
-diff -r -x lock -x progress.json "$dir/q" "$dir/killed" > /dev/null || fail "going on after a kill gave other files"
-[ -e "$dir/killed.partial" ] && fail "a finished run left its directory"
+diff -r "$dir/q" "$dir/killed" > /dev/null || fail "going on after a kill gave other files"
+# Killed right behind the rename it has not yet taken its own two files away.
+[ -e "$dir/killed.partial/files" ] && fail "a finished run left its directory"
 
 for program in "$quantize" "$eval_program"; do
   "$program" --help | grep -q -- "--model" || fail "--help of $program"

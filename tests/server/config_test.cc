@@ -72,6 +72,7 @@ TEST(ConfigTest, EveryRefusalNamesFlagValueAndLimit) {
       {[](Config* c) { c->kv_type = "f8"; }, {"--kv_type=f8", "f16, f32, bf16, i8"}},
       {[](Config* c) { c->lm_head_bits = 3; }, {"--lm_head_bits=3", "0, 4, 8, 16"}},
       {[](Config* c) { c->max_context = -1; }, {"--max_context=-1"}},
+      {[](Config* c) { c->canary_kl_limit = 0; }, {"--canary_kl_limit=0", "100"}},
       {[](Config* c) { c->gpu_memory_utilization = 1; }, {"--gpu_memory_utilization=1", "0.98"}},
       {[](Config* c) { c->log_level = "loud"; }, {"--log_level=loud", "debug, info"}},
   };
@@ -138,6 +139,7 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
                              "--kv_type=i8",
                              "--gpu_memory_utilization=0.75",
                              "--lm_head_bits=8",
+                             "--canary_kl_limit=0.5",
                              "--check",
                              "--host=::1",
                              "--port=1",
@@ -178,6 +180,7 @@ TEST(ConfigFlagsTest, EveryFlagReachesItsField) {
   EXPECT_EQ(config->kv_type, "i8");
   EXPECT_EQ(config->gpu_memory_utilization, 0.75);
   EXPECT_EQ(config->lm_head_bits, 8);
+  EXPECT_EQ(config->canary_kl_limit, 0.5);
   EXPECT_TRUE(config->check);
   EXPECT_EQ(config->host, "::1");
   EXPECT_EQ(config->port, 1);

@@ -10,14 +10,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "fewbit/v1/generation.grpc.pb.h"
+#include "nlohmann/json.hpp"
 #include "tests/server/certificates.h"
 #include "tests/server/server_harness.h"
 
@@ -149,12 +154,13 @@ TEST(ProgramTest, CheckSaysWhatItWouldServeAndOpensNoPort) {
   Program check({"--model=" + kModel, "--port=" + std::to_string(port), "--metrics_port=-1",
                  "--kv_memory=64M", "--max_context=512", "--device=cpu", "--check"});
   EXPECT_EQ(check.Wait(), 0) << check.output();
-  EXPECT_THAT(check.output(),
-              AllOf(HasSubstr("model fewbit-demo-29m (llama, 8 layers"),
-                    HasSubstr("device cpu, for --device=cpu"), HasSubstr("context 512 tokens"),
-                    HasSubstr("warmed up: the canary has a mean log-probability of -3.0"),
-                    HasSubstr("would serve: gRPC on 127.0.0.1:" + std::to_string(port)),
-                    Not(HasSubstr("metrics"))));
+  EXPECT_THAT(
+      check.output(),
+      AllOf(HasSubstr("model fewbit-demo-29m (llama, 8 layers"),
+            HasSubstr("device cpu, for --device=cpu"), HasSubstr("context 512 tokens"),
+            HasSubstr("warmed up: the canary's answers are 0.00"), HasSubstr("from the original's"),
+            HasSubstr("would serve: gRPC on 127.0.0.1:" + std::to_string(port)),
+            Not(HasSubstr("metrics"))));
 }
 
 TEST(ProgramTest, ASecondSignalEndsAtOnce) {
@@ -303,13 +309,68 @@ TEST_F(ModelDirectoryTest, WithAnUnknownArchitecture) {
   ExpectRefusal(Arguments(), {"config.json", "MysteryForCausal"});
 }
 
+// A canary that somebody made elsewhere.
 TEST_F(ModelDirectoryTest, WhoseCanarySaysThatItIsBroken) {
   std::filesystem::remove(directory_ / "canary.json");
   std::ofstream(directory_ / "canary.json")
-      << R"({"token_ids": [1, 353, 7893, 8163], "mean_logprob": -0.5})";
-  ExpectRefusal(Arguments(), {"canary.json", "-0.5000 +- 0.1000 expected"});
+      << R"({"version": 2, "prompts": [{"token_ids": [1, 353, 7893, 8163],)"
+      << R"( "expected": {"ids": [5, 6], "logprobs": [-0.5, -1.5]}}]})";
+  ExpectRefusal(Arguments(), {"canary.json", "--canary_kl_limit is 0.05"});
+  std::vector<std::string> lenient = Arguments();
+  lenient.insert(lenient.end(), {"--canary_kl_limit=100", "--check"});
+  Program program(lenient);
+  EXPECT_EQ(program.Wait(), 0) << program.output();
   std::ofstream(directory_ / "canary.json") << R"({"token_ids": [1, 8192], "mean_logprob": -1})";
-  ExpectRefusal(Arguments(), {directory_.string() + "/canary.json: token_ids", "8192 is no id"});
+  ExpectRefusal(Arguments(), {directory_.string() + "/canary.json: version: missing"});
+}
+
+// Changes the bytes of a tensor in a file of its own.
+void Damage(const std::filesystem::path& file, const std::string& tensor,
+            const std::function<void(std::span<char> bytes)>& change) {
+  std::ifstream in(file, std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  in.close();
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, text.data(), sizeof(header_bytes));
+  const size_t data = sizeof(header_bytes) + header_bytes;
+  const auto header = nlohmann::json::parse(text.substr(sizeof(header_bytes), header_bytes));
+  const auto offsets = header[tensor]["data_offsets"].get<std::vector<size_t>>();
+  change(std::span(text).subspan(data + offsets[0], offsets[1] - offsets[0]));
+  std::filesystem::remove(file);  // the link, not the model
+  std::ofstream(file, std::ios::binary) << text;
+}
+
+TEST_F(ModelDirectoryTest, WhoseWeightsAreDamaged) {
+  const auto zeros = [](std::span<char> bytes) { std::fill(bytes.begin(), bytes.end(), '\0'); };
+  const auto every16th = [](std::span<char> bytes) {
+    for (size_t i = 0; i < bytes.size(); i += 16) bytes[i] = static_cast<char>(~bytes[i]);
+  };
+  const auto a_page = [](std::span<char> bytes) {
+    for (char& byte : bytes.subspan(bytes.size() / 2, 4096)) byte = static_cast<char>(byte ^ 0x55);
+  };
+  const struct {
+    const char* file;
+    const char* tensor;
+    std::function<void(std::span<char>)> change;
+  } cases[] = {
+      {"model-00002-of-00009.safetensors", "model.layers.0.self_attn.v_proj.packed", zeros},
+      {"model-00006-of-00009.safetensors", "model.layers.4.mlp.down_proj.packed", zeros},
+      {"model-00007-of-00009.safetensors", "model.layers.5.mlp.gate_proj.packed", zeros},
+      {"model-00009-of-00009.safetensors", "model.layers.7.self_attn.o_proj.packed", zeros},
+      {"model-00002-of-00009.safetensors", "model.layers.0.mlp.down_proj.packed", every16th},
+      {"model-00005-of-00009.safetensors", "model.layers.3.self_attn.o_proj.packed", a_page},
+      {"model-00001-of-00009.safetensors", "model.embed_tokens.scales", zeros},
+  };
+  for (const auto& test : cases) {
+    SCOPED_TRACE(test.tensor);
+    Damage(directory_ / test.file, test.tensor, test.change);
+    std::vector<std::string> arguments = Arguments();
+    arguments.push_back("--check");
+    ExpectRefusal(arguments, {"answers to the checkpoint's canary.json", "--canary_kl_limit",
+                              "the weights or what is computed from them are wrong"});
+    std::filesystem::remove(directory_ / test.file);
+    std::filesystem::create_symlink(kModel + "/" + test.file, directory_ / test.file);
+  }
 }
 
 TEST_F(ModelDirectoryTest, WithAKvCacheTooSmallForOneContext) {

@@ -71,6 +71,7 @@ Harness::Harness(HarnessOptions options) {
   model.default_sampling = options.default_sampling;
   model.default_max_new_tokens = options.config.max_new_tokens;
   model.startup_phases = {{"model", 0.5}};
+  model.canary = {.original_expected = 0.25, .original_served = 0.26, .expected_served = 0.001};
 
   Config config = options.config;
   config.model = "unused";
