@@ -35,9 +35,15 @@ std::string DeviceName(const Ops& ops) {
 // One run. Thread rule: one thread.
 class TuningJob {
  public:
-  TuningJob(const TuneOptions& options, std::span<const TokenId> calibration, Ops* ops,
+  TuningJob(const TuneOptions& options, std::span<const TokenId> calibration,
+            std::span<const TokenId> own_text, Ops* ops,
             const std::function<void(const TuneProgress&)>& progress, const std::atomic<bool>* stop)
-      : options_(options), calibration_(calibration), ops_(ops), progress_(progress), stop_(stop) {}
+      : options_(options),
+        calibration_(calibration),
+        own_text_(own_text),
+        ops_(ops),
+        progress_(progress),
+        stop_(stop) {}
 
   absl::StatusOr<TuneReport> Run();
 
@@ -62,7 +68,7 @@ class TuningJob {
   const TunePoint& best() const;
 
   const TuneOptions& options_;
-  const std::span<const TokenId> calibration_;
+  const std::span<const TokenId> calibration_, own_text_;
   Ops* const ops_;
   const std::function<void(const TuneProgress&)>& progress_;
   const std::atomic<bool>* const stop_;
@@ -105,12 +111,7 @@ absl::Status TuningJob::OpenText() {
                                                    spec.max_context, " tokens"));
   }
   absl::StatusOr<TuningText> text =
-      TuningText::Create(calibration_, {.bos = spec.bos,
-                                        .context = options_.context,
-                                        .held_out = options_.held_out,
-                                        .noise = options_.noise,
-                                        .seed = options_.seed,
-                                        .vocab_size = spec.vocab_size});
+      TuningText::Create(calibration_, own_text_, TextOptionsOf(options_, spec));
   if (!text.ok()) return text.status();
   text_ = *std::move(text);
   return absl::OkStatus();
@@ -128,9 +129,11 @@ absl::StatusOr<Fingerprint> TuningJob::MakeFingerprint() const {
                              {"outlier_rate", number(options_.outlier_rate)},
                              {"norm_rate", number(options_.norm_rate)},
                              {"straight_through", number(options_.straight_through)},
+                             {"own_share", number(options_.own_share)},
                              {"noise", number(options_.noise)},
                              {"seed", number(options_.seed)},
                              {"calibration", DescribeIds(calibration_)},
+                             {"own text", DescribeIds(own_text_)},
                              {"program", options_.program},
                              {"device", DeviceName(*ops_)},
                              {"windows at once", number(trainer_->windows_at_once())}};
@@ -362,11 +365,12 @@ absl::StatusOr<TuneReport> TuningJob::Run() {
 }  // namespace
 
 absl::StatusOr<TuneReport> TuneCheckpoint(const TuneOptions& options,
-                                          std::span<const TokenId> calibration, Ops* ops,
+                                          std::span<const TokenId> calibration,
+                                          std::span<const TokenId> own_text, Ops* ops,
                                           const std::function<void(const TuneProgress&)>& progress,
                                           const std::atomic<bool>* stop) {
   if (absl::Status status = options.Validate(); !status.ok()) return status;
-  return TuningJob(options, calibration, ops, progress, stop).Run();
+  return TuningJob(options, calibration, own_text, ops, progress, stop).Run();
 }
 
 }  // namespace fewbit::tune

@@ -28,6 +28,7 @@ absl::Status TuneOptions::Validate() const {
                  {"batch", batch, 1, kMaxWindows},
                  {"context", context, 2, 1 << 20},
                  {"held_out", held_out, 2, kMaxWindows},
+                 {"own_windows", own_windows, 0, kMaxSteps},
                  {"evaluate_every", evaluate_every, 1, kMaxSteps},
                  {"checkpoint_every", checkpoint_every, 1, kMaxSteps},
                  {"threads", threads, 0, kMaxThreads}};
@@ -42,12 +43,23 @@ absl::Status TuneOptions::Validate() const {
                {"second_order_rate", second_order_rate},
                {"outlier_rate", outlier_rate},
                {"norm_rate", norm_rate},
-               {"noise", noise}};
+               {"noise", noise},
+               {"own_share", own_share}};
   for (const auto& rate : rates) {
     if (rate.value >= 0.0 && rate.value <= kMaxRate) continue;
     return bad(rate.name, " is ", rate.value, ", not in 0 to ", kMaxRate);
   }
   return absl::OkStatus();
+}
+
+TuningText::Options TextOptionsOf(const TuneOptions& options, const ModelSpec& spec) {
+  return {.bos = spec.bos,
+          .context = options.context,
+          .held_out = options.held_out,
+          .own_share = options.own_share,
+          .noise = options.noise,
+          .seed = options.seed,
+          .vocab_size = spec.vocab_size};
 }
 
 StepRates TuneOptions::RatesOf(int step) const {

@@ -31,6 +31,8 @@ struct TuneOptions {
   double norm_rate = 0.002;
   // Sub-scales are on their grid at every step; else they are free and put on the grid at the end.
   bool straight_through = true;
+  int own_windows = 0;      // that the original writes itself to be learned from
+  double own_share = 0.5;   // of the windows of a step that are taken from these, if there are any
   double noise = 0.0;       // share of the tokens learned from that are replaced by others
   uint64_t seed = 0;        // which windows are drawn
   bool low_memory = false;  // only one layer of each model on the device
@@ -42,6 +44,8 @@ struct TuneOptions {
   StepRates RatesOf(int step) const;
   int64_t tokens_per_step() const { return int64_t{batch} * context; }
 };
+
+TuningText::Options TextOptionsOf(const TuneOptions& options, const ModelSpec& spec);
 
 struct TunePoint {
   int step = 0;              // steps taken

@@ -10,6 +10,7 @@
 namespace fewbit::tune {
 
 absl::StatusOr<TuningText> TuningText::Create(std::span<const TokenId> text,
+                                              std::span<const TokenId> own,
                                               const Options& options) {
   for (size_t i = 0; i < text.size(); ++i) {
     if (ToInt(text[i]) >= 0 && ToInt(text[i]) < options.vocab_size) continue;
@@ -17,7 +18,8 @@ absl::StatusOr<TuningText> TuningText::Create(std::span<const TokenId> text,
         absl::StrCat("calibration token ", i, " has the id ", ToInt(text[i]),
                      ", outside the model's vocabulary of ", options.vocab_size));
   }
-  TuningText result(text, options);
+  FEWBIT_CHECK_EQ(own.size() % static_cast<size_t>(options.context), 0u);
+  TuningText result(text, own, options);
   const int64_t stride = result.stride();
   const auto size = static_cast<int64_t>(text.size());
   const int64_t needed = 2 * options.held_out * stride;
@@ -64,8 +66,13 @@ void TuningText::HeldOut(int window, std::span<TokenId> out) const {
 
 void TuningText::Draw(int step, int window, std::span<TokenId> out) const {
   const uint64_t position = static_cast<uint64_t>(step) << 32 | static_cast<uint32_t>(window);
-  auto index =
-      static_cast<int64_t>(PhiloxUniform(options_.seed, position) * static_cast<double>(offsets_));
+  double random = PhiloxUniform(options_.seed, position);
+  if (!own_.empty()) {
+    if (random < options_.own_share) return CopyOwn(random / options_.own_share, out);
+    random = (random - options_.own_share) / (1.0 - options_.own_share);
+  }
+  int64_t index =
+      std::min(static_cast<int64_t>(random * static_cast<double>(offsets_)), offsets_ - 1);
   for (const auto& [begin, count] : runs_) {
     if (index < count) {
       Copy(begin + index, out);
@@ -74,6 +81,13 @@ void TuningText::Draw(int step, int window, std::span<TokenId> out) const {
     index -= count;
   }
   if (options_.noise > 0.0) AddNoise(step, window, out);
+}
+
+void TuningText::CopyOwn(double random, std::span<TokenId> out) const {
+  const size_t windows = own_.size() / out.size();
+  const auto window = static_cast<size_t>(random * static_cast<double>(windows));
+  const auto part = own_.subspan(std::min(window, windows - 1) * out.size(), out.size());
+  std::copy(part.begin(), part.end(), out.begin());
 }
 
 void TuningText::AddNoise(int step, int window, std::span<TokenId> out) const {

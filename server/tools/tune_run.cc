@@ -149,6 +149,8 @@ absl::StatusOr<tune::TuneReport> RunTuning(const tune::TuneOptions& options,
                                            std::span<const TokenId> calibration,
                                            const StopSignal& stop) {
   if (absl::Status status = options.Validate(); !status.ok()) return status;
+  absl::StatusOr<std::vector<TokenId>> own_text = OwnText(options, calibration, stop);
+  if (!own_text.ok()) return own_text.status();
   absl::StatusOr<std::unique_ptr<tune::Ops>> ops = tune::CreateOps(options.device, options.threads);
   if (!ops.ok()) return ops.status();
   ProgressLine line;
