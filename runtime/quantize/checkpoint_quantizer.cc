@@ -64,6 +64,11 @@ absl::Status CheckEnds(const CheckpointReader& reader) {
   return absl::OkStatus();
 }
 
+int64_t DenseBytes(const Matrix& matrix) {
+  const auto& dense = std::get<DenseMatrix>(matrix);
+  return int64_t{dense.rows} * dense.cols * (dense.dtype == DType::kF32 ? 4 : 2);
+}
+
 // One run. Thread rule: one thread.
 class CheckpointJob {
  public:
@@ -328,6 +333,12 @@ absl::Status CheckpointJob::Measure(std::span<const TokenId> calibration_ids,
       CheckpointReader::Open(directory);
   if (!quantized.ok()) return quantized.status();
   report_.original_bytes = reader_->weight_bytes();
+  for (int layer = 0; layer < num_layers_; ++layer) {
+    const absl::StatusOr<LayerWeights> weights = reader_->Layer(layer);
+    if (!weights.ok()) return weights.status();
+    for (const Matrix& matrix : weights->linears)
+      report_.original_linear_bytes += DenseBytes(matrix);
+  }
   report_.quantized_bytes = (*quantized)->weight_bytes();
   const auto step = [this](int layer) { return Step(layer, "measuring"); };
   const absl::StatusOr<HeldOut> held_out =

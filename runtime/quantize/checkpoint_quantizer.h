@@ -61,6 +61,7 @@ struct QuantizeReport {
   double average_bits = 0.0;    // linear layers, from the bytes in the file
   double embedding_bits = 0.0;  // embedding and untied head, likewise
   int64_t original_bytes = 0;   // of all tensors
+  int64_t original_linear_bytes = 0;
   int64_t quantized_bytes = 0;
   TextScore held_out;             // against the original
   bool held_out_is_seen = false;  // the text has no windows left: it is calibration's own

@@ -61,7 +61,8 @@ pre{margin:0;padding:12px 14px;background:var(--cold);border-radius:8px;overflow
 .names span{position:absolute;right:0;transform:translateY(-50%)}
 .cells svg{display:block;flex:1;min-width:0;background:var(--cold);border-radius:3px}
 .cells path{stroke:var(--hot);fill:none}
-.axis{color:var(--soft);font-size:12.5px;margin:3px 0 0 30px}
+.axis{margin:3px 0 0 30px}
+.axis .low{margin-left:auto}
 .chart{display:block;width:100%;max-width:680px;height:auto}
 .chart text{fill:var(--soft);font-size:12px}
 .chart .grid{stroke:var(--grid)}
@@ -125,7 +126,7 @@ void AppendHeatMap(const HeatMap& map, std::string* out) {
   constexpr double kOnHot = 0.55;
   absl::StrAppend(out, "<div>");
   AppendHeading(map.title, out);
-  absl::StrAppend(out, "<table class=\"heat\"><thead><tr><th></th>");
+  absl::StrAppend(out, "<table class=\"heat\"><thead><tr><th>", Escaped(map.corner), "</th>");
   for (const std::string& name : map.columns) absl::StrAppend(out, "<th>", Escaped(name), "</th>");
   absl::StrAppend(out, "</tr></thead><tbody>\n");
   for (size_t r = 0; r < map.rows.size(); ++r) {
@@ -145,7 +146,7 @@ void AppendHeatMap(const HeatMap& map, std::string* out) {
   }
   absl::StrAppend(out, "</tbody></table>");
   if (!map.legend.empty()) {
-    absl::StrAppend(out, "<div class=\"legend\"><span>", Escaped(map.legend), "</span></div>");
+    absl::StrAppend(out, "<div class=\"legend\">", Escaped(map.legend), "</div>");
   }
   absl::StrAppend(out, "</div>\n");
 }
@@ -201,13 +202,13 @@ void AppendCellMap(const CellMap& map, std::string* out) {
     }
     absl::StrAppend(out, "</g>");
   }
-  absl::StrAppend(out, "</svg></div><div class=\"axis\">", Escaped(map.axis), "</div>");
+  absl::StrAppend(out, "</svg></div><div class=\"axis legend\"><span>", Escaped(map.axis),
+                  "</span>");
   if (!map.low.empty() || !map.high.empty()) {
-    absl::StrAppend(out, "<div class=\"legend\"><span>", Escaped(map.low),
-                    "</span><span class=\"ramp\"></span><span>", Escaped(map.high),
-                    "</span></div>");
+    absl::StrAppend(out, "<span class=\"low\">", Escaped(map.low),
+                    "</span><span class=\"ramp\"></span><span>", Escaped(map.high), "</span>");
   }
-  absl::StrAppend(out, "</div>\n");
+  absl::StrAppend(out, "</div></div>\n");
 }
 
 // 1, 2 or 5 times a power of ten, so that `parts` or a few more of them make up `span`.

@@ -36,6 +36,7 @@ struct Table {
 // largest.
 struct HeatMap {
   std::string title{};
+  std::string corner{};  // what the rows are
   std::vector<std::string> rows{};
   std::vector<std::string> columns{};
   std::vector<double> values{};       // [rows * columns]; NaN: an empty cell

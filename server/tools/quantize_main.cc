@@ -1,12 +1,20 @@
 // fewbit-quantize: a Hugging Face checkpoint in, one with 2/4/16-bit weights out.
+#include <array>
 #include <cstdio>
+#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "absl/flags/flag.h"
+#include "absl/flags/reflection.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/string_view.h"
 #include "runtime/quantize/checkpoint_quantizer.h"
+#include "runtime/quantize/html_page.h"
+#include "runtime/quantize/html_report.h"
 #include "runtime/weights/checkpoint.h"
+#include "runtime/weights/file.h"
 #include "server/build_info.h"
 #include "server/tools/tool.h"
 
@@ -38,12 +46,19 @@ ABSL_FLAG(int, held_out_windows, fewbit::QuantizeOptions().held_out_windows,
           "windows of the rest of the text on which perplexity, the divergence from the original "
           "and the canary are measured, at most");
 ABSL_FLAG(int, context, fewbit::QuantizeOptions().context, "tokens per window");
+ABSL_FLAG(std::string, report, "",
+          "write what came of it here as a page: .html, bits, errors, strips, outliers, quality");
 ABSL_FLAG(uint64_t, seed, fewbit::QuantizeOptions().seed, "which windows of the text are taken");
 
 namespace fewbit {
 namespace {
 
 constexpr char kName[] = "fewbit-quantize";
+// In the order of --help.
+constexpr auto kFlags = std::to_array<const char*>(
+    {"model", "out", "calibration", "calibration_ids", "method", "bits", "share4", "outliers",
+     "embedding_bits", "calibration_windows", "probe_windows", "held_out_windows", "context",
+     "seed", "report", "threads", "restart"});
 
 QuantizeOptions OptionsFromFlags() {
   QuantizeOptions options;
@@ -65,6 +80,44 @@ QuantizeOptions OptionsFromFlags() {
   return options;
 }
 
+// `text` as a shell takes it.
+std::string Quoted(const std::string& text) {
+  constexpr char kPlain[] =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-=./,:+@%";
+  if (text.find_first_not_of(kPlain) == std::string::npos) return text;
+  return absl::StrCat("'", absl::StrReplaceAll(text, {{"'", "'\\''"}}), "'");
+}
+
+// The command that makes the same bytes: every flag that is not as by default.
+std::string Command() {
+  std::string command = kName;
+  for (const char* name : kFlags) {
+    if (name == absl::string_view("restart") || name == absl::string_view("threads")) continue;
+    const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
+    if (flag->CurrentValue() == flag->DefaultValue()) continue;
+    absl::StrAppend(&command, " \\\n  ",
+                    Quoted(absl::StrCat("--", name, "=", flag->CurrentValue())));
+  }
+  return command;
+}
+
+// Before hours of work: whether a file can be there.
+absl::Status CheckReportPath(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path parent = std::filesystem::absolute(path, error).parent_path();
+  if (path.empty() || (!error && std::filesystem::is_directory(parent, error))) {
+    return absl::OkStatus();
+  }
+  return absl::NotFoundError(
+      absl::StrCat("report: ", path, ": there is no directory ", parent.string()));
+}
+
+absl::Status WriteReport(const QuantizeOptions& options, const QuantizeReport& report,
+                         const std::string& path) {
+  const absl::StatusOr<html::Page> page = ReportPage(options, report, Command());
+  return page.ok() ? WriteFileDurably(path, html::Render(*page)) : page.status();
+}
+
 absl::StatusOr<std::vector<TokenId>> CalibrationIds(const std::string& model_dir) {
   const std::string text = absl::GetFlag(FLAGS_calibration);
   const std::string ids = absl::GetFlag(FLAGS_calibration_ids);
@@ -83,15 +136,15 @@ absl::Status Run(int argc, char** argv) {
       {.name = kName,
        .summary =
            "fewbit-quantize: quantizes the linear layers of a checkpoint to 2 and 4 bits.\n\n"
-           "  fewbit-quantize --model=DIR --out=DIR --calibration=FILE [--method=default]\n\n"
+           "  fewbit-quantize --model=DIR --out=DIR --calibration=FILE [--report=FILE.html]\n\n"
            "Interrupted, it leaves OUT.partial; the same command goes on there and gives the same "
            "bytes.\n",
-       .flags = {"model", "out", "calibration", "calibration_ids", "method", "bits", "share4",
-                 "outliers", "embedding_bits", "calibration_windows", "probe_windows",
-                 "held_out_windows", "context", "seed", "threads", "restart"}});
+       .flags = {kFlags.begin(), kFlags.end()}});
   if (!status.ok()) return status;
   const QuantizeOptions options = OptionsFromFlags();
+  const std::string report_path = absl::GetFlag(FLAGS_report);
   status = options.Validate();
+  if (status.ok()) status = CheckReportPath(report_path);
   if (!status.ok()) return status;
   const StopSignal stop;
   absl::StatusOr<std::vector<TokenId>> calibration = CalibrationIds(options.model_dir);
@@ -114,7 +167,10 @@ absl::Status Run(int argc, char** argv) {
   if (!report.ok()) return report.status();
   std::printf("%s\nwritten to %s\n", FormatReport(options, *report).c_str(),
               options.out_dir.c_str());
-  return absl::OkStatus();
+  if (report_path.empty()) return absl::OkStatus();
+  status = WriteReport(options, *report, report_path);
+  if (status.ok()) std::printf("report in %s\n", report_path.c_str());
+  return status;
 }
 
 }  // namespace
