@@ -50,7 +50,8 @@ absl::Status Planner::ProbeLayer(int layer, Calibration* calibration, Sensitivit
   absl::StatusOr<LayerWeights> weights = reader_.Layer(layer);
   if (!weights.ok()) return weights.status();
   if (absl::Status status = step_(layer, "probing"); !status.ok()) return status;
-  absl::Status status = calibration->Observe(*weights, settings_.method->error_feedback, stop_);
+  absl::Status status = calibration->Observe(*weights, settings_.method->error_feedback,
+                                             Calibration::Then::kAdvance, stop_);
   if (!status.ok()) return status;
   for (int r = 0; r < kNumLinearRoles; ++r) {
     const auto role = static_cast<LinearRole>(r);
@@ -71,17 +72,14 @@ absl::Status Planner::ProbeLayer(int layer, Calibration* calibration, Sensitivit
     probe->Branch(altered);
   }
   probe->Advance(*weights);
-  status = calibration->Advance(*weights, stop_);
   reader_.ReleaseLayer(layer);
-  return status;
+  return CheckNotStopped(stop_);
 }
 
 // The rest of the layers, and what became of the variants.
 absl::Status Planner::Finish(int next_layer, SensitivityProbe* probe) {
   for (int layer = next_layer; layer < reader_.spec().num_layers; ++layer) {
-    if (stop_ != nullptr && stop_->load(std::memory_order_relaxed)) {
-      return absl::CancelledError("stopped");
-    }
+    if (absl::Status status = CheckNotStopped(stop_); !status.ok()) return status;
     absl::StatusOr<LayerWeights> weights = reader_.Layer(layer);
     if (!weights.ok()) return weights.status();
     probe->Advance(*weights);

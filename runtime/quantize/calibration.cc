@@ -14,6 +14,9 @@ constexpr int kBatchTokens = 2048;  // tokens that run through a layer at once
 constexpr int kGramRows = 8;
 constexpr int kGramTokens = 256;
 
+// Windows that run through a layer at once.
+int BatchWindows(int context) { return std::max(1, kBatchTokens / context); }
+
 // SplitMix64 (Steele, Lea, Flood, 2014).
 uint64_t NextRandom(uint64_t* state) {
   uint64_t z = (*state += 0x9E3779B97F4A7C15u);
@@ -63,9 +66,23 @@ absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, Tok
   return windows;
 }
 
+// Keeps the inputs of one batch.
+class Calibration::Keeper : public LinearInputObserver {
+ public:
+  void OnInput(LinearRole role, const float* x, int tokens, int cols) override {
+    inputs_[InputOf(role)].assign(x, x + static_cast<size_t>(tokens) * cols);
+  }
+  std::vector<float>& input(int i) { return inputs_[i]; }
+
+ private:
+  std::vector<float> inputs_[kNumInputs];
+};
+
 class Calibration::Observer : public LinearInputObserver {
  public:
-  Observer(Calibration* owner, bool full) : owner_(*owner), full_(full) {}
+  // `original`: has the same batch in the original model; null: no drift is wanted.
+  Observer(Calibration* owner, bool full, Keeper* original)
+      : owner_(*owner), full_(full), original_(original) {}
 
   void OnInput(LinearRole role, const float* x, int tokens, int cols) override {
     const int input = InputOf(role);
@@ -73,7 +90,12 @@ class Calibration::Observer : public LinearInputObserver {
     squares.resize(cols);
     tokens_[input] += tokens;
     owner_.kernels_.add_squares(x, tokens, cols, squares.data());
-    if (full_) AddGram(x, tokens, cols, &owner_.hessians_[input].matrix);
+    if (!full_) return;
+    AddGram(x, x, tokens, cols, true, &owner_.hessians_[input].matrix);
+    if (original_ == nullptr) return;
+    std::vector<float>& difference = original_->input(input);
+    for (size_t i = 0; i < difference.size(); ++i) difference[i] -= x[i];
+    AddGram(difference.data(), x, tokens, cols, false, &owner_.hessians_[input].drift);
   }
 
   // Sums to means.
@@ -88,13 +110,15 @@ class Calibration::Observer : public LinearInputObserver {
       }
       const int cols = static_cast<int>(squares_[i].size());
       if (full_) Mirror(cols, static_cast<float>(scale), &hessian.matrix);
+      for (float& value : hessian.drift) value *= static_cast<float>(scale);
     }
   }
 
  private:
-  // The lower triangle in tiles of 8 rows x 16 columns; each tile belongs to one rank, tokens in
-  // order.
-  void AddGram(const float* x, int tokens, int cols, std::vector<float>* gram) {
+  // gram += a^T b in tiles of 8 rows x 16 columns, of a symmetric one the lower triangle; each tile
+  // belongs to one rank, tokens in order.
+  void AddGram(const float* a, const float* b, int tokens, int cols, bool symmetric,
+               std::vector<float>* gram) {
     gram->resize(static_cast<size_t>(cols) * cols);
     const int row_tiles = cols / kGramRows;
     ThreadTeam* team = owner_.team_;
@@ -102,10 +126,11 @@ class Calibration::Observer : public LinearInputObserver {
     team->Run([&](int rank) {
       for (int begin = 0; begin < tokens; begin += kGramTokens) {
         const int count = std::min(kGramTokens, tokens - begin);
-        const float* rows = x + static_cast<size_t>(begin) * cols;
+        const size_t at = static_cast<size_t>(begin) * cols;
         for (int r = rank; r < row_tiles; r += team->size()) {
-          for (int c = 0; c <= r * kGramRows; c += kLanes) {
-            kernels.add_gram_tile(rows + r * kGramRows, rows + c, count, cols,
+          const int end = symmetric ? r * kGramRows + 1 : cols;
+          for (int c = 0; c < end; c += kLanes) {
+            kernels.add_gram_tile(a + at + r * kGramRows, b + at + c, count, cols,
                                   gram->data() + static_cast<size_t>(r) * kGramRows * cols + c);
           }
         }
@@ -125,12 +150,13 @@ class Calibration::Observer : public LinearInputObserver {
 
   Calibration& owner_;
   const bool full_;
+  Keeper* const original_;
   std::vector<double> squares_[kNumInputs];
   int64_t tokens_[kNumInputs] = {};
 };
 
 Calibration::Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
-                         ThreadTeam* team, cpu::Isa isa)
+                         ThreadTeam* team, cpu::Isa isa, bool with_drift)
     : spec_(spec),
       windows_(std::move(windows)),
       team_(team),
@@ -138,6 +164,7 @@ Calibration::Calibration(const ModelSpec& spec, const Matrix& embedding, Calibra
       kernels_(LaneKernelsFor(isa)),
       hidden_(windows_.tokens.size() * spec.hidden_size) {
   EmbedTokens(embedding, windows_.tokens, hidden_.data());
+  if (with_drift) original_ = hidden_;
 }
 
 int Calibration::InputOf(LinearRole role) {
@@ -163,13 +190,29 @@ void Calibration::DoneWith(LinearRole role) {
   hessians_[InputOf(role)] = Hessian{};
 }
 
-absl::Status Calibration::Observe(const LayerWeights& weights, bool full,
+absl::Status Calibration::Observe(const LayerWeights& weights, bool full, Then then,
                                   const std::atomic<bool>* stop) {
   for (Hessian& hessian : hessians_) hessian = Hessian{};
-  Observer observer(this, full);
-  std::vector<float> scratch(hidden_);
-  if (!RunWindows(spec_, weights, windows_.context, scratch, team_, isa_, &observer, stop)) {
-    return absl::CancelledError("stopped");
+  Keeper keeper;
+  const bool drift = full && !original_.empty();
+  Observer observer(this, full, drift ? &keeper : nullptr);
+  const size_t window = static_cast<size_t>(windows_.context) * spec_.hidden_size;
+  const size_t batch = window * BatchWindows(windows_.context);
+  std::vector<float> scratch;
+  for (size_t begin = 0; begin < hidden_.size(); begin += batch) {
+    const size_t count = std::min(batch, hidden_.size() - begin);
+    const auto run = [&](std::span<float> hidden, LinearInputObserver* to) {
+      return RunWindows(spec_, weights, windows_.context, hidden, team_, isa_, to, stop);
+    };
+    std::span<float> inputs = std::span<float>(hidden_).subspan(begin, count);
+    if (then == Then::kStay) {
+      scratch.assign(inputs.begin(), inputs.end());
+      inputs = scratch;
+    }
+    if ((drift && !run(std::span<float>(original_).subspan(begin, count), &keeper)) ||
+        !run(inputs, &observer)) {
+      return absl::CancelledError("stopped");
+    }
   }
   observer.Finish();
   return absl::OkStatus();
@@ -182,12 +225,26 @@ absl::Status Calibration::Advance(const LayerWeights& weights, const std::atomic
   return absl::OkStatus();
 }
 
+absl::Status Calibration::AdvanceOriginal(const LayerWeights& weights,
+                                          const std::atomic<bool>* stop) {
+  if (original_.empty()) return absl::OkStatus();
+  if (!RunWindows(spec_, weights, windows_.context, original_, team_, isa_, nullptr, stop)) {
+    return absl::CancelledError("stopped");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckNotStopped(const std::atomic<bool>* stop) {
+  if (stop == nullptr || !stop->load(std::memory_order_relaxed)) return absl::OkStatus();
+  return absl::CancelledError("stopped");
+}
+
 bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
                 std::span<float> hidden, ThreadTeam* team, cpu::Isa isa,
                 LinearInputObserver* observer, const std::atomic<bool>* stop) {
   const size_t window = static_cast<size_t>(context) * spec.hidden_size;
   const int windows = static_cast<int>(hidden.size() / window);
-  const int batch = std::max(1, kBatchTokens / context);
+  const int batch = BatchWindows(context);
   for (int begin = 0; begin < windows; begin += batch) {
     if (stop != nullptr && stop->load(std::memory_order_relaxed)) return false;
     const int count = std::min(batch, windows - begin);

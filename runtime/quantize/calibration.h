@@ -33,6 +33,9 @@ absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, Tok
                                               int context, int max_windows, uint64_t seed,
                                               int vocab_size, int drawn = 0);
 
+// CANCELLED once *stop is set; `stop` may be null.
+absl::Status CheckNotStopped(const std::atomic<bool>* stop);
+
 // hidden [windows * context, E] <- one layer over it, each window on its own from position 0.
 // `observer` may be null. *stop set (may be null): false, and `hidden` is of no use any more.
 bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
@@ -42,17 +45,26 @@ bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
 // Thread rule: one caller at a time, which is not inside team->Run.
 class Calibration {
  public:
-  // Embeds the windows. `spec` and `team` outlive the object.
+  // Embeds the windows. `with_drift`: beside the hidden states that Advance leaves, those of the
+  // original model are kept, and full Hessians get their drift. `spec` and `team` outlive the
+  // object.
   Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
-              ThreadTeam* team, cpu::Isa isa);
+              ThreadTeam* team, cpu::Isa isa, bool with_drift = false);
 
   // Gathers the Hessians of the layer that comes next, over all windows. `full`: their matrices
-  // too, not only their diagonals. *stop set (may be null): ends early with CANCELLED, and the
-  // object is of no use any more.
-  absl::Status Observe(const LayerWeights& weights, bool full, const std::atomic<bool>* stop);
+  // too, not only their diagonals. kAdvance: as if Advance had followed with the same weights. The
+  // original model's hidden states, if they are kept, are past the layer in any case. *stop set
+  // (may be null): ends early with CANCELLED, and the object is of no use any more.
+  enum class Then { kStay, kAdvance };
+  absl::Status Observe(const LayerWeights& weights, bool full, Then then,
+                       const std::atomic<bool>* stop);
 
   // Runs all windows through the layer, as itself or as it came out quantized.
   absl::Status Advance(const LayerWeights& weights, const std::atomic<bool>* stop);
+
+  // For a layer that is not observed: likewise the original model's hidden states, if they are
+  // kept.
+  absl::Status AdvanceOriginal(const LayerWeights& weights, const std::atomic<bool>* stop);
 
   // Of the inputs of a role in the layer observed last.
   const Hessian& hessian(LinearRole role) const { return hessians_[InputOf(role)]; }
@@ -62,6 +74,7 @@ class Calibration {
 
  private:
   class Observer;
+  class Keeper;
   static constexpr int kNumInputs = 4;  // of q/k/v, o, gate/up, down
   static int InputOf(LinearRole role);
 
@@ -70,7 +83,8 @@ class Calibration {
   ThreadTeam* const team_;
   const cpu::Isa isa_;
   const LaneKernels& kernels_;
-  std::vector<float> hidden_;  // [windows * context, E]
+  std::vector<float> hidden_;    // [windows * context, E]
+  std::vector<float> original_;  // likewise in the original model, empty: not kept
   Hessian hessians_[kNumInputs];
 };
 

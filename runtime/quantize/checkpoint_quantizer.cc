@@ -122,9 +122,7 @@ class CheckpointJob {
 
 // Reports what begins now; CANCELLED when the caller wants to stop.
 absl::Status CheckpointJob::Step(int layer, const char* activity) {
-  if (stop_ != nullptr && stop_->load(std::memory_order_relaxed)) {
-    return absl::CancelledError("stopped");
-  }
+  if (absl::Status status = CheckNotStopped(stop_); !status.ok()) return status;
   if (progress_) {
     progress_(
         {.layer = layer,
@@ -263,7 +261,8 @@ absl::StatusOr<bool> CheckpointJob::SkipLayer(int layer, const LayerWeights& wei
   }
   if (absl::Status status = Step(layer, "finished before"); !status.ok()) return status;
   steps_done_ += kNumLinearRoles;
-  absl::Status status = calibration->Advance(After(weights, written->linears), stop_);
+  absl::Status status = calibration->AdvanceOriginal(weights, stop_);
+  if (status.ok()) status = calibration->Advance(After(weights, written->linears), stop_);
   if (!status.ok()) return status;
   return true;
 }
@@ -275,7 +274,10 @@ absl::Status CheckpointJob::DoLayer(int layer, Calibration* calibration) {
   if (!skipped.ok()) return skipped.status();
   if (*skipped) return absl::OkStatus();
   if (absl::Status status = Step(layer, "calibrating"); !status.ok()) return status;
-  absl::Status status = calibration->Observe(*weights, settings_.method->error_feedback, stop_);
+  using Then = Calibration::Then;
+  absl::Status status =
+      calibration->Observe(*weights, settings_.method->error_feedback,
+                           settings_.method->sequential ? Then::kStay : Then::kAdvance, stop_);
   QuantizedLayer quantized;
   LayerRecord record;
   if (status.ok()) status = QuantizeLayer(layer, *weights, calibration, &quantized, &record);
@@ -286,6 +288,7 @@ absl::Status CheckpointJob::DoLayer(int layer, Calibration* calibration) {
   record.checksum = *checksum;
   record_.layers[layer] = record;
   if (status = writer_->Record(ToJson(record_)); !status.ok()) return status;
+  if (!settings_.method->sequential) return CheckNotStopped(stop_);
   std::array<quant::PackedMatrix, kNumLinearRoles> views;
   for (int r = 0; r < kNumLinearRoles; ++r) views[r] = quantized.linears[r].view();
   return calibration->Advance(After(*weights, views), stop_);
@@ -304,7 +307,8 @@ absl::Status CheckpointJob::RunLayers(std::span<const TokenId> calibration_ids) 
   absl::StatusOr<Matrix> embedding = reader_->Embedding();
   if (!embedding.ok()) return embedding.status();
   if (absl::Status status = PlanOrResume(*windows); !status.ok()) return status;
-  Calibration calibration(reader_->spec(), *embedding, *std::move(windows), &team_, isa_);
+  Calibration calibration(reader_->spec(), *embedding, *std::move(windows), &team_, isa_,
+                          settings_.method->correction > 0.0f);
   if (absl::Status status = writer_->WriteEmbeddings(); !status.ok()) return status;
   reader_->ReleaseEnds();
   for (int layer = 0; layer < num_layers_; ++layer) {

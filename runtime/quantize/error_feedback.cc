@@ -124,6 +124,25 @@ void ErrorFeedback::Spread(const LaneKernels& kernels, int i, const float* error
                          size_ - i - 1);
 }
 
+void ErrorFeedback::Solve(const LaneKernels& kernels, float* rows) const {
+  // H^-1 = U^T U; row i of U is row i of upper_ times U_ii, and weights_ has 1 / U_ii^2.
+  const auto channel = [rows](int i) { return rows + static_cast<size_t>(i) * kLanes; };
+  for (int i = 0; i < size_; ++i) {
+    const float* u = Row(upper_.data(), size_, i);
+    float sum[kLanes] = {};
+    for (int j = i; j < size_; ++j) {
+      for (int l = 0; l < kLanes; ++l) sum[l] += u[j] * channel(j)[l];
+    }
+    for (int l = 0; l < kLanes; ++l) channel(i)[l] = sum[l] / weights_[i];
+  }
+  for (int i = size_ - 1; i >= 0; --i) {
+    float negative[kLanes];
+    for (int l = 0; l < kLanes; ++l) negative[l] = -channel(i)[l];
+    kernels.subtract_outer(channel(i + 1), negative, Row(upper_.data(), size_, i) + i + 1,
+                           size_ - i - 1);
+  }
+}
+
 void RefitSubScale(const LaneKernels& kernels, const TileBlock& block, int strip, TileFit* fit) {
   constexpr int kSubScales = quant::kMaxSubScale + 1;
   alignas(64) float steps[kSubScales * kLanes];

@@ -35,6 +35,9 @@ class ErrorFeedback {
   // rows].
   void Spread(const LaneKernels& kernels, int i, const float* errors, float* work) const;
 
+  // rows [K channels][16 rows] <- rows (H + damping)^-1, channels in the order of Create.
+  void Solve(const LaneKernels& kernels, float* rows) const;
+
  private:
   ErrorFeedback() = default;
 

@@ -83,7 +83,10 @@ class MatrixJob {
   void MarkOutliers(int64_t budget, const std::vector<float>& gains,
                     const std::vector<uint8_t>& channels);
   void PlaceStrips();
-  void Encode(int row_block, TileBlock* block, EncodedBlock* encoded) const;
+  std::vector<float> InCompactOrder(const std::vector<float>& source) const;
+  std::vector<float> Targets(int row_block) const;
+  void Encode(int row_block, const std::vector<float>& targets, TileBlock* block,
+              EncodedBlock* encoded) const;
   void ChooseCodes(int row_block, int strip, int channel, const float* targets,
                    EncodedBlock* encoded, float* errors) const;
   void StoreTile(int row_block, int bits, int tile, const TileFit& fit,
@@ -293,14 +296,46 @@ void MatrixJob::ChooseCodes(int row_block, int strip, int channel, const float* 
   }
 }
 
-void MatrixJob::Encode(int row_block, TileBlock* block, EncodedBlock* encoded) const {
-  std::vector<float> work;
-  if (feedback_) {
-    work.resize(static_cast<size_t>(strips()) * kGroup * kLanes);
-    for (int s = 0; s < strips(); ++s) {
-      LoadGroup(row_block, places_[s].source / kGroup, work.data() + s * kGroup * kLanes);
+// [K channels][16 rows] from source order.
+std::vector<float> MatrixJob::InCompactOrder(const std::vector<float>& source) const {
+  std::vector<float> compact(source.size());
+  for (int s = 0; s < strips(); ++s) {
+    std::copy_n(source.data() + static_cast<size_t>(places_[s].source) * kLanes, kGroup * kLanes,
+                compact.data() + static_cast<size_t>(s) * kGroup * kLanes);
+  }
+  return compact;
+}
+
+// What the codes of a row block shall come to [K channels in source order][16 rows]: the weights W,
+// or with a correction what gives W z from x best in the mean, W (I + D H^-1) with the drift D; as
+// much of that as the method says.
+std::vector<float> MatrixJob::Targets(int row_block) const {
+  std::vector<float> targets(static_cast<size_t>(cols_) * kLanes);
+  for (int s = 0; s < strips(); ++s) {
+    LoadGroup(row_block, s, targets.data() + static_cast<size_t>(s) * kGroup * kLanes);
+  }
+  if (!feedback_ || hessian_.drift.empty()) return targets;
+  std::vector<float> missing(targets.size());  // -W D
+  for (int i = 0; i < cols_; ++i) {
+    kernels_.subtract_outer(missing.data(), targets.data() + static_cast<size_t>(i) * kLanes,
+                            hessian_.drift.data() + static_cast<size_t>(i) * cols_, cols_);
+  }
+  std::vector<float> change = InCompactOrder(missing);
+  feedback_->Solve(kernels_, change.data());
+  for (int i = 0; i < cols_; ++i) {
+    float* target =
+        targets.data() + static_cast<size_t>(places_[i / kGroup].source + i % kGroup) * kLanes;
+    for (int l = 0; l < kLanes; ++l) {
+      target[l] -= method_.correction * change[static_cast<size_t>(i) * kLanes + l];
     }
   }
+  return targets;
+}
+
+void MatrixJob::Encode(int row_block, const std::vector<float>& targets, TileBlock* block,
+                       EncodedBlock* encoded) const {
+  std::vector<float> work;
+  if (feedback_) work = InCompactOrder(targets);
   for (const int bits : {2, 4}) {
     for (int tile = 0; tile < counts_.shape.tiles(bits); ++tile) {
       const int first = first_strip(bits) + tile * tile_strips(bits);
@@ -316,10 +351,10 @@ void MatrixJob::Encode(int row_block, TileBlock* block, EncodedBlock* encoded) c
         }
         for (int k = 0; k < kGroup; ++k) {
           float errors[kLanes];
-          const float* targets =
+          const float* target =
               feedback_ ? work.data() + (static_cast<size_t>(strip) * kGroup + k) * kLanes
                         : block->w[g] + k * kLanes;
-          ChooseCodes(row_block, strip, k, targets, encoded, errors);
+          ChooseCodes(row_block, strip, k, target, encoded, errors);
           if (feedback_) feedback_->Spread(kernels_, strip * kGroup + k, errors, work.data());
         }
       }
@@ -428,14 +463,9 @@ absl::StatusOr<QuantizedMatrix> MatrixJob::Run(const std::string& name) {
   }
   ForRowBlocks([&](int row_block, TileBlock* block) {
     EncodedBlock encoded(strips(), counts_.shape.tiles(2) + counts_.shape.tiles(4));
-    Encode(row_block, block, &encoded);
-    if (descent) {
-      std::vector<float> source(static_cast<size_t>(cols_) * kLanes);
-      for (int s = 0; s < strips(); ++s) {
-        LoadGroup(row_block, s, source.data() + static_cast<size_t>(s) * kGroup * kLanes);
-      }
-      descent->Run(source, method_.descent_sweeps, method_.descent, &encoded);
-    }
+    const std::vector<float> targets = Targets(row_block);
+    Encode(row_block, targets, block, &encoded);
+    if (descent) descent->Run(targets, method_.descent_sweeps, method_.descent, &encoded);
     Store(row_block, encoded, &result, &qualities[row_block], &outliers[row_block]);
   });
   for (int b = 0; b < row_blocks_; ++b) {

@@ -19,6 +19,8 @@ namespace fewbit {
 struct Hessian {
   std::vector<float> diagonal;  // [K] mean of x_k^2
   std::vector<float> matrix;    // [K, K] mean of x_i x_j; only for methods with error feedback
+  // [K, K] mean of (z_i - x_i) x_j, z the input in the original model; empty: not wanted, or z = x.
+  std::vector<float> drift;
 };
 
 struct MatrixSettings {

@@ -32,6 +32,9 @@ struct QuantizeMethod {
   Descent descent = Descent::kCodesAndScales;
   bool shared_bits = false;  // 4-bit strips are shared out among the matrices by what they gain
   bool sequential = false;   // calibration inputs come through the layers already quantized
+  // With sequential and error_feedback: the share of what quantization has changed in a matrix'
+  // inputs so far that its targets make up for.
+  float correction = 0.0f;
   const char* summary = "";
 };
 
@@ -43,8 +46,9 @@ inline constexpr QuantizeMethod kQuantizeMethods[] = {
      .descent_sweeps = 2,
      .shared_bits = true,
      .sequential = true,
+     .correction = 0.5f,
      .summary = "searched scales, symmetric levels, error feedback with 4-bit strips last (arXiv "
-                "2210.17323)"},
+                "2210.17323), bits shared out, half of earlier errors made up for (2504.02692)"},
     {.name = "searched",
      .search_scales = true,
      .summary = "default without error feedback: nearest codes, less memory"},
@@ -81,6 +85,13 @@ inline constexpr QuantizeMethod kStepMethods[] = {
      .large_first = true,
      .sequential = true,
      .summary = "feedback-ordered, calibrated through the layers already quantized"},
+    {.name = "corrected",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .sequential = true,
+     .correction = 0.5f,
+     .summary = "sequential, and half of the error of earlier layers made up for"},
     {.name = "refit",
      .search_scales = true,
      .error_feedback = true,
@@ -88,21 +99,32 @@ inline constexpr QuantizeMethod kStepMethods[] = {
      .descent_sweeps = 2,
      .descent = Descent::kScales,
      .sequential = true,
-     .summary = "sequential, and scales refitted by least squares for the codes found"},
+     .correction = 0.5f,
+     .summary = "corrected, and scales refitted by least squares for the codes found"},
     {.name = "descent",
      .search_scales = true,
      .error_feedback = true,
      .large_first = true,
      .descent_sweeps = 2,
      .sequential = true,
-     .summary = "sequential, and descent on codes and scales: default with equal shares"},
+     .correction = 0.5f,
+     .summary = "corrected, and descent on codes and scales: default with equal shares"},
     {.name = "shared",
      .search_scales = true,
      .error_feedback = true,
      .large_first = true,
      .shared_bits = true,
      .sequential = true,
-     .summary = "sequential, and bits shared out: default without descent"},
+     .correction = 0.5f,
+     .summary = "corrected, and bits shared out: default without descent"},
+    {.name = "uncorrected",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .descent_sweeps = 2,
+     .shared_bits = true,
+     .sequential = true,
+     .summary = "default without making up for earlier layers"},
 };
 
 // Of either table; null for an unknown name.

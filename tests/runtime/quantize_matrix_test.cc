@@ -311,6 +311,47 @@ TEST(QuantizeMatrixTest, DescentLowersTheErrorOfTheOutputFurther) {
   }
 }
 
+// Where the original model had z = (I + A) x, the mean of |W z - W^ x|^2 up to a constant:
+// W^ H W^^T - 2 W (H + D) W^^T with the drift D = A H.
+double MatchError(const Problem& p, const std::vector<float>& dense) {
+  double sum = 0.0;
+  for (int r = 0; r < p.rows; ++r) {
+    const float* w = p.weights.data() + static_cast<size_t>(r) * p.cols;
+    const float* v = dense.data() + static_cast<size_t>(r) * p.cols;
+    for (int i = 0; i < p.cols; ++i) {
+      for (int j = 0; j < p.cols; ++j) {
+        const int at = i * p.cols + j;
+        const double h = p.hessian.matrix[at];
+        sum += v[i] * v[j] * h - 2.0 * w[i] * v[j] * (h + p.hessian.drift[at]);
+      }
+    }
+  }
+  return sum;
+}
+
+TEST(QuantizeMatrixTest, CorrectionMakesUpForInputsThatHaveDrifted) {
+  Problem p = RandomProblem(32, 256, 21);
+  p.hessian.drift.resize(p.hessian.matrix.size());
+  for (int i = 0; i < p.cols; ++i) {
+    for (int j = 0; j < p.cols; ++j) {  // a tenth of each input has gone to its neighbour
+      p.hessian.drift[i * p.cols + j] = 0.1f * p.hessian.matrix[(i + 1) % p.cols * p.cols + j];
+    }
+  }
+  QuantizeMethod method = *FindQuantizeMethod("feedback");
+  double last = std::numeric_limits<double>::infinity();
+  for (const float correction : {0.0f, 0.5f, 1.0f}) {
+    method.correction = correction;
+    const double error = MatchError(p, Dequantize(Quantize(p, {.method = &method}).unpacked));
+    EXPECT_LT(error, last) << correction;
+    last = error;
+  }
+  // Nearest codes know nothing of it.
+  method = *kSearched;
+  const auto with = Bytes(Quantize(p, {.method = &method}).unpacked);
+  p.hessian.drift.clear();
+  EXPECT_EQ(with, Bytes(Quantize(p, {.method = &method}).unpacked));
+}
+
 TEST(QuantizeMatrixTest, ScalesRefittedAloneHelpLessThanCodesAndScales) {
   const Problem p = RandomProblem(32, 640, 19);
   QuantizeMethod method = *FindQuantizeMethod("feedback");

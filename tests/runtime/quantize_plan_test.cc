@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <random>
@@ -9,6 +11,7 @@
 #include "runtime/models/decoder.h"
 #include "runtime/quantize/bit_allocation.h"
 #include "runtime/quantize/bit_plan.h"
+#include "runtime/quantize/calibration.h"
 #include "runtime/quantize/sensitivity_probe.h"
 #include "runtime/thread_team.h"
 #include "tests/runtime/checkpoint_files.h"
@@ -161,6 +164,70 @@ TEST_F(SensitivityProbeTest, AMarkedPlaceGivesTheSameAgain) {
   probe_.ReturnToMark();
   probe_.Branch(Scaled(1.5f));
   EXPECT_EQ(Finish(), first);
+}
+
+// The inputs of one role.
+class InputRecorder : public LinearInputObserver {
+ public:
+  explicit InputRecorder(LinearRole role) : role_(role) {}
+  void OnInput(LinearRole role, const float* x, int tokens, int cols) override {
+    if (role != role_) return;
+    cols_ = cols;
+    inputs_.insert(inputs_.end(), x, x + static_cast<size_t>(tokens) * cols);
+  }
+  int cols() const { return cols_; }
+  int tokens() const { return static_cast<int>(inputs_.size()) / cols_; }
+  float at(int token, int channel) const {
+    return inputs_[static_cast<size_t>(token) * cols_ + channel];
+  }
+
+ private:
+  const LinearRole role_;
+  int cols_ = 0;
+  std::vector<float> inputs_;
+};
+
+using DriftTest = SensitivityProbeTest;
+
+TEST_F(DriftTest, IsTheMeanOfWhatTheInputsMissTimesThemselves) {
+  const auto windows = Windows();
+  const LayerWeights altered = Scaled(1.5f);
+  Calibration calibration(model_->spec, model_->embedding, windows, &team_, cpu::BestIsa(), true);
+  const auto observe = [&](int layer) {
+    const absl::Status status =
+        calibration.Observe(model_->layers[layer], true, Calibration::Then::kStay, nullptr);
+    EXPECT_TRUE(status.ok()) << status;
+  };
+  observe(0);
+  for (const float value : calibration.hessian(LinearRole::kDown).drift) ASSERT_EQ(value, 0.0f);
+  ASSERT_TRUE(calibration.Advance(altered, nullptr).ok());
+  observe(1);
+
+  InputRecorder seen(LinearRole::kDown), original(LinearRole::kDown);
+  for (InputRecorder* recorder : {&seen, &original}) {
+    std::vector<float> hidden(windows.tokens.size() * model_->spec.hidden_size);
+    EmbedTokens(model_->embedding, windows.tokens, hidden.data());
+    RunWindows(model_->spec, recorder == &seen ? altered : model_->layers[0], windows.context,
+               hidden, &team_, cpu::BestIsa(), nullptr);
+    RunWindows(model_->spec, model_->layers[1], windows.context, hidden, &team_, cpu::BestIsa(),
+               recorder);
+  }
+  const std::vector<float>& drift = calibration.hessian(LinearRole::kDown).drift;
+  ASSERT_EQ(drift.size(), static_cast<size_t>(seen.cols()) * seen.cols());
+  double largest = 0.0, worst = 0.0;
+  for (int i = 0; i < seen.cols(); ++i) {
+    for (int j = 0; j < seen.cols(); ++j) {
+      double sum = 0.0;
+      for (int t = 0; t < seen.tokens(); ++t) {
+        sum += static_cast<double>(original.at(t, i) - seen.at(t, i)) * seen.at(t, j);
+      }
+      const double expected = sum / seen.tokens();
+      largest = std::max(largest, std::abs(expected));
+      worst = std::max(worst, std::abs(expected - drift[i * seen.cols() + j]));
+    }
+  }
+  EXPECT_GT(largest, 0.0);
+  EXPECT_LT(worst, 1e-4 * largest);
 }
 
 }  // namespace
