@@ -12,11 +12,15 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/linear.h"
 #include "nlohmann/json.hpp"
+#include "runtime/quantize/calibration.h"
+#include "runtime/quantize/held_out.h"
+#include "runtime/thread_team.h"
 #include "runtime/tune/model_source.h"
 #include "runtime/tune/same_model.h"
 #include "runtime/tune/scale_refit.h"
 #include "runtime/tune/trainer.h"
 #include "runtime/tune/tuning_record.h"
+#include "runtime/weights/canary.h"
 #include "runtime/weights/checkpoint.h"
 #include "runtime/weights/quantized_format.h"
 #include "runtime/weights/quantized_writer.h"
@@ -59,6 +63,7 @@ class TuningJob {
   absl::Status Cancel();
   absl::Status PutOnGrid();
   absl::Status Write();
+  absl::Status WriteCanaryOf(const std::string& directory) const;
   nlohmann::json Settings() const;
   void KeepBest();
   void Tell(double training_kl) const;
@@ -322,9 +327,28 @@ absl::Status TuningJob::Write() {
     status = l < 0 ? writer_->WriteEmbeddings(norms) : writer_->WriteLayer(l, linears, norms);
     if (!status.ok()) return status;
   }
-  if (absl::Status status = writer_->Finish(Settings()); !status.ok()) return status;
-  // After the rename, as an interrupted run needs them until then.
-  return RemoveLayerStates(options_.out_dir, -1);
+  const absl::StatusOr<std::string> files = writer_->Complete(Settings());
+  if (!files.ok()) return files.status();
+  if (absl::Status status = WriteCanaryOf(*files); !status.ok()) return status;
+  return writer_->Finish();
+}
+
+// What both models answer, as computed on this processor, to the beginnings of held-out windows.
+absl::Status TuningJob::WriteCanaryOf(const std::string& directory) const {
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> tuned = CheckpointReader::Open(directory);
+  if (!tuned.ok()) return tuned.status();
+  const int tokens = std::min(Canary::kTokens, options_.context);
+  CalibrationWindows prompts{.context = tokens, .tokens = {}};
+  std::vector<TokenId> window(static_cast<size_t>(options_.context));
+  for (int w = 0; w < std::min(Canary::kPrompts, text_->held_out()); ++w) {
+    text_->HeldOut(w, window);
+    prompts.tokens.insert(prompts.tokens.end(), window.begin(), window.begin() + tokens);
+  }
+  ThreadTeam team(options_.threads);
+  const absl::StatusOr<HeldOut> answers =
+      MeasureHeldOut(**tuned, original_.get(), prompts, &team, nullptr, stop_);
+  if (!answers.ok()) return answers.status();
+  return WriteCanary(directory, answers->canary);
 }
 
 absl::StatusOr<TuneReport> TuningJob::Run() {
@@ -341,6 +365,7 @@ absl::StatusOr<TuneReport> TuningJob::Run() {
   trainer_ = *std::move(trainer);
   status = BeginOrResume();
   if (status.ok()) status = Train();
+  if (status.ok()) status = Save();
   if (status.ok()) status = PutOnGrid();
   if (status.ok()) status = Write();
   if (!status.ok()) return status;

@@ -37,7 +37,7 @@ absl::StatusOr<LayerState> ReadLayerState(const std::string& directory, int step
                                           uint64_t checksum, int64_t values,
                                           std::vector<float>* best);
 
-// Deletes the files of all steps but `step`; -1: all.
+// Deletes the files of all steps but `step`.
 absl::Status RemoveLayerStates(const std::string& directory, int step);
 
 }  // namespace fewbit::tune

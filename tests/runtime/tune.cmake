@@ -5,3 +5,6 @@ add_library(fewbit_tape_runner STATIC double_decoder.cc tape_runner.cc)
 target_link_libraries(fewbit_tape_runner PUBLIC fewbit_tune)
 fewbit_test(tune_tape_test SOURCES tune_tape_test.cc
   LIBS fewbit_tape_runner fewbit_tune nlohmann_json::nlohmann_json LABELS runtime)
+fewbit_test(tune_scales_test SOURCES tune_scales_test.cc ../kernels/random_matrix.cc LIBS fewbit_tune LABELS runtime)
+fewbit_test(tune_checkpoint_test SOURCES tune_checkpoint_test.cc
+  LIBS fewbit_tune fewbit_quantize fewbit_eval fewbit_checkpoint_files LABELS runtime)
