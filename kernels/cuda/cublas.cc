@@ -95,18 +95,18 @@ bool Cublas::Multiply(const FloatProducts& p, cudaStream_t stream) {
   // Column-major for cuBLAS: c^T [n, m] = b^T [n, k] a^T [k, m].
   const int of_b = p.b.transposed ? kTranspose : kNoTranspose;
   const int of_a = p.a.transposed ? kTranspose : kNoTranspose;
+  const int type = RealType(p.type);
+  const int compute = p.type == DType::kF32 ? kCompute32FTf32 : kCompute32F;
   if (p.c_addresses != nullptr) {
-    return symbols_->gemm_addresses(
-               handle_, of_b, of_a, p.n, p.m, p.k, &p.alpha,
-               reinterpret_cast<const void* const*>(p.b.addresses), kRealF32, p.b.row_stride,
-               reinterpret_cast<const void* const*>(p.a.addresses), kRealF32, p.a.row_stride,
-               &p.beta, reinterpret_cast<void* const*>(p.c_addresses), kRealF32, p.c_row_stride,
-               p.batch, kCompute32FTf32, kDefaultAlgorithm) == 0;
+    return symbols_->gemm_addresses(handle_, of_b, of_a, p.n, p.m, p.k, &p.alpha, p.b.addresses,
+                                    type, p.b.row_stride, p.a.addresses, type, p.a.row_stride,
+                                    &p.beta, p.c_addresses, kRealF32, p.c_row_stride, p.batch,
+                                    compute, kDefaultAlgorithm) == 0;
   }
-  return symbols_->gemm_strided(handle_, of_b, of_a, p.n, p.m, p.k, &p.alpha, p.b.data, kRealF32,
-                                p.b.row_stride, p.b.stride, p.a.data, kRealF32, p.a.row_stride,
+  return symbols_->gemm_strided(handle_, of_b, of_a, p.n, p.m, p.k, &p.alpha, p.b.data, type,
+                                p.b.row_stride, p.b.stride, p.a.data, type, p.a.row_stride,
                                 p.a.stride, &p.beta, p.c, kRealF32, p.c_row_stride, p.c_stride,
-                                p.batch, kCompute32FTf32, kDefaultAlgorithm) == 0;
+                                p.batch, compute, kDefaultAlgorithm) == 0;
 }
 
 }  // namespace fewbit::cuda

@@ -11,24 +11,26 @@
 
 namespace fewbit::cuda {
 
-// c = alpha * a b + beta * c for `batch` matrices of float32, row-major: a [m, k], b [k, n],
-// c [m, n]. A transposed operand is stored as the transpose of what is multiplied. `row_stride`:
-// elements between rows as stored; `stride`: between matrices, 0: the same for all.
+// c = alpha * a b + beta * c for `batch` matrices, row-major: a [m, k], b [k, n], c [m, n] of
+// float32, a and b of `type`: kBF16, or kF32, rounded to TF32 (10 bits of mantissa). A transposed
+// operand is stored as the transpose of what is multiplied. `row_stride`: elements between rows as
+// stored; `stride`: between matrices, 0: the same for all.
 struct FloatProducts {
   struct Operand {
-    const float* data = nullptr;
+    const void* data = nullptr;
     int row_stride = 0;
     bool transposed = false;
     int64_t stride = 0;
-    const float* const* addresses = nullptr;  // [batch], in device memory: instead of data, stride
+    const void* const* addresses = nullptr;  // [batch], in device memory: instead of data, stride
   };
   int m = 0, n = 0, k = 0;
   int batch = 1;
+  DType type = DType::kF32;
   Operand a, b;
   float* c = nullptr;
   int c_row_stride = 0;
   int64_t c_stride = 0;
-  float* const* c_addresses = nullptr;  // given for all three operands or for none
+  void* const* c_addresses = nullptr;  // given for all three operands or for none
   float alpha = 1.0f, beta = 0.0f;
 };
 
@@ -48,8 +50,8 @@ class Cublas {
             void* y, DType y_type, int64_t y_stride, cudaStream_t stream);
   bool SetWorkspace(void* device_memory, size_t bytes);
 
-  // Factors rounded to TF32 (10 bits of mantissa), float sums. The same bits for the same products
-  // on the same kind of device. False if cuBLAS reports an error.
+  // With float sums. The same bits for the same products on the same kind of device. False if
+  // cuBLAS reports an error.
   bool Multiply(const FloatProducts& products, cudaStream_t stream);
 
  private:

@@ -57,9 +57,14 @@ cudaError_t TuneSumSquares(const float* x, int64_t count, tune::LossSums* sums, 
                            cudaStream_t stream);
 cudaError_t TuneAdam(const tune::AdamArgs& args, cudaStream_t stream);
 
+// `to` [rows, cols] in bf16 = `from`, whose rows lie `row_stride` elements apart. cols is a
+// multiple of 8 and the arrays are aligned to 16 bytes, rows of `from` too.
+cudaError_t TuneRoundToBf16(const float* from, int64_t row_stride, int rows, int cols, void* to,
+                            cudaStream_t stream);
+
 // What cuBLAS takes for a batch whose matrices have no common distance: the addresses of
 // `outer` x `inner` matrices. `addresses` [outer * inner] in device memory.
 cudaError_t TuneAddresses(const float* data, int64_t outer_stride, int64_t inner_stride, int outer,
-                          int inner, const float** addresses, cudaStream_t stream);
+                          int inner, const void** addresses, cudaStream_t stream);
 
 }  // namespace fewbit::cuda

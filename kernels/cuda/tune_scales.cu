@@ -122,6 +122,25 @@ cudaError_t WidenFrom(const void* from, int64_t count, float* to, cudaStream_t s
   return ForEach(count, WidenElement<T>{static_cast<const T*>(from), to}, stream);
 }
 
+// 8 elements of a row.
+struct RoundEight {
+  const float* from;
+  int64_t row_stride;
+  int eights;  // per row
+  uint4* to;
+  __device__ void operator()(int64_t i) const {
+    const int64_t row = i / eights;
+    const auto* x = reinterpret_cast<const float4*>(from + row * row_stride + 8 * (i % eights));
+    const float4 a = x[0], b = x[1];
+    union {
+      __nv_bfloat162 pairs[4];
+      uint4 all;
+    } rounded = {{__floats2bfloat162_rn(a.x, a.y), __floats2bfloat162_rn(a.z, a.w),
+                  __floats2bfloat162_rn(b.x, b.y), __floats2bfloat162_rn(b.z, b.w)}};
+    to[i] = rounded.all;
+  }
+};
+
 struct AdamElement {
   tune::AdamArgs a;
   float correction1, correction2;  // 1 / (1 - beta^step)
@@ -142,7 +161,7 @@ struct FillAddress {
   const float* data;
   int64_t outer_stride, inner_stride;
   int inner;
-  const float** addresses;
+  const void** addresses;
   __device__ void operator()(int64_t i) const {
     addresses[i] = data + (i / inner) * outer_stride + (i % inner) * inner_stride;
   }
@@ -224,8 +243,15 @@ cudaError_t TuneAdam(const tune::AdamArgs& args, cudaStream_t stream) {
                  stream);
 }
 
+cudaError_t TuneRoundToBf16(const float* from, int64_t row_stride, int rows, int cols, void* to,
+                            cudaStream_t stream) {
+  const int eights = cols / 8;
+  return ForEach(int64_t{rows} * eights,
+                 RoundEight{from, row_stride, eights, static_cast<uint4*>(to)}, stream);
+}
+
 cudaError_t TuneAddresses(const float* data, int64_t outer_stride, int64_t inner_stride, int outer,
-                          int inner, const float** addresses, cudaStream_t stream) {
+                          int inner, const void** addresses, cudaStream_t stream) {
   return ForEach(int64_t{outer} * inner,
                  FillAddress{data, outer_stride, inner_stride, inner, addresses}, stream);
 }

@@ -13,7 +13,7 @@ absl::StatusOr<std::unique_ptr<Executor>> CreateCudaExecutor(const Model* /*mode
   return CheckCudaDevice(options.device);
 }
 
-absl::StatusOr<std::unique_ptr<tune::Ops>> tune::CreateCudaOps(int device) {
+absl::StatusOr<std::unique_ptr<tune::Ops>> tune::CreateCudaOps(int device, DType /*factors*/) {
   return CheckCudaDevice(device);
 }
 

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -47,9 +48,30 @@ cuda::FloatProducts::Operand OperandOf(const Operand& from, int inner) {
           .stride = inner == 1 ? from.outer_stride : from.inner_stride};
 }
 
+// A matrix as it lies in memory.
+struct StoredShape {
+  int rows = 0, cols = 0;
+  size_t bf16_bytes() const { return (size_t{2} * rows * cols + 255) / 256 * 256; }
+};
+
+StoredShape StoredShapeOf(const Operand& operand, int rows, int cols) {
+  return operand.transposed ? StoredShape{cols, rows} : StoredShape{rows, cols};
+}
+
+// One large product, which bf16 makes faster by more than rounding its operands takes.
+bool PaysToRound(const Product& p) {
+  constexpr int64_t kMultiplyAdds = int64_t{1} << 34;
+  const auto can = [](const Operand& operand, int rows, int cols) {
+    return reinterpret_cast<uintptr_t>(operand.data) % 16 == 0 && operand.row_stride % 4 == 0 &&
+           StoredShapeOf(operand, rows, cols).cols % 8 == 0;
+  };
+  return p.outer * p.inner == 1 && int64_t{p.m} * p.n * p.k >= kMultiplyAdds &&
+         can(p.a, p.m, p.k) && can(p.b, p.k, p.n);
+}
+
 class CudaOps final : public Ops {
  public:
-  static absl::StatusOr<std::unique_ptr<Ops>> Create(int device);
+  static absl::StatusOr<std::unique_ptr<Ops>> Create(int device, DType factors);
   ~CudaOps() override;
 
   const std::string& device() const override { return name_; }
@@ -139,33 +161,38 @@ class CudaOps final : public Ops {
   }
 
  private:
-  CudaOps(int index, std::string name) : index_(index), name_(std::move(name)) {}
+  CudaOps(int index, std::string name, DType factors)
+      : index_(index), name_(std::move(name)), factors_(factors) {}
 
   // Calls may come from any thread, one at a time; each thread has a current GPU of its own.
   cudaStream_t Stream() {
     Check(cudaSetDevice(index_), "cudaSetDevice", index_, 1);
     return stream_;
   }
-  // Room for the addresses of three operands of `batch` matrices.
-  const float** Addresses(int batch);
+  // `memory`, made larger if it has fewer bytes; its content is lost then.
+  uint8_t* Room(size_t bytes, DeviceMemory* memory);
+  void TakeAddresses(const Product& p, cuda::FloatProducts* products);
+  void RoundOperands(const Product& p, cuda::FloatProducts* products);
 
   const int index_;
   const std::string name_;
+  const DType factors_;
   cudaStream_t stream_ = nullptr;
-  DeviceMemory scratch_, workspace_, addresses_;
+  DeviceMemory scratch_, workspace_;
+  DeviceMemory addresses_, rounded_;  // of the operands of the product at hand
   std::unique_ptr<cuda::Cublas> cublas_;
   std::unordered_map<void*, size_t> allocated_;
   int64_t live_bytes_ = 0, peak_bytes_ = 0;
 };
 
-absl::StatusOr<std::unique_ptr<Ops>> CudaOps::Create(int device) {
+absl::StatusOr<std::unique_ptr<Ops>> CudaOps::Create(int device, DType factors) {
   if (absl::Status status = CheckCudaDevice(device); !status.ok()) return status;
   cudaDeviceProp properties;
   cudaError_t error = cudaSetDevice(device);
   if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, device);
   if (error != cudaSuccess) return absl::UnavailableError(cudaGetErrorString(error));
   std::unique_ptr<CudaOps> ops(
-      new CudaOps(device, absl::StrCat("cuda:", device, " ", properties.name)));
+      new CudaOps(device, absl::StrCat("cuda:", device, " ", properties.name), factors));
   error = cudaStreamCreateWithFlags(&ops->stream_, cudaStreamNonBlocking);
   if (error != cudaSuccess) return absl::UnavailableError(cudaGetErrorString(error));
 
@@ -219,15 +246,50 @@ void CudaOps::Free(void* data) {
   allocated_.erase(found);
 }
 
-const float** CudaOps::Addresses(int batch) {
-  const size_t bytes = 3 * sizeof(float*) * static_cast<size_t>(batch);
-  if (bytes > addresses_.bytes()) {
-    Check(cudaStreamSynchronize(stream_), "Multiply", batch, 1);
-    auto larger = DeviceMemory::Allocate(2 * bytes, "addresses of a batch of products");
-    Check(larger.ok() ? cudaSuccess : cudaErrorMemoryAllocation, "Multiply", batch, 1);
-    addresses_ = *std::move(larger);
+uint8_t* CudaOps::Room(size_t bytes, DeviceMemory* memory) {
+  if (bytes > memory->bytes()) {
+    Check(cudaStreamSynchronize(stream_), "Multiply", 1, static_cast<int64_t>(bytes));
+    *memory = DeviceMemory();
+    auto larger = DeviceMemory::Allocate(bytes, "a product's operands");
+    Check(larger.ok() ? cudaSuccess : cudaErrorMemoryAllocation, "Multiply", 1,
+          static_cast<int64_t>(bytes));
+    *memory = *std::move(larger);
   }
-  return reinterpret_cast<const float**>(addresses_.get());
+  return memory->get();
+}
+
+void CudaOps::TakeAddresses(const Product& p, cuda::FloatProducts* products) {
+  const int batch = products->batch;
+  const auto** of_a = reinterpret_cast<const void**>(Room(3 * sizeof(void*) * batch, &addresses_));
+  const void** of_b = of_a + batch;
+  const void** of_c = of_b + batch;
+  const auto fill = [&](const float* data, int64_t outer_stride, int64_t inner_stride,
+                        const void** to) {
+    Check(cuda::TuneAddresses(data, outer_stride, inner_stride, p.outer, p.inner, to, stream_),
+          "Multiply", p.outer, p.inner);
+  };
+  fill(p.a.data, p.a.outer_stride, p.a.inner_stride, of_a);
+  fill(p.b.data, p.b.outer_stride, p.b.inner_stride, of_b);
+  fill(p.c, p.c_outer_stride, p.c_inner_stride, of_c);
+  products->a.addresses = of_a;
+  products->b.addresses = of_b;
+  products->c_addresses = const_cast<void* const*>(of_c);
+}
+
+void CudaOps::RoundOperands(const Product& p, cuda::FloatProducts* products) {
+  const StoredShape a = StoredShapeOf(p.a, p.m, p.k), b = StoredShapeOf(p.b, p.k, p.n);
+  uint8_t* of_a = Room(a.bf16_bytes() + b.bf16_bytes(), &rounded_);
+  uint8_t* of_b = of_a + a.bf16_bytes();
+  const auto round = [&](const Operand& from, const StoredShape& shape, void* to,
+                         cuda::FloatProducts::Operand* operand) {
+    Check(cuda::TuneRoundToBf16(from.data, from.row_stride, shape.rows, shape.cols, to, stream_),
+          "Multiply", shape.rows, shape.cols);
+    operand->data = to;
+    operand->row_stride = shape.cols;
+  };
+  round(p.a, a, of_a, &products->a);
+  round(p.b, b, of_b, &products->b);
+  products->type = DType::kBF16;
 }
 
 void CudaOps::Multiply(const Product& p) {
@@ -243,28 +305,16 @@ void CudaOps::Multiply(const Product& p) {
                                .c_stride = p.inner == 1 ? p.c_outer_stride : p.c_inner_stride,
                                .alpha = p.alpha,
                                .beta = p.beta};
-  if (!EvenlySpaced(p)) {
-    const float** of_a = Addresses(products.batch);
-    const float** of_b = of_a + products.batch;
-    const float** of_c = of_b + products.batch;
-    const auto fill = [&](const float* data, int64_t outer_stride, int64_t inner_stride,
-                          const float** to) {
-      Check(cuda::TuneAddresses(data, outer_stride, inner_stride, p.outer, p.inner, to, stream),
-            "Multiply", p.outer, p.inner);
-    };
-    fill(p.a.data, p.a.outer_stride, p.a.inner_stride, of_a);
-    fill(p.b.data, p.b.outer_stride, p.b.inner_stride, of_b);
-    fill(p.c, p.c_outer_stride, p.c_inner_stride, of_c);
-    products.a.addresses = of_a;
-    products.b.addresses = of_b;
-    products.c_addresses = const_cast<float* const*>(of_c);
-  }
+  if (!EvenlySpaced(p)) TakeAddresses(p, &products);
+  if (factors_ == DType::kBF16 && PaysToRound(p)) RoundOperands(p, &products);
   const bool ok = cublas_->Multiply(products, stream);
   Check(ok ? cudaGetLastError() : cudaErrorUnknown, "Multiply", p.m, p.n);
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(int device) { return CudaOps::Create(device); }
+absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(int device, DType factors) {
+  return CudaOps::Create(device, factors);
+}
 
 }  // namespace fewbit::tune

@@ -9,11 +9,13 @@
 
 namespace fewbit::testing {
 
-// REQUIRES: calls of `ops` are done when they return, as those of the CPU are. Thread rule: one
-// caller at a time.
+// Thread rule: one caller at a time.
 class ClockedOps final : public tune::Ops {
  public:
-  explicit ClockedOps(tune::Ops* ops) : ops_(ops) {}
+  // `device_word`: 4 bytes in the device's memory, which are downloaded to wait for every call;
+  // null: calls are done when they return, as those of the CPU are.
+  explicit ClockedOps(tune::Ops* ops, const void* device_word = nullptr)
+      : ops_(ops), device_word_(device_word) {}
 
   // Seconds by operator since the last Reset.
   const std::map<std::string, double>& seconds() const { return seconds_; }
@@ -37,8 +39,11 @@ class ClockedOps final : public tune::Ops {
     Clock("copy", [&] { ops_->Copy(from, bytes, to); });
   }
   void Multiply(const tune::Product& product) override {
-    const bool batch = product.outer * product.inner > 1;
-    Clock(batch ? "products of attention" : "products", [&] { ops_->Multiply(product); });
+    const char* name = product.outer * product.inner > 1 ? "products of attention"
+                       : product.a.transposed            ? "products, weight gradients"
+                       : product.b.transposed            ? "products, outputs"
+                                                         : "products, input gradients";
+    Clock(name, [&] { ops_->Multiply(product); });
   }
   void Widen(const void* from, DType type, int64_t count, float* to) override {
     Clock("widen", [&] { ops_->Widen(from, type, count, to); });
@@ -102,11 +107,14 @@ class ClockedOps final : public tune::Ops {
   void Clock(const char* name, const Fn& fn) {
     const auto start = std::chrono::steady_clock::now();
     fn();
+    float word;
+    if (device_word_ != nullptr) ops_->Download(device_word_, sizeof(word), &word);
     seconds_[name] +=
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
   tune::Ops* const ops_;
+  const void* const device_word_;
   std::map<std::string, double> seconds_;
 };
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/quant_pack.h"
+#include "runtime/cuda/tune_ops.h"
 #include "tests/gpu/tune_compare.h"
 
 namespace fewbit::testing {
@@ -47,7 +48,7 @@ struct ProductCase {
   float alpha = 1.0f, beta = 0.0f;
 };
 
-class TuneGpuProduct : public TuneGpu, public ::testing::WithParamInterface<ProductCase> {
+class TuneGpuProducts : public TuneGpu {
  protected:
   // Strides of an operand with `rows` x `cols` as stored; heads lie side by side.
   static tune::Operand Lay(const ProductCase& c, int rows, int cols, bool transposed, bool shared) {
@@ -67,7 +68,7 @@ class TuneGpuProduct : public TuneGpu, public ::testing::WithParamInterface<Prod
     return operand;
   }
 
-  void Expect(const ProductCase& c, bool exact, double tolerance) {
+  void ExpectProduct(const ProductCase& c, bool exact, double tolerance) {
     std::mt19937 rng(7);
     tune::Product p;
     p.m = c.m;
@@ -101,9 +102,11 @@ class TuneGpuProduct : public TuneGpu, public ::testing::WithParamInterface<Prod
   }
 };
 
-TEST_P(TuneGpuProduct, AsOnTheCpu) { Expect(GetParam(), true, kRounding); }
+class TuneGpuProduct : public TuneGpuProducts, public ::testing::WithParamInterface<ProductCase> {};
 
-TEST_P(TuneGpuProduct, RoundsToTf32) { Expect(GetParam(), false, kTf32); }
+TEST_P(TuneGpuProduct, AsOnTheCpu) { ExpectProduct(GetParam(), true, kRounding); }
+
+TEST_P(TuneGpuProduct, RoundsToTf32) { ExpectProduct(GetParam(), false, kTf32); }
 
 constexpr ProductCase kProducts[] = {
     {"odd", 67, 45, 33, 1, 1, false, false, ProductCase::kApart},
@@ -119,6 +122,22 @@ constexpr ProductCase kProducts[] = {
 };
 INSTANTIATE_TEST_SUITE_P(Shapes, TuneGpuProduct, ::testing::ValuesIn(kProducts),
                          [](const auto& info) { return std::string(info.param.name); });
+
+// Large products of operations that may round to bf16; what it holds exactly stays exact.
+TEST_F(TuneGpuProducts, LargeInBf16) {
+  auto rounding = tune::CreateCudaOps(0, DType::kBF16);
+  ASSERT_TRUE(rounding.ok()) << rounding.status();
+  std::swap(gpu_, *rounding);
+  const ProductCase cases[] = {
+      {"", 2056, 4096, 2112, 1, 1, false, true, ProductCase::kHeads, 0.5f},
+      {"", 2056, 4096, 2112, 1, 1, false, false, ProductCase::kHeads, 1.0f, 1.0f},
+      {"", 2056, 4096, 2112, 1, 1, true, false, ProductCase::kHeads}};
+  for (const ProductCase& c : cases) {
+    ExpectProduct(c, true, kRounding);
+    ExpectProduct(c, false, 5e-3);
+  }
+  std::swap(gpu_, *rounding);
+}
 
 TEST_F(TuneGpu, Widen) {
   std::mt19937 rng(2);

@@ -8,6 +8,7 @@
 #include "tests/bench/cuda/decode.h"
 #include "tests/bench/cuda/linears.h"
 #include "tests/bench/cuda/ops.h"
+#include "tests/bench/cuda/tune.h"
 
 namespace {
 
@@ -57,6 +58,11 @@ bool ParseList(const char* text, std::vector<int>* out) {
 
 bool Parse(const std::string& argument, fewbit::bench::AttentionOptions* o) {
   return fewbit::bench::ParseAttention(argument, o);
+}
+
+bool Parse(const std::string& argument, fewbit::bench::TuneBenchOptions* o) {
+  if (const char* v = Value(argument, "windows")) return ParseList(v, &o->windows);
+  return fewbit::bench::ParseTune(argument, o) || ParseMix(argument, &o->mix);
 }
 
 bool Parse(const std::string& argument, fewbit::bench::OpsOptions* o) {
@@ -127,7 +133,9 @@ int main(int argc, char** argv) {
   if (command == "decode") return RunWith(argc, argv, fewbit::bench::RunDecode);
   if (command == "attention") return RunWith(argc, argv, fewbit::bench::RunAttention);
   if (command == "ops") return RunWith(argc, argv, fewbit::bench::RunOps);
+  if (command == "tune") return RunWith(argc, argv, fewbit::bench::RunTune);
   std::fputs(kUsage, stderr);
   std::fputs(fewbit::bench::kAttentionUsage, stderr);
+  std::fputs(fewbit::bench::kTuneUsage, stderr);
   return 2;
 }
