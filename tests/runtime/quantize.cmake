@@ -4,6 +4,7 @@ fewbit_test(html_page_test SOURCES html_page_test.cc LIBS fewbit_html_page)
 fewbit_test(quantize_plan_test SOURCES quantize_plan_test.cc LIBS fewbit_quantize fewbit_checkpoint_files)
 fewbit_test(quantize_checkpoint_test SOURCES quantize_checkpoint_test.cc LIBS fewbit_quantize fewbit_eval fewbit_checkpoint_files)
 fewbit_test(quantize_resume_test SOURCES quantize_resume_test.cc LIBS fewbit_quantize fewbit_checkpoint_files)
+fewbit_test(quantize_report_test SOURCES quantize_report_test.cc LIBS fewbit_quantize fewbit_checkpoint_files)
 fewbit_test(eval_test SOURCES eval_test.cc LIBS fewbit_eval fewbit_checkpoint_files)
 
 if(TARGET fewbit-eval)

@@ -31,8 +31,16 @@ greedy=$(sed 's/.*"greedy_ids": \[\([^]]*\)\].*/\1/; s/ //g' "$golden/golden.jso
 
 # Quantize by ids (the golden checkpoints have no tokenizer), then evaluate.
 "$quantize" --model "$golden" --out "$dir/q" --calibration_ids "$golden/input_ids.npy" --context=16 \
-  --share4=0 > "$dir/table" 2> "$dir/progress" || fail "quantize: $(cat "$dir/progress")"
+  --share4=0 --report="$dir/it's.html" > "$dir/table" 2> "$dir/progress" || fail "quantize: $(cat "$dir/progress")"
 grep -q "bits per weight" "$dir/table" || fail "no table of bits"
+grep -q "KL divergence" "$dir/table" || fail "no divergence from the original"
+grep -q "^report in $dir/it's.html" "$dir/table" || fail "no word of the report"
+# The command in it is one that a shell takes: without the report, to another place, the same files.
+command=$(sed -n '/<pre/,/<\/pre>/p' "$dir/it's.html" | sed 's/<[^>]*>//g; s/&#39;/'"'"'/g; s/&quot;/"/g; s/&amp;/\&/g')
+case $command in "fewbit-quantize "*--calibration_ids=*--share4=0*--context=16*--report=*) ;; *) fail "no command: $command" ;; esac
+(cd "$dir" && sh -c "$(printf '%s' "$command" | sed "s:^fewbit-quantize:$quantize:; s:--out=[^ ]*:--out=$dir/again:")" > /dev/null 2>&1) ||
+  fail "the command of the report: $command"
+diff -r "$dir/q" "$dir/again" > /dev/null || fail "the command of the report gives other files"
 grep -q "down_proj" "$dir/table" || fail "no error of down_proj"
 grep -q "layer 2 of 2" "$dir/progress" || fail "no progress line"
 grep -q "$(printf '\033')" "$dir/progress" && fail "terminal control in a file"
@@ -104,6 +112,8 @@ refuses "either --calibration or --calibration_ids" quantize_golden
 refuses "too short: 48 tokens" quantize_golden --calibration_ids "$golden/input_ids.npy"
 refuses "method is \"fancy\"" quantize_golden --method=fancy
 refuses "share4" quantize_golden --share4=lots
+refuses "there is no directory $dir/nowhere" quantize_golden --calibration_ids "$golden/input_ids.npy" --report="$dir/nowhere/x.html"
+refuses "held_out_windows is 0" quantize_golden --calibration_ids "$golden/input_ids.npy" --held_out_windows=0
 refuses "embedding_bits is 5" quantize_golden --embedding_bits=5
 refuses "not an .npy file" quantize_golden --calibration_ids "$golden/config.json"
 refuses "one-dimensional int32" quantize_golden --calibration_ids "$golden/logits.npy"
