@@ -1,22 +1,19 @@
 // fewbit-quantize: a Hugging Face checkpoint in, one with 2/4/16-bit weights out.
-#include <array>
 #include <cstdio>
-#include <filesystem>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/reflection.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
-#include "absl/strings/string_view.h"
 #include "runtime/quantize/checkpoint_quantizer.h"
 #include "runtime/quantize/html_page.h"
 #include "runtime/quantize/html_report.h"
-#include "runtime/weights/checkpoint.h"
+#include "runtime/tune/two_stages.h"
 #include "runtime/weights/file.h"
 #include "server/build_info.h"
 #include "server/tools/tool.h"
+#include "server/tools/tune_run.h"
 
 ABSL_FLAG(std::string, model, "", "directory of the checkpoint to quantize (bf16, f16 or f32)");
 ABSL_FLAG(std::string, out, "",
@@ -48,17 +45,30 @@ ABSL_FLAG(int, held_out_windows, fewbit::QuantizeOptions().held_out_windows,
 ABSL_FLAG(int, context, fewbit::QuantizeOptions().context, "tokens per window");
 ABSL_FLAG(std::string, report, "",
           "write what came of it here as a page: .html, bits, errors, strips, outliers, quality");
+ABSL_FLAG(bool, tune, false,
+          "then move scales and norms towards the original, as fewbit-tune does; OUT.quantized "
+          "keeps what it was before");
 ABSL_FLAG(uint64_t, seed, fewbit::QuantizeOptions().seed, "which windows of the text are taken");
 
 namespace fewbit {
 namespace {
 
 constexpr char kName[] = "fewbit-quantize";
+
 // In the order of --help.
-constexpr auto kFlags = std::to_array<const char*>(
-    {"model", "out", "calibration", "calibration_ids", "method", "bits", "share4", "outliers",
-     "embedding_bits", "calibration_windows", "probe_windows", "held_out_windows", "context",
-     "seed", "report", "threads", "restart"});
+std::vector<const char*> Flags() {
+  std::vector<const char*> flags = {"model",          "out",
+                                    "calibration",    "calibration_ids",
+                                    "method",         "bits",
+                                    "share4",         "outliers",
+                                    "embedding_bits", "calibration_windows",
+                                    "probe_windows",  "held_out_windows",
+                                    "context",        "seed",
+                                    "report",         "threads",
+                                    "restart",        "tune"};
+  for (const char* flag : TuneFlags()) flags.push_back(flag);
+  return flags;
+}
 
 QuantizeOptions OptionsFromFlags() {
   QuantizeOptions options;
@@ -80,75 +90,15 @@ QuantizeOptions OptionsFromFlags() {
   return options;
 }
 
-// `text` as a shell takes it.
-std::string Quoted(const std::string& text) {
-  constexpr char kPlain[] =
-      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-=./,:+@%";
-  if (text.find_first_not_of(kPlain) == std::string::npos) return text;
-  return absl::StrCat("'", absl::StrReplaceAll(text, {{"'", "'\\''"}}), "'");
-}
-
-// The command that makes the same bytes: every flag that is not as by default.
-std::string Command() {
-  std::string command = kName;
-  for (const char* name : kFlags) {
-    if (name == absl::string_view("restart") || name == absl::string_view("threads")) continue;
-    const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
-    if (flag->CurrentValue() == flag->DefaultValue()) continue;
-    absl::StrAppend(&command, " \\\n  ",
-                    Quoted(absl::StrCat("--", name, "=", flag->CurrentValue())));
-  }
-  return command;
-}
-
-// Before hours of work: whether a file can be there.
-absl::Status CheckReportPath(const std::string& path) {
-  std::error_code error;
-  const std::filesystem::path parent = std::filesystem::absolute(path, error).parent_path();
-  if (path.empty() || (!error && std::filesystem::is_directory(parent, error))) {
-    return absl::OkStatus();
-  }
-  return absl::NotFoundError(
-      absl::StrCat("report: ", path, ": there is no directory ", parent.string()));
-}
-
 absl::Status WriteReport(const QuantizeOptions& options, const QuantizeReport& report,
                          const std::string& path) {
-  const absl::StatusOr<html::Page> page = ReportPage(options, report, Command());
+  const absl::StatusOr<html::Page> page = ReportPage(options, report, CommandLine(kName, Flags()));
   return page.ok() ? WriteFileDurably(path, html::Render(*page)) : page.status();
 }
 
-absl::StatusOr<std::vector<TokenId>> CalibrationIds(const std::string& model_dir) {
-  const std::string text = absl::GetFlag(FLAGS_calibration);
-  const std::string ids = absl::GetFlag(FLAGS_calibration_ids);
-  if (text.empty() == ids.empty()) {
-    return absl::InvalidArgumentError("give either --calibration or --calibration_ids");
-  }
-  if (!ids.empty()) return ReadIds(ids);
-  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = CheckpointReader::Open(model_dir);
-  if (!reader.ok()) return reader.status();
-  return TokenizeFile(text, model_dir, (*reader)->spec().vocab_size);
-}
-
-absl::Status Run(int argc, char** argv) {
-  absl::Status status = ParseToolFlags(
-      argc, argv,
-      {.name = kName,
-       .summary =
-           "fewbit-quantize: quantizes the linear layers of a checkpoint to 2 and 4 bits.\n\n"
-           "  fewbit-quantize --model=DIR --out=DIR --calibration=FILE [--report=FILE.html]\n\n"
-           "Interrupted, it leaves OUT.partial; the same command goes on there and gives the same "
-           "bytes.\n",
-       .flags = {kFlags.begin(), kFlags.end()}});
-  if (!status.ok()) return status;
-  const QuantizeOptions options = OptionsFromFlags();
-  const std::string report_path = absl::GetFlag(FLAGS_report);
-  status = options.Validate();
-  if (status.ok()) status = CheckReportPath(report_path);
-  if (!status.ok()) return status;
-  const StopSignal stop;
-  absl::StatusOr<std::vector<TokenId>> calibration = CalibrationIds(options.model_dir);
-  if (!calibration.ok()) return calibration.status();
+absl::StatusOr<QuantizeReport> Quantize(const QuantizeOptions& options,
+                                        std::span<const TokenId> calibration,
+                                        const StopSignal& stop) {
   ProgressLine line;
   bool told = false;
   const auto show = [&](const QuantizeProgress& progress) {
@@ -162,11 +112,64 @@ absl::Status Run(int argc, char** argv) {
                            progress.activity));
   };
   absl::StatusOr<QuantizeReport> report =
-      QuantizeCheckpoint(options, *calibration, show, stop.flag());
+      QuantizeCheckpoint(options, calibration, show, stop.flag());
   line.End();
+  if (report.ok()) {
+    std::printf("%s\nwritten to %s\n", FormatReport(options, *report).c_str(),
+                options.out_dir.c_str());
+  }
+  return report;
+}
+
+// --tune: both stages, or what an interrupted run has left of them.
+absl::Status QuantizeAndTune(QuantizeOptions options, tune::TuneOptions tuning,
+                             std::span<const TokenId> calibration, const StopSignal& stop) {
+  tuning.model_dir = options.model_dir;
+  tuning.out_dir = options.out_dir;
+  tuning.quantized_dir = options.out_dir = tune::QuantizedStage(tuning.out_dir);
+  tuning.seed = options.seed;
+  tuning.threads = options.threads;
+  tuning.restart = options.restart;
+  tuning.program = options.program;
+  if (absl::Status status = tuning.Validate(); !status.ok()) return status;
+  const absl::StatusOr<bool> quantized = tune::BeginTwoStages(options, tuning.out_dir, calibration);
+  if (!quantized.ok()) return quantized.status();
+  if (*quantized) {
+    std::fprintf(stderr, "%s is quantized already\n", options.out_dir.c_str());
+  } else if (const auto report = Quantize(options, calibration, stop); !report.ok()) {
+    return report.status();
+  }
+  absl::Status status = TuneAndTell(tuning, calibration, stop, absl::GetFlag(FLAGS_report),
+                                    CommandLine(kName, Flags()));
+  return status.ok() ? tune::EndTwoStages(tuning.out_dir) : status;
+}
+
+absl::Status Run(int argc, char** argv) {
+  absl::Status status = ParseToolFlags(
+      argc, argv,
+      {.name = kName,
+       .summary =
+           "fewbit-quantize: quantizes the linear layers of a checkpoint to 2 and 4 bits.\n\n"
+           "  fewbit-quantize --model=DIR --out=DIR --calibration=FILE [--report=FILE.html]\n"
+           "  fewbit-quantize --model=DIR --out=DIR --calibration=FILE --tune [--device=auto]\n\n"
+           "Interrupted, it leaves OUT.partial; the same command goes on there and gives the same "
+           "bytes.\n",
+       .flags = Flags()});
+  if (!status.ok()) return status;
+  const QuantizeOptions options = OptionsFromFlags();
+  const std::string report_path = absl::GetFlag(FLAGS_report);
+  const absl::StatusOr<tune::TuneOptions> tuning = TuneOptionsFromFlags();
+  status = options.Validate();
+  if (status.ok()) status = tuning.status();
+  if (status.ok()) status = CheckReportPath(report_path);
+  if (!status.ok()) return status;
+  const StopSignal stop;
+  const absl::StatusOr<std::vector<TokenId>> calibration = ReadCalibration(
+      absl::GetFlag(FLAGS_calibration), absl::GetFlag(FLAGS_calibration_ids), options.model_dir);
+  if (!calibration.ok()) return calibration.status();
+  if (absl::GetFlag(FLAGS_tune)) return QuantizeAndTune(options, *tuning, *calibration, stop);
+  const absl::StatusOr<QuantizeReport> report = Quantize(options, *calibration, stop);
   if (!report.ok()) return report.status();
-  std::printf("%s\nwritten to %s\n", FormatReport(options, *report).c_str(),
-              options.out_dir.c_str());
   if (report_path.empty()) return absl::OkStatus();
   status = WriteReport(options, *report, report_path);
   if (status.ok()) std::printf("report in %s\n", report_path.c_str());

@@ -8,15 +8,20 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <string_view>
 
 #include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
 #include "absl/flags/usage_config.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/string_view.h"
 #include "runtime/eval/npy.h"
 #include "runtime/weights/checkpoint.h"
+#include "scheduler/check.h"
 #include "server/build_info.h"
 #include "server/flag_help.h"
 #include "server/tokenizer.h"
@@ -27,6 +32,14 @@ namespace {
 std::string HelpText(const ToolUsage& usage) {
   const std::vector<std::string> flags(usage.flags.begin(), usage.flags.end());
   return usage.summary + FlagHelp({{"Flags", flags}}) + "\nDefaults are in parentheses.\n";
+}
+
+// `text` as a shell takes it.
+std::string Quoted(const std::string& text) {
+  constexpr char kPlain[] =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-=./,:+@%";
+  if (text.find_first_not_of(kPlain) == std::string::npos) return text;
+  return absl::StrCat("'", absl::StrReplaceAll(text, {{"'", "'\\''"}}), "'");
 }
 
 struct FileCloser {
@@ -116,6 +129,30 @@ absl::StatusOr<std::vector<TokenId>> ReadCalibration(const std::string& text,
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = CheckpointReader::Open(model_dir);
   if (!reader.ok()) return reader.status();
   return TokenizeFile(text, model_dir, (*reader)->spec().vocab_size);
+}
+
+std::string CommandLine(const char* name, std::span<const char* const> flags) {
+  std::string command = name;
+  for (const std::string_view flag_name : flags) {
+    if (flag_name == "restart" || flag_name == "threads") continue;
+    const absl::CommandLineFlag* flag =
+        absl::FindCommandLineFlag(absl::string_view(flag_name.data(), flag_name.size()));
+    FEWBIT_CHECK(flag != nullptr) << flag_name;
+    if (flag->CurrentValue() == flag->DefaultValue()) continue;
+    absl::StrAppend(&command, " \\\n  ",
+                    Quoted(absl::StrCat("--", flag->Name(), "=", flag->CurrentValue())));
+  }
+  return command;
+}
+
+absl::Status CheckReportPath(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path parent = std::filesystem::absolute(path, error).parent_path();
+  if (path.empty() || (!error && std::filesystem::is_directory(parent, error))) {
+    return absl::OkStatus();
+  }
+  return absl::NotFoundError(
+      absl::StrCat("report: ", path, ": there is no directory ", parent.string()));
 }
 
 StopSignal::StopSignal() {

@@ -42,6 +42,14 @@ absl::StatusOr<std::vector<TokenId>> ReadCalibration(const std::string& text,
                                                      const std::string& ids,
                                                      const std::string& model_dir);
 
+// The command that makes the same bytes: every flag of `flags` that is not as by default, but for
+// --threads and --restart; a line each, quoted as a shell takes it.
+std::string CommandLine(const char* name, std::span<const char* const> flags);
+
+// Before hours of work: NOT_FOUND when no file can be at `path` (of --report; empty: none is
+// wanted).
+absl::Status CheckReportPath(const std::string& path);
+
 // Turns SIGINT and SIGTERM into a flag that the work looks at. Create it before any other thread,
 // so that all inherit the blocked signals.
 class StopSignal {

@@ -1,11 +1,9 @@
 // fewbit-tune: a quantized checkpoint and its original in, the same with tuned scales out.
-#include <cstdio>
 #include <string>
 #include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
-#include "runtime/tune/tune_checkpoint.h"
 #include "server/build_info.h"
 #include "server/tools/tool.h"
 #include "server/tools/tune_run.h"
@@ -20,6 +18,8 @@ ABSL_FLAG(std::string, calibration, "", "text file to learn from");
 ABSL_FLAG(std::string, calibration_ids, "",
           "instead of a text: int32 .npy file of token ids, for checkpoints without tokenizer");
 ABSL_FLAG(int, threads, fewbit::tune::TuneOptions().threads, "of the CPU; 0: one per processor");
+ABSL_FLAG(std::string, report, "",
+          "write what came of it here as a page: .html, loss curve, before and after, bits");
 ABSL_FLAG(uint64_t, seed, fewbit::tune::TuneOptions().seed, "which windows of the text are drawn");
 
 namespace fewbit {
@@ -30,7 +30,7 @@ constexpr char kName[] = "fewbit-tune";
 std::vector<const char*> Flags() {
   std::vector<const char*> flags = {"model", "quantized", "out", "calibration", "calibration_ids"};
   for (const char* flag : TuneFlags()) flags.push_back(flag);
-  for (const char* flag : {"seed", "threads", "restart"}) flags.push_back(flag);
+  for (const char* flag : {"seed", "report", "threads", "restart"}) flags.push_back(flag);
   return flags;
 }
 
@@ -41,7 +41,7 @@ absl::Status Run(int argc, char** argv) {
        .summary = "fewbit-tune: moves the scales and norms of a quantized checkpoint towards its "
                   "original.\n\n"
                   "  fewbit-tune --model=DIR --quantized=DIR --out=DIR --calibration=FILE "
-                  "[--device=auto]\n\n"
+                  "[--device=auto] [--report=FILE.html]\n\n"
                   "Codes and size stay. Interrupted, it leaves OUT.partial; the same command goes "
                   "on there "
                   "and gives\nthe same bytes.\n",
@@ -56,16 +56,15 @@ absl::Status Run(int argc, char** argv) {
   options->threads = absl::GetFlag(FLAGS_threads);
   options->restart = absl::GetFlag(FLAGS_restart);
   options->program = absl::StrCat(ThisBuild().version, " ", ThisBuild().commit);
-  if (status = options->Validate(); !status.ok()) return status;
+  const std::string report_path = absl::GetFlag(FLAGS_report);
+  status = options->Validate();
+  if (status.ok()) status = CheckReportPath(report_path);
+  if (!status.ok()) return status;
   const StopSignal stop;
   absl::StatusOr<std::vector<TokenId>> calibration = ReadCalibration(
       absl::GetFlag(FLAGS_calibration), absl::GetFlag(FLAGS_calibration_ids), options->model_dir);
   if (!calibration.ok()) return calibration.status();
-  absl::StatusOr<tune::TuneReport> report = RunTuning(*options, *calibration, stop);
-  if (!report.ok()) return report.status();
-  std::printf("%s\nwritten to %s\n", tune::FormatReport(*options, *report).c_str(),
-              options->out_dir.c_str());
-  return absl::OkStatus();
+  return TuneAndTell(*options, *calibration, stop, report_path, CommandLine(kName, Flags()));
 }
 
 }  // namespace

@@ -10,9 +10,12 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "runtime/quantize/html_page.h"
 #include "runtime/tune/create_ops.h"
+#include "runtime/tune/html_report.h"
 #include "runtime/tune/own_text.h"
 #include "runtime/tune/tune_checkpoint.h"
+#include "runtime/weights/file.h"
 
 ABSL_FLAG(std::string, device, fewbit::tune::TuneOptions().device,
           "where to tune: cpu, cuda, cuda:N or auto");
@@ -145,9 +148,9 @@ absl::StatusOr<tune::TuneOptions> TuneOptionsFromFlags() {
   return options;
 }
 
-absl::StatusOr<tune::TuneReport> RunTuning(const tune::TuneOptions& options,
-                                           std::span<const TokenId> calibration,
-                                           const StopSignal& stop) {
+absl::Status TuneAndTell(const tune::TuneOptions& options, std::span<const TokenId> calibration,
+                         const StopSignal& stop, const std::string& report_path,
+                         const std::string& command) {
   if (absl::Status status = options.Validate(); !status.ok()) return status;
   absl::StatusOr<std::vector<TokenId>> own_text = OwnText(options, calibration, stop);
   if (!own_text.ok()) return own_text.status();
@@ -166,7 +169,15 @@ absl::StatusOr<tune::TuneReport> RunTuning(const tune::TuneOptions& options,
   absl::StatusOr<tune::TuneReport> report =
       tune::TuneCheckpoint(options, calibration, *own_text, ops->get(), show, stop.flag());
   line.End();
-  return report;
+  if (!report.ok()) return report.status();
+  std::printf("%s\nwritten to %s\n", tune::FormatReport(options, *report).c_str(),
+              options.out_dir.c_str());
+  if (report_path.empty()) return absl::OkStatus();
+  const absl::StatusOr<html::Page> page = tune::ReportPage(options, *report, command);
+  if (!page.ok()) return page.status();
+  absl::Status status = WriteFileDurably(report_path, html::Render(*page));
+  if (status.ok()) std::printf("report in %s\n", report_path.c_str());
+  return status;
 }
 
 }  // namespace fewbit

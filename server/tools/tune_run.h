@@ -3,8 +3,10 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "runtime/tune/tune_options.h"
 #include "scheduler/ids.h"
@@ -19,9 +21,10 @@ std::vector<const char*> TuneFlags();
 // INVALID_ARGUMENT: a word that is none of a flag's.
 absl::StatusOr<tune::TuneOptions> TuneOptionsFromFlags();
 
-// TuneCheckpoint on the device of --device, with a progress line.
-absl::StatusOr<tune::TuneReport> RunTuning(const tune::TuneOptions& options,
-                                           std::span<const TokenId> calibration,
-                                           const StopSignal& stop);
+// TuneCheckpoint on options.device with a progress line; prints the closing table, and writes the
+// page `report_path` (empty: none), which says that `command` makes it again.
+absl::Status TuneAndTell(const tune::TuneOptions& options, std::span<const TokenId> calibration,
+                         const StopSignal& stop, const std::string& report_path,
+                         const std::string& command);
 
 }  // namespace fewbit
