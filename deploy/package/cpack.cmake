@@ -34,12 +34,10 @@ set(CPACK_DEBIAN_CLIENT_DESCRIPTION
 load on it.")
 
 set(CPACK_DEBIAN_TOOLS_PACKAGE_NAME fewbit-tools)
-# Any OpenBLAS does; only this variant lets the tuner use more than one thread for its products.
-set(CPACK_DEBIAN_TOOLS_PACKAGE_RECOMMENDS libopenblas0-pthread)
 set(CPACK_DEBIAN_TOOLS_DESCRIPTION
 "The offline tools: fewbit-quantize stores the weights of a checkpoint in 2
-and 4 bits, fewbit-eval measures what that costs, fewbit-plan says what fits
-on a GPU.")
+and 4 bits, fewbit-tune makes up for much of what that costs, fewbit-eval
+measures it, fewbit-plan says what fits on a GPU.")
 
 set(CPACK_DEBIAN_DEV_PACKAGE_NAME fewbit-dev)
 set(CPACK_DEBIAN_DEV_PACKAGE_SECTION libdevel)

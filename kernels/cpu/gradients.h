@@ -43,6 +43,8 @@ template <typename T>
 struct GradientTable {
   void (*add)(const T* x, int64_t count, T* y);  // y += x
   double (*sum_squares)(const T* x, int64_t count);
+  // y = bfloat16 nearest to factor * x, halves to even; NaN stays NaN.
+  void (*to_bfloat16)(const T* x, T factor, int64_t count, uint16_t* y);
 
   // y [rows, cols] = x / sqrt(mean(x^2) + eps) * weight; inverse_rms [rows].
   void (*rms_norm)(const T* x, const T* weight, T eps, int rows, int cols, T* y, T* inverse_rms);

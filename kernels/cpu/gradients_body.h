@@ -3,11 +3,11 @@
 // its anonymous namespace. No standard header is used here: an inline function of one, compiled
 // for AVX-512, could replace the portable copy at link time.
 
-#define FEWBIT_GRADIENT_TABLE(T)                                                             \
-  {                                                                                          \
-    AddTo<T>, SumSquares<T>, RmsNorm<T>, RmsNormBackward<T>, Rope<T>, Softmax<T>,            \
-        SoftmaxBackward<T>, SiluMul<T>, SiluMulBackward<T>, Divergence<T>, ScaledWeights<T>, \
-        ScaledGradients<T>, Adam<T>                                                          \
+#define FEWBIT_GRADIENT_TABLE(T)                                                                 \
+  {                                                                                              \
+    AddTo<T>, SumSquares<T>, ToBFloat16<T>, RmsNorm<T>, RmsNormBackward<T>, Rope<T>, Softmax<T>, \
+        SoftmaxBackward<T>, SiluMul<T>, SiluMulBackward<T>, Divergence<T>, ScaledWeights<T>,     \
+        ScaledGradients<T>, Adam<T>                                                              \
   }
 
 constexpr int kLanes = 16;
@@ -153,6 +153,15 @@ double SumSquares(const T* x, int64_t count) {
     sum += v * v;
   });
   return Fold<double>(sum);
+}
+
+template <typename T>
+void ToBFloat16(const T* x, T factor, int64_t count, uint16_t* y) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, static_cast<float>(factor * x[i]));
+    const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+    y[i] = static_cast<uint16_t>((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : rounded);
+  }
 }
 
 template <typename T>

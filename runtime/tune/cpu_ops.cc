@@ -1,7 +1,6 @@
 #include "runtime/tune/cpu_ops.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -15,22 +14,14 @@
 #include "kernels/cpu/gradients.h"
 #include "kernels/quant_pack.h"
 #include "runtime/thread_team.h"
-#include "runtime/tune/blas.h"
+#include "runtime/tune/cpu_products.h"
+#include "runtime/tune/pieces.h"
 #include "scheduler/check.h"
 
 namespace fewbit::tune {
 namespace {
 
 constexpr size_t kAlignment = 256;
-// Elements that one rank works on at a time: large against what a hand-out costs, small enough that
-// the ranks end together.
-constexpr int64_t kPieceElements = 32768;
-// A product is cut into tiles of at most this size, and smaller ones where there would be too few
-// to share out.
-constexpr int kTile = 512;
-constexpr int kSmallestTile = 64;
-constexpr int64_t kMinTiles = 32;
-
 // Bytes that the system would still give; 0 if it does not say.
 int64_t AvailableBytes() {
   std::ifstream in("/proc/meminfo");
@@ -43,41 +34,14 @@ int64_t AvailableBytes() {
   return 0;
 }
 
-int64_t Pieces(int64_t count, int64_t piece) { return (count + piece - 1) / piece; }
-
-int64_t RowsPerPiece(int cols) { return std::max<int64_t>(1, kPieceElements / std::max(cols, 1)); }
-
-// The tiles of one matrix of a product: by its shape and the number of matrices alone.
-struct Tiling {
-  Tiling(const Product& p) : rows(std::min(p.m, kTile)), cols(std::min(p.n, kTile)) {
-    const int64_t matrices = static_cast<int64_t>(p.outer) * p.inner;
-    while (matrices * Pieces(p.m, rows) * Pieces(p.n, cols) < kMinTiles) {
-      int& larger = rows >= cols ? rows : cols;
-      if (larger <= kSmallestTile) break;
-      larger = std::max(kSmallestTile, larger / 2);
-    }
-    down = Pieces(p.m, rows);
-    across = Pieces(p.n, cols);
-  }
-  int rows, cols;
-  int64_t down, across;
-};
-
-// The part of an operand that begins at `row`, `col` of what is multiplied.
-BlasOperand Part(const Operand& whole, int64_t outer, int64_t inner, int64_t row, int64_t col) {
-  if (whole.transposed) std::swap(row, col);
-  const float* matrix = whole.data + outer * whole.outer_stride + inner * whole.inner_stride;
-  return {matrix + row * whole.row_stride + col, whole.row_stride, whole.transposed};
-}
-
 class CpuOps final : public Ops {
  public:
-  CpuOps(int threads, cpu::Isa isa)
+  CpuOps(int threads, cpu::Isa isa, TileType products)
       : team_(threads),
         table_(cpu::FloatGradients(isa)),
-        shared_products_(PrepareBlas()),
+        products_(&team_, &table_, products),
         device_(absl::StrCat("cpu: ", team_.size(), team_.size() == 1 ? " thread" : " threads",
-                             shared_products_ ? "" : ", products on 1")) {}
+                             products == TileType::kBFloat16 ? ", bfloat16 products" : "")) {}
 
   ~CpuOps() override {
     for (const auto& [data, bytes] : blocks_) std::free(data);
@@ -121,27 +85,7 @@ class CpuOps final : public Ops {
   void Copy(const void* from, size_t bytes, void* to) override { std::memcpy(to, from, bytes); }
   int64_t PeakBytes() const override { return static_cast<int64_t>(peak_); }
 
-  void Multiply(const Product& p) override {
-    const Tiling tiling(p);
-    const int64_t per_matrix = tiling.down * tiling.across;
-    const int64_t matrices = static_cast<int64_t>(p.outer) * p.inner;
-    const auto tile = [&](int64_t begin, int64_t) {
-      const int64_t outer = begin / per_matrix / p.inner;
-      const int64_t inner = begin / per_matrix % p.inner;
-      const int row = static_cast<int>(begin % per_matrix / tiling.across) * tiling.rows;
-      const int col = static_cast<int>(begin % tiling.across) * tiling.cols;
-      float* c = p.c + outer * p.c_outer_stride + inner * p.c_inner_stride + row * p.c_row_stride;
-      Sgemm(std::min(tiling.rows, p.m - row), std::min(tiling.cols, p.n - col), p.k, p.alpha,
-            Part(p.a, outer, inner, row, 0), Part(p.b, outer, inner, 0, col), p.beta, c + col,
-            p.c_row_stride);
-    };
-    const int64_t tiles = matrices * per_matrix;
-    if (shared_products_) {
-      Share(tiles, 1, tile);
-    } else {
-      for (int64_t i = 0; i < tiles; ++i) tile(i, i + 1);
-    }
-  }
+  void Multiply(const Product& product) override { products_.Multiply(product); }
 
   void Widen(const void* from, DType type, int64_t count, float* to) override {
     const int64_t width = type == DType::kF32 ? 4 : 2;
@@ -218,7 +162,7 @@ class CpuOps final : public Ops {
 
   void Rope(const RopeArgs& args, bool inverse, float* x) override {
     const int64_t row_size = static_cast<int64_t>(args.heads) * args.head_dim;
-    Share(args.rows, RowsPerPiece(static_cast<int>(row_size)), [&](int64_t begin, int64_t end) {
+    Share(args.rows, RowsPerPiece(row_size), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const int64_t turn = r % args.context * args.pairs;
         table_.rope(args.cosines + turn, args.sines + turn, args.heads, args.head_dim, args.pairs,
@@ -301,19 +245,9 @@ class CpuOps final : public Ops {
   }
 
  private:
-  // Calls fn(begin, end) for [0, count) in pieces of `piece`, on whichever rank is free.
   template <typename Fn>
   void Share(int64_t count, int64_t piece, const Fn& fn) {
-    const int64_t pieces = Pieces(count, piece);
-    const auto run = [&](int64_t i) { fn(i * piece, std::min(count, (i + 1) * piece)); };
-    if (pieces <= 1 || team_.size() == 1) {
-      for (int64_t i = 0; i < pieces; ++i) run(i);
-      return;
-    }
-    std::atomic<int64_t> next{0};
-    team_.Run([&](int) {
-      for (int64_t i = next.fetch_add(1); i < pieces; i = next.fetch_add(1)) run(i);
-    });
+    ForPieces(&team_, count, piece, [&](int, int64_t begin, int64_t end) { fn(begin, end); });
   }
 
   // `rounded` [tiles]: memory for the row's d.
@@ -347,7 +281,7 @@ class CpuOps final : public Ops {
 
   ThreadTeam team_;
   const cpu::GradientTable<float>& table_;
-  const bool shared_products_;
+  CpuProducts products_;
   const std::string device_;
   std::unordered_map<void*, size_t> blocks_;  // bytes of each
   size_t allocated_ = 0;
@@ -359,8 +293,8 @@ class CpuOps final : public Ops {
 
 }  // namespace
 
-std::unique_ptr<Ops> CreateCpuOps(int threads, cpu::Isa isa) {
-  return std::make_unique<CpuOps>(threads, isa);
+std::unique_ptr<Ops> CreateCpuOps(int threads, cpu::Isa isa, TileType products) {
+  return std::make_unique<CpuOps>(threads, isa, products);
 }
 
 }  // namespace fewbit::tune

@@ -15,7 +15,8 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateOps(std::string_view device, int thre
   const size_t colon = resolved->find(':');
   int index = 0;
   if (colon == std::string::npos || !absl::SimpleAtoi(resolved->substr(colon + 1), &index)) {
-    return CreateCpuOps(threads);
+    return CreateCpuOps(threads, cpu::BestIsa(),
+                        HasBFloat16Products() ? TileType::kBFloat16 : TileType::kFloat32);
   }
   return CreateCudaOps(index);
 }

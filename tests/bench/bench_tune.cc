@@ -1,6 +1,7 @@
 // Forward and backward passes of tuning on the CPU: a layer and the loss of a model of 29 million
 // parameters (E 512, F 1536, 8 heads on 4, V 8192), windows of 512 tokens. Arguments: threads,
-// windows. Items are tokens; the counters say what part of the time an operator takes.
+// windows, whether products are of bfloat16. Items are tokens; the counters say what part of the
+// time an operator takes.
 #include <cmath>
 #include <deque>
 #include <memory>
@@ -40,7 +41,9 @@ struct Bench {
   explicit Bench(benchmark::State& benchmark_state)
       : state(benchmark_state),
         windows(static_cast<int>(state.range(1))),
-        cpu(tune::CreateCpuOps(static_cast<int>(state.range(0)))),
+        cpu(tune::CreateCpuOps(
+            static_cast<int>(state.range(0)), cpu::BestIsa(),
+            state.range(2) != 0 ? tune::TileType::kBFloat16 : tune::TileType::kFloat32)),
         ops(cpu.get()) {
     for (int role = 0; role < kNumLinearRoles; ++role) {
       const LinearShape shape = ShapeOf(spec, static_cast<LinearRole>(role));
@@ -124,8 +127,11 @@ void Loss(benchmark::State& state) {
 }
 
 void Shapes(benchmark::internal::Benchmark* bench) {
-  bench->ArgNames({"threads", "windows"})->UseRealTime()->Unit(benchmark::kMillisecond);
-  for (const int threads : {1, 2}) bench->Args({threads, 4});
+  bench->ArgNames({"threads", "windows", "bfloat16"})->UseRealTime()->Unit(benchmark::kMillisecond);
+  for (const int threads : {1, 2}) {
+    bench->Args({threads, 2, 0});
+    if (tune::HasBFloat16Products()) bench->Args({threads, 2, 1});
+  }
 }
 
 BENCHMARK(LayerForward)->Apply(Shapes);

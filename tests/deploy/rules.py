@@ -30,7 +30,7 @@ ALLOWED = {
     'kernels/cuda': ['kernels/', 'cuda', 'cublas', 'nccl'],
     'scheduler': ['scheduler/', 'absl/'],
     'runtime': ['runtime/', 'scheduler/', 'kernels/', 'absl/', 'nlohmann/'],
-    'runtime/tune': ['runtime/', 'scheduler/', 'kernels/', 'absl/', 'nlohmann/', 'cblas'],
+    'runtime/tune': ['runtime/', 'scheduler/', 'kernels/', 'absl/', 'nlohmann/', 'dnnl'],
     'runtime/cuda': ['runtime/', 'scheduler/', 'kernels/', 'absl/', 'cuda'],
     'server': ['server/', 'runtime/', 'scheduler/', 'absl/', 'nlohmann/', 'fewbit/', 'grpc/', 'grpcpp/', 'google/protobuf/',
                'prometheus/', 'spdlog/', 'sentencepiece'],
@@ -39,7 +39,7 @@ ALLOWED = {
 }
 # Libraries: an include that begins so must be allowed above even in angle brackets.
 LIBRARIES = ('absl/', 'nlohmann/', 'fewbit/', 'grpc/', 'grpcpp/', 'google/', 'prometheus/', 'spdlog/', 'sentencepiece', 'cuda',
-             'cblas', 'cublas', 'nccl', 'nvml')
+             'cublas', 'dnnl', 'nccl', 'nvml')
 # SentencePiece's header cannot stand beside Abseil's; one file sees it.
 SENTENCEPIECE_USERS = {'server/sentence_piece.cc', 'tests/server/sentence_piece_oracle.cc'}
 

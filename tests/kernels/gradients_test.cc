@@ -498,6 +498,30 @@ TEST_P(Sizes, AddAndSumSquares) {
   });
 }
 
+TEST(ToBFloat16, NearestHalvesToEven) {
+  const uint32_t bits[][2] = {{0x3F800000, 0x3F80}, {0x3F807FFF, 0x3F80}, {0x3F808000, 0x3F80},
+                              {0x3F808001, 0x3F81}, {0x3F818000, 0x3F82}, {0xBF818000, 0xBF82},
+                              {0x7F7FFFFF, 0x7F80}, {0x7F800000, 0x7F80}, {0xFF800000, 0xFF80},
+                              {0x7FFFFFFF, 0x7FC0}, {0x7F800001, 0x7FC0}, {0x00000000, 0x0000},
+                              {0x80000000, 0x8000}, {0x00018000, 0x0002}};
+  for (const Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+    if (!IsaSupported(isa)) continue;
+    std::vector<float> x;
+    std::vector<uint16_t> got(std::size(bits)), want;
+    for (const auto& [from, to] : bits) {
+      float value;
+      std::memcpy(&value, &from, sizeof(value));
+      x.push_back(value);
+      want.push_back(static_cast<uint16_t>(to));
+    }
+    FloatGradients(isa).to_bfloat16(x.data(), 1.0f, x.size(), got.data());
+    EXPECT_EQ(got, want) << IsaName(isa);
+    const float three = 3.0f;
+    FloatGradients(isa).to_bfloat16(&three, -0.125f, 1, got.data());
+    EXPECT_EQ(got[0], 0xBEC0) << IsaName(isa);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Odd, Sizes, ::testing::Values(1, 2, 5, 15, 16, 17, 31, 33, 64, 100, 257));
 
 }  // namespace

@@ -201,6 +201,26 @@ TEST_P(Families, AnyNumberOfThreadsGivesTheSameBits) {
   }
 }
 
+// Rounding what is multiplied turns no gradient, and gives the same bits on any number of threads.
+TEST_P(Families, BFloat16Products) {
+  if (!tune::HasBFloat16Products()) GTEST_SKIP() << "not on this processor";
+  const auto ops = [](int threads) {
+    return tune::CreateCpuOps(threads, cpu::BestIsa(), tune::TileType::kBFloat16);
+  };
+  const Lesson lesson = TwoWindows(GetParam());
+  const TapeResult exact = lesson.Run(tune::CreateCpuOps(2).get());
+  const TapeResult one = lesson.Run(ops(1).get()), more = lesson.Run(ops(3).get());
+  EXPECT_NEAR(one.sums.kl, exact.sums.kl, 0.02 * exact.sums.kl);
+  EXPECT_EQ(more.sums.kl, one.sums.kl);
+  for (const auto& [name, gradient] : exact.gradients) {
+    const Doubles want(gradient.begin(), gradient.end());
+    const std::vector<float>& rounded = one.gradients.at(name);
+    const Doubles got(rounded.begin(), rounded.end());
+    EXPECT_GT(Dot(got, want) / (Length(got) * Length(want)), 0.998) << name;
+    EXPECT_TRUE(SameBits(more.gradients.at(name), rounded)) << name;
+  }
+}
+
 // With memory for the scores of one window only, backward makes the probabilities again.
 TEST_P(Families, OneWindowOfScoresAtOnce) {
   const Lesson lesson = TwoWindows(GetParam());
