@@ -41,7 +41,7 @@ absl::Status Run(int argc, char** argv) {
        .summary = "fewbit-tune: moves the scales and norms of a quantized checkpoint towards its "
                   "original.\n\n"
                   "  fewbit-tune --model=DIR --quantized=DIR --out=DIR --calibration=FILE "
-                  "[--device=auto] [--report=FILE.html]\n\n"
+                  "[--report=FILE.html]\n\n"
                   "Codes and size stay. Interrupted, it leaves OUT.partial; the same command goes "
                   "on there "
                   "and gives\nthe same bytes.\n",

@@ -11,7 +11,7 @@ import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ['FEWBIT_BIN'])
-PROGRAMS = ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-eval', 'fewbit-plan')
+PROGRAMS = ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-tune', 'fewbit-eval', 'fewbit-plan')
 
 
 def run(*command, **options):

@@ -66,7 +66,7 @@ in_root() { chroot "$root" env DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 "$@
 for name in server client tools demo-model; do
   expect "fewbit-$name" "$(in_root dpkg-query --show --showformat='${Status}' "fewbit-$name")" "install ok installed"
 done
-for program in fewbit-server fewbit-client fewbit-quantize fewbit-eval fewbit-plan; do
+for program in fewbit-server fewbit-client fewbit-quantize fewbit-tune fewbit-eval fewbit-plan; do
   expect "$program" "$(in_root $program --version | head -n 1)" "$program $version"
   page=$(gzip -dc "$root/usr/share/man/man1/$program.1.gz")
   while read -r flag; do

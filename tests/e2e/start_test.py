@@ -70,7 +70,7 @@ class StartTest(unittest.TestCase):
 
     def test_help_and_version(self):
         version = next(line.split()[2] for line in (ROOT / 'CMakeLists.txt').read_text().splitlines() if line.startswith('project('))
-        for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-eval', 'fewbit-plan'):
+        for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-tune', 'fewbit-eval', 'fewbit-plan'):
             with self.subTest(program):
                 text = run([BIN / program, '--help'])
                 self.assertEqual(text.returncode, 0, text.stderr)
@@ -84,9 +84,9 @@ class StartTest(unittest.TestCase):
 
     def test_the_documentation_names_flags_that_exist(self):
         known = {'help', 'version', 'only', 'no_install', 'once', 'dsc', 'dest', 'component'}  # of the scripts and CMake
-        for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-eval', 'fewbit-plan'):
+        for program in ('fewbit-server', 'fewbit-client', 'fewbit-quantize', 'fewbit-tune', 'fewbit-eval', 'fewbit-plan'):
             known.update(re.findall(r'^  --(\w+)', run([BIN / program, '--help']).stdout, re.MULTILINE))
-        for page in ('README.md', 'deploy/README.md', 'runtime/quantize/README.md', 'runtime/eval/README.md'):
+        for page in ('README.md', 'deploy/README.md', 'runtime/quantize/README.md', 'runtime/tune/README.md', 'runtime/eval/README.md'):
             for line in (ROOT / page).read_text().splitlines():
                 if re.search(r'docker|cmake|protoc|ctest|apt-get|systemctl', line, re.IGNORECASE):
                     continue  # flags of others
