@@ -26,7 +26,7 @@ class Planner {
     settings_.share4 = 0.0;
   }
 
-  absl::Status Measure(int probe_windows);
+  absl::Status Measure(const BitPlanOptions& options);
   BitPlan Share(double bits);
 
  private:
@@ -53,6 +53,7 @@ absl::Status Planner::ProbeLayer(int layer, Calibration* calibration, Sensitivit
   absl::Status status = calibration->Observe(*weights, settings_.method->error_feedback,
                                              Calibration::Then::kAdvance, stop_);
   if (!status.ok()) return status;
+  reader_.ReleaseLayer(layer);
   for (int r = 0; r < kNumLinearRoles; ++r) {
     const auto role = static_cast<LinearRole>(r);
     if (status = step_(layer, LinearRoleName(role)); !status.ok()) return status;
@@ -69,7 +70,8 @@ absl::Status Planner::ProbeLayer(int layer, Calibration* calibration, Sensitivit
                                 .rows = MatrixRows(matrix),
                                 .cols = MatrixCols(matrix)};
     calibration->DoneWith(role);
-    probe->Branch(altered);
+    if (status = probe->Branch(altered); !status.ok()) return status;
+    reader_.ReleaseLayer(layer);  // read again as needed
   }
   probe->Advance(*weights);
   reader_.ReleaseLayer(layer);
@@ -94,24 +96,30 @@ absl::Status Planner::Finish(int next_layer, SensitivityProbe* probe) {
   return absl::OkStatus();
 }
 
-absl::Status Planner::Measure(int probe_windows) {
+absl::Status Planner::Measure(const BitPlanOptions& options) {
   const ModelSpec& spec = reader_.spec();
   const int64_t window_bytes = int64_t{windows_.context} * spec.hidden_size * sizeof(float);
   const ProbeSize size =
-      SizeProbe(spec.num_layers, window_bytes, std::min(probe_windows, windows_.count()));
+      SizeProbe(spec.num_layers, window_bytes, std::min(options.probe_windows, windows_.count()));
   CalibrationWindows few = windows_;
   few.tokens.resize(static_cast<size_t>(size.windows) * few.context);
   absl::StatusOr<Matrix> embedding = reader_.Embedding();
   if (!embedding.ok()) return embedding.status();
-  Calibration calibration(spec, *embedding, windows_, team_, isa_);
-  SensitivityProbe probe(spec, *embedding, std::move(few), team_, isa_);
+  const auto calibration = Calibration::Create(spec, *embedding, windows_, team_, isa_,
+                                               /*with_drift=*/false, options.scratch_directory);
+  if (!calibration.ok()) return calibration.status();
+  auto hidden =
+      ScratchFloats::InDirectory(options.scratch_directory, few.tokens.size() * spec.hidden_size);
+  if (!hidden.ok()) return hidden.status();
+  SensitivityProbe probe(spec, *embedding, std::move(few), team_, isa_, *std::move(hidden));
+  reader_.ReleaseEnds();
   for (int begin = 0; begin < spec.num_layers; begin += size.layers_per_pass) {
     const int end = std::min(begin + size.layers_per_pass, spec.num_layers);
     for (int layer = begin; layer < end; ++layer) {
-      absl::Status status = ProbeLayer(layer, &calibration, &probe);
+      absl::Status status = ProbeLayer(layer, calibration->get(), &probe);
       if (!status.ok()) return status;
     }
-    probe.Mark();
+    if (absl::Status status = probe.Mark(); !status.ok()) return status;
     if (absl::Status status = Finish(end, &probe); !status.ok()) return status;
     probe.ReturnToMark();
   }
@@ -158,7 +166,7 @@ absl::StatusOr<BitPlan> PlanBits(
     const std::function<absl::Status(int layer, const char* activity)>& step,
     const std::atomic<bool>* stop) {
   Planner planner(reader, windows, settings, team, isa, step, stop);
-  if (absl::Status status = planner.Measure(options.probe_windows); !status.ok()) return status;
+  if (absl::Status status = planner.Measure(options); !status.ok()) return status;
   return planner.Share(options.bits);
 }
 

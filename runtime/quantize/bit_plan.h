@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -20,6 +21,7 @@ namespace fewbit {
 struct BitPlanOptions {
   double bits = 2.9;      // average of the linear layers, from bytes
   int probe_windows = 8;  // of the calibration windows, at most; fewer for very large models
+  std::string scratch_directory;  // for hidden states
 };
 
 // What the plan rests on, for reports; all [layer * kNumLinearRoles + role].

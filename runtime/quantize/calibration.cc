@@ -10,12 +10,25 @@
 namespace fewbit {
 namespace {
 
-constexpr int kBatchTokens = 2048;  // tokens that run through a layer at once
+// Tokens that run through a layer at once, and bytes of what a layer makes of them: the fewer of
+// the two, one window at least.
+constexpr int kBatchTokens = 2048;
+constexpr int64_t kBatchBytes = 128 << 20;
 constexpr int kGramRows = 8;
 constexpr int kGramTokens = 256;
 
 // Windows that run through a layer at once.
-int BatchWindows(int context) { return std::max(1, kBatchTokens / context); }
+int BatchWindows(const ModelSpec& spec, int context) {
+  // The arrays of a layer's run that are as wide as the model, its heads and its MLP.
+  const int64_t token_bytes =
+      int64_t{sizeof(float)} * (4 * spec.hidden_size + 3 * spec.q_size() + 2 * spec.ffn_size);
+  const auto tokens = std::min<int64_t>(kBatchTokens, kBatchBytes / token_bytes);
+  return std::max(1, static_cast<int>(tokens) / context);
+}
+
+size_t WindowFloats(const ModelSpec& spec, int context) {
+  return static_cast<size_t>(context) * spec.hidden_size;
+}
 
 // SplitMix64 (Steele, Lea, Flood, 2014).
 uint64_t NextRandom(uint64_t* state) {
@@ -156,15 +169,37 @@ class Calibration::Observer : public LinearInputObserver {
 };
 
 Calibration::Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
-                         ThreadTeam* team, cpu::Isa isa, bool with_drift)
+                         ThreadTeam* team, cpu::Isa isa, ScratchFloats hidden,
+                         ScratchFloats original)
     : spec_(spec),
       windows_(std::move(windows)),
       team_(team),
       isa_(isa),
       kernels_(LaneKernelsFor(isa)),
-      hidden_(windows_.tokens.size() * spec.hidden_size) {
-  EmbedTokens(embedding, windows_.tokens, hidden_.data());
-  if (with_drift) original_ = hidden_;
+      hidden_(std::move(hidden)),
+      original_(std::move(original)) {
+  EmbedWindows(spec, embedding, windows_, &hidden_);
+  if (!original_.empty()) EmbedWindows(spec, embedding, windows_, &original_);
+}
+
+Calibration::Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
+                         ThreadTeam* team, cpu::Isa isa, bool with_drift)
+    : Calibration(spec, embedding, windows, team, isa,
+                  ScratchFloats::InMemory(windows.tokens.size() * spec.hidden_size),
+                  with_drift ? ScratchFloats::InMemory(windows.tokens.size() * spec.hidden_size)
+                             : ScratchFloats()) {}
+
+absl::StatusOr<std::unique_ptr<Calibration>> Calibration::Create(
+    const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows, ThreadTeam* team,
+    cpu::Isa isa, bool with_drift, const std::string& scratch_directory) {
+  absl::StatusOr<ScratchFloats> hidden =
+      ScratchFloats::InDirectory(scratch_directory, windows.tokens.size() * spec.hidden_size);
+  if (!hidden.ok()) return hidden.status();
+  absl::StatusOr<ScratchFloats> original = ScratchFloats();
+  if (with_drift) original = ScratchFloats::Like(*hidden);
+  if (!original.ok()) return original.status();
+  return std::unique_ptr<Calibration>(new Calibration(
+      spec, embedding, std::move(windows), team, isa, *std::move(hidden), *std::move(original)));
 }
 
 int Calibration::InputOf(LinearRole role) {
@@ -196,30 +231,32 @@ absl::Status Calibration::Observe(const LayerWeights& weights, bool full, Then t
   Keeper keeper;
   const bool drift = full && !original_.empty();
   Observer observer(this, full, drift ? &keeper : nullptr);
-  const size_t window = static_cast<size_t>(windows_.context) * spec_.hidden_size;
-  const size_t batch = window * BatchWindows(windows_.context);
+  const size_t batch =
+      WindowFloats(spec_, windows_.context) * BatchWindows(spec_, windows_.context);
   std::vector<float> scratch;
   for (size_t begin = 0; begin < hidden_.size(); begin += batch) {
     const size_t count = std::min(batch, hidden_.size() - begin);
     const auto run = [&](std::span<float> hidden, LinearInputObserver* to) {
       return RunWindows(spec_, weights, windows_.context, hidden, team_, isa_, to, stop);
     };
-    std::span<float> inputs = std::span<float>(hidden_).subspan(begin, count);
+    std::span<float> inputs = hidden_.values().subspan(begin, count);
     if (then == Then::kStay) {
       scratch.assign(inputs.begin(), inputs.end());
       inputs = scratch;
     }
-    if ((drift && !run(std::span<float>(original_).subspan(begin, count), &keeper)) ||
+    if ((drift && !run(original_.values().subspan(begin, count), &keeper)) ||
         !run(inputs, &observer)) {
       return absl::CancelledError("stopped");
     }
+    hidden_.Release(begin, count);
+    if (drift) original_.Release(begin, count);
   }
   observer.Finish();
   return absl::OkStatus();
 }
 
 absl::Status Calibration::Advance(const LayerWeights& weights, const std::atomic<bool>* stop) {
-  if (!RunWindows(spec_, weights, windows_.context, hidden_, team_, isa_, nullptr, stop)) {
+  if (!RunWindows(spec_, weights, windows_.context, &hidden_, team_, isa_, stop)) {
     return absl::CancelledError("stopped");
   }
   return absl::OkStatus();
@@ -228,7 +265,7 @@ absl::Status Calibration::Advance(const LayerWeights& weights, const std::atomic
 absl::Status Calibration::AdvanceOriginal(const LayerWeights& weights,
                                           const std::atomic<bool>* stop) {
   if (original_.empty()) return absl::OkStatus();
-  if (!RunWindows(spec_, weights, windows_.context, original_, team_, isa_, nullptr, stop)) {
+  if (!RunWindows(spec_, weights, windows_.context, &original_, team_, isa_, stop)) {
     return absl::CancelledError("stopped");
   }
   return absl::OkStatus();
@@ -242,9 +279,9 @@ absl::Status CheckNotStopped(const std::atomic<bool>* stop) {
 bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
                 std::span<float> hidden, ThreadTeam* team, cpu::Isa isa,
                 LinearInputObserver* observer, const std::atomic<bool>* stop) {
-  const size_t window = static_cast<size_t>(context) * spec.hidden_size;
+  const size_t window = WindowFloats(spec, context);
   const int windows = static_cast<int>(hidden.size() / window);
-  const int batch = BatchWindows(context);
+  const int batch = BatchWindows(spec, context);
   for (int begin = 0; begin < windows; begin += batch) {
     if (stop != nullptr && stop->load(std::memory_order_relaxed)) return false;
     const int count = std::min(batch, windows - begin);
@@ -253,6 +290,32 @@ bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
     RunLayer(spec, weights, q_start, hidden.data() + begin * window, team, isa, observer);
   }
   return true;
+}
+
+bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
+                ScratchFloats* hidden, ThreadTeam* team, cpu::Isa isa,
+                const std::atomic<bool>* stop) {
+  const size_t batch = WindowFloats(spec, context) * BatchWindows(spec, context);
+  for (size_t begin = 0; begin < hidden->size(); begin += batch) {
+    const size_t count = std::min(batch, hidden->size() - begin);
+    if (!RunWindows(spec, weights, context, hidden->values().subspan(begin, count), team, isa,
+                    nullptr, stop)) {
+      return false;
+    }
+    hidden->Release(begin, count);
+  }
+  return true;
+}
+
+void EmbedWindows(const ModelSpec& spec, const Matrix& embedding, const CalibrationWindows& windows,
+                  ScratchFloats* hidden) {
+  const size_t e = spec.hidden_size;
+  for (size_t begin = 0; begin < windows.tokens.size(); begin += kBatchTokens) {
+    const size_t count = std::min<size_t>(kBatchTokens, windows.tokens.size() - begin);
+    EmbedTokens(embedding, std::span(windows.tokens).subspan(begin, count),
+                hidden->values().data() + begin * e);
+    hidden->Release(begin * e, count * e);
+  }
 }
 
 }  // namespace fewbit

@@ -4,7 +4,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -14,6 +16,7 @@
 #include "runtime/models/model.h"
 #include "runtime/quantize/lane_kernels.h"
 #include "runtime/quantize/matrix_quantizer.h"
+#include "runtime/quantize/scratch_floats.h"
 #include "runtime/thread_team.h"
 #include "scheduler/ids.h"
 
@@ -42,14 +45,27 @@ bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
                 std::span<float> hidden, ThreadTeam* team, cpu::Isa isa,
                 LinearInputObserver* observer, const std::atomic<bool>* stop = nullptr);
 
+// Likewise, of numbers that are not all resident: what is done with is released.
+bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
+                ScratchFloats* hidden, ThreadTeam* team, cpu::Isa isa,
+                const std::atomic<bool>* stop = nullptr);
+
+// hidden [windows * context, E] <- the embedding's rows.
+void EmbedWindows(const ModelSpec& spec, const Matrix& embedding, const CalibrationWindows& windows,
+                  ScratchFloats* hidden);
+
 // Thread rule: one caller at a time, which is not inside team->Run.
 class Calibration {
  public:
   // Embeds the windows. `with_drift`: beside the hidden states that Advance leaves, those of the
   // original model are kept, and full Hessians get their drift. `spec` and `team` outlive the
-  // object.
+  // object. All is in memory.
   Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
               ThreadTeam* team, cpu::Isa isa, bool with_drift = false);
+  // Likewise with hidden states in a file in `scratch_directory`. Errors: ScratchFloats'.
+  static absl::StatusOr<std::unique_ptr<Calibration>> Create(
+      const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows, ThreadTeam* team,
+      cpu::Isa isa, bool with_drift, const std::string& scratch_directory);
 
   // Gathers the Hessians of the layer that comes next, over all windows. `full`: their matrices
   // too, not only their diagonals. kAdvance: as if Advance had followed with the same weights. The
@@ -77,14 +93,16 @@ class Calibration {
   class Keeper;
   static constexpr int kNumInputs = 4;  // of q/k/v, o, gate/up, down
   static int InputOf(LinearRole role);
+  Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
+              ThreadTeam* team, cpu::Isa isa, ScratchFloats hidden, ScratchFloats original);
 
   const ModelSpec& spec_;
   const CalibrationWindows windows_;
   ThreadTeam* const team_;
   const cpu::Isa isa_;
   const LaneKernels& kernels_;
-  std::vector<float> hidden_;    // [windows * context, E]
-  std::vector<float> original_;  // likewise in the original model, empty: not kept
+  ScratchFloats hidden_;    // [windows * context, E]
+  ScratchFloats original_;  // likewise in the original model, empty: not kept
   Hessian hessians_[kNumInputs];
 };
 

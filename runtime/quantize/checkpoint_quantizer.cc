@@ -153,6 +153,7 @@ absl::Status CheckpointJob::QuantizeLayer(int layer, const LayerWeights& weights
     result->linears[r] = quant::Pack(quantized->unpacked);
     record->qualities[r] = quantized->quality;
     calibration->DoneWith(role);
+    reader_->ReleaseLayer(layer);  // read again as needed
   }
   return absl::OkStatus();
 }
@@ -238,10 +239,11 @@ absl::Status CheckpointJob::PlanOrResume(const CalibrationWindows& windows) {
   }
   if (settings_.method->shared_bits) {
     const auto step = [this](int layer, const char* activity) { return Step(layer, activity); };
-    absl::StatusOr<BitPlan> plan =
-        PlanBits(reader_.get(), windows, settings_,
-                 {.bits = options_.bits, .probe_windows = options_.probe_windows}, &team_, isa_,
-                 step, stop_);
+    absl::StatusOr<BitPlan> plan = PlanBits(reader_.get(), windows, settings_,
+                                            {.bits = options_.bits,
+                                             .probe_windows = options_.probe_windows,
+                                             .scratch_directory = writer_->partial_directory()},
+                                            &team_, isa_, step, stop_);
     if (!plan.ok()) return plan.status();
     record_.plan = *std::move(plan);
   }
@@ -280,6 +282,7 @@ absl::Status CheckpointJob::DoLayer(int layer, Calibration* calibration) {
                            settings_.method->sequential ? Then::kStay : Then::kAdvance, stop_);
   QuantizedLayer quantized;
   LayerRecord record;
+  reader_->ReleaseLayer(layer);
   if (status.ok()) status = QuantizeLayer(layer, *weights, calibration, &quantized, &record);
   if (status.ok()) status = writer_->WriteLayer(layer, quantized);
   if (!status.ok()) return status;
@@ -307,12 +310,14 @@ absl::Status CheckpointJob::RunLayers(std::span<const TokenId> calibration_ids) 
   absl::StatusOr<Matrix> embedding = reader_->Embedding();
   if (!embedding.ok()) return embedding.status();
   if (absl::Status status = PlanOrResume(*windows); !status.ok()) return status;
-  Calibration calibration(reader_->spec(), *embedding, *std::move(windows), &team_, isa_,
-                          settings_.method->correction > 0.0f);
+  const auto calibration =
+      Calibration::Create(reader_->spec(), *embedding, *std::move(windows), &team_, isa_,
+                          settings_.method->correction > 0.0f, writer_->partial_directory());
+  if (!calibration.ok()) return calibration.status();
   if (absl::Status status = writer_->WriteEmbeddings(); !status.ok()) return status;
   reader_->ReleaseEnds();
   for (int layer = 0; layer < num_layers_; ++layer) {
-    if (absl::Status status = DoLayer(layer, &calibration); !status.ok()) return status;
+    if (absl::Status status = DoLayer(layer, calibration->get()); !status.ok()) return status;
     reader_->ReleaseLayer(layer);
   }
   const absl::StatusOr<std::string> files = writer_->Complete(Settings());

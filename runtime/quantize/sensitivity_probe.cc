@@ -5,6 +5,7 @@
 
 #include "runtime/eval/divergence.h"
 #include "runtime/models/decoder.h"
+#include "scheduler/check.h"
 
 namespace fewbit {
 namespace {
@@ -14,30 +15,57 @@ constexpr int kLogitRows = 64;  // of one product with the head
 }  // namespace
 
 SensitivityProbe::SensitivityProbe(const ModelSpec& spec, const Matrix& embedding,
-                                   CalibrationWindows windows, ThreadTeam* team, cpu::Isa isa)
+                                   CalibrationWindows windows, ThreadTeam* team, cpu::Isa isa,
+                                   ScratchFloats hidden)
     : spec_(spec),
       windows_(std::move(windows)),
       team_(team),
       isa_(isa),
-      hidden_(windows_.tokens.size() * spec.hidden_size) {
-  EmbedTokens(embedding, windows_.tokens, hidden_.data());
+      hidden_(std::move(hidden)) {
+  FEWBIT_CHECK_EQ(hidden_.size(), windows_.tokens.size() * spec.hidden_size);
+  EmbedWindows(spec, embedding, windows_, &hidden_);
 }
 
-void SensitivityProbe::Branch(const LayerWeights& altered) {
-  variants_.push_back(hidden_);
-  RunWindows(spec_, altered, windows_.context, variants_.back(), team_, isa_, nullptr);
+void SensitivityProbe::Copy(ScratchFloats* from, ScratchFloats* to) const {
+  constexpr size_t kPart = 4 << 20;
+  for (size_t begin = 0; begin < from->size(); begin += kPart) {
+    const size_t count = std::min(kPart, from->size() - begin);
+    std::copy_n(from->values().begin() + static_cast<std::ptrdiff_t>(begin), count,
+                to->values().begin() + static_cast<std::ptrdiff_t>(begin));
+    from->Release(begin, count);
+    to->Release(begin, count);
+  }
+}
+
+absl::Status SensitivityProbe::Branch(const LayerWeights& altered) {
+  absl::StatusOr<ScratchFloats> variant = ScratchFloats::Like(hidden_);
+  if (!variant.ok()) return variant.status();
+  Copy(&hidden_, &*variant);
+  RunWindows(spec_, altered, windows_.context, &*variant, team_, isa_);
+  variants_.push_back(*std::move(variant));
+  return absl::OkStatus();
 }
 
 void SensitivityProbe::Advance(const LayerWeights& weights) {
   for (size_t v = 0; v < advanced_; ++v) {
-    RunWindows(spec_, weights, windows_.context, variants_[v], team_, isa_, nullptr);
+    RunWindows(spec_, weights, windows_.context, &variants_[v], team_, isa_);
   }
-  RunWindows(spec_, weights, windows_.context, hidden_, team_, isa_, nullptr);
+  RunWindows(spec_, weights, windows_.context, &hidden_, team_, isa_);
   advanced_ = variants_.size();
 }
 
+absl::Status SensitivityProbe::Mark() {
+  if (marked_.empty()) {
+    absl::StatusOr<ScratchFloats> place = ScratchFloats::Like(hidden_);
+    if (!place.ok()) return place.status();
+    marked_ = *std::move(place);
+  }
+  Copy(&hidden_, &marked_);
+  return absl::OkStatus();
+}
+
 void SensitivityProbe::ReturnToMark() {
-  hidden_ = marked_;
+  Copy(&marked_, &hidden_);
   variants_.clear();
   advanced_ = 0;
 }
@@ -51,7 +79,7 @@ std::vector<double> SensitivityProbe::Divergences(std::span<const float> final_n
   for (int begin = 0; begin < tokens; begin += kLogitRows) {
     const int rows = std::min(kLogitRows, tokens - begin);
     const size_t offset = static_cast<size_t>(begin) * spec_.hidden_size;
-    ComputeLogits(spec_, final_norm, head, hidden_.data() + offset, rows, team_, isa_,
+    ComputeLogits(spec_, final_norm, head, hidden_.values().data() + offset, rows, team_, isa_,
                   original.data());
     const auto row_of = [&](const std::vector<float>& logits, int r) {
       return std::span(logits).subspan(static_cast<size_t>(r) * vocab, vocab);
@@ -64,8 +92,8 @@ std::vector<double> SensitivityProbe::Divergences(std::span<const float> final_n
     };
     for_rows([&](int r) { norms[r] = LogSumExp(row_of(original, r)); });
     for (size_t v = 0; v < variants_.size(); ++v) {
-      ComputeLogits(spec_, final_norm, head, variants_[v].data() + offset, rows, team_, isa_,
-                    variant.data());
+      ComputeLogits(spec_, final_norm, head, variants_[v].values().data() + offset, rows, team_,
+                    isa_, variant.data());
       for_rows([&](int r) {
         const std::span<const float> row = row_of(variant, r);
         of_rows[r] = KlDivergence(row_of(original, r), norms[r], row, LogSumExp(row));

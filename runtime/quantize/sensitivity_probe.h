@@ -1,15 +1,17 @@
 // How much the model's answers suffer when one matrix alone is replaced: a few windows of text run
 // through the layers once as they are, and once more per replaced matrix from its layer on. Only
-// hidden states are kept, so the model may be streamed.
+// hidden states are kept, so the model may be streamed, and these may be in a file.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "kernels/cpu/linear.h"
 #include "runtime/models/model.h"
 #include "runtime/quantize/calibration.h"
+#include "runtime/quantize/scratch_floats.h"
 #include "runtime/thread_team.h"
 
 namespace fewbit {
@@ -17,13 +19,14 @@ namespace fewbit {
 // Thread rule: one caller at a time, which is not inside team->Run.
 class SensitivityProbe {
  public:
-  // Embeds the windows. `spec` and `team` outlive the object.
+  // Embeds the windows into `hidden`, of windows * context * E floats. `spec` and `team` outlive
+  // the object.
   SensitivityProbe(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
-                   ThreadTeam* team, cpu::Isa isa);
+                   ThreadTeam* team, cpu::Isa isa, ScratchFloats hidden);
 
   // Begins a variant of the model: the layer that comes next is `altered` instead of itself. Takes
-  // windows * context * E floats.
-  void Branch(const LayerWeights& altered);
+  // as many floats again; the errors are those of ScratchFloats::Like.
+  absl::Status Branch(const LayerWeights& altered);
 
   // Runs the original and every variant begun in an earlier layer through the next layer.
   void Advance(const LayerWeights& weights);
@@ -33,18 +36,21 @@ class SensitivityProbe {
   std::vector<double> Divergences(std::span<const float> final_norm, const Matrix& head);
 
   // Keeps where the original stands. ReturnToMark goes back there and forgets all variants.
-  void Mark() { marked_ = hidden_; }
+  absl::Status Mark();
   void ReturnToMark();
 
  private:
+  // Copies all numbers, a part at a time.
+  void Copy(ScratchFloats* from, ScratchFloats* to) const;
+
   const ModelSpec& spec_;
   const CalibrationWindows windows_;
   ThreadTeam* const team_;
   const cpu::Isa isa_;
-  std::vector<float> hidden_;                 // [windows * context, E], of the original
-  std::vector<float> marked_;                 // likewise
-  std::vector<std::vector<float>> variants_;  // likewise
-  size_t advanced_ = 0;                       // variants begun before the layer that comes next
+  ScratchFloats hidden_;                 // [windows * context, E], of the original
+  ScratchFloats marked_;                 // likewise
+  std::vector<ScratchFloats> variants_;  // likewise
+  size_t advanced_ = 0;                  // variants begun before the layer that comes next
 };
 
 }  // namespace fewbit

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <limits>
 #include <random>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "runtime/quantize/bit_allocation.h"
 #include "runtime/quantize/bit_plan.h"
 #include "runtime/quantize/calibration.h"
+#include "runtime/quantize/scratch_floats.h"
 #include "runtime/quantize/sensitivity_probe.h"
 #include "runtime/thread_team.h"
 #include "tests/runtime/checkpoint_files.h"
@@ -106,12 +108,39 @@ TEST(SizeProbeTest, BoundsMemoryAndPasses) {
   EXPECT_EQ(SizeProbe(100, kProbeBytes, 4).layers_per_pass, 1);
 }
 
+TEST(ScratchFloatsTest, KeepWhatIsReleased) {
+  const TempDirectory directory;
+  constexpr size_t kCount = 10000;
+  auto scratch = ScratchFloats::InDirectory(directory.path(), kCount);
+  ASSERT_TRUE(scratch.ok()) << scratch.status();
+  EXPECT_TRUE(std::filesystem::is_empty(directory.path())) << "it has no name";
+  auto like = ScratchFloats::Like(*scratch);
+  ASSERT_TRUE(like.ok()) << like.status();
+  for (ScratchFloats* floats : {&*scratch, &*like}) {
+    ASSERT_EQ(floats->size(), kCount);
+    for (size_t i = 0; i < kCount; ++i) {
+      ASSERT_EQ(floats->values()[i], 0.0f);
+      floats->values()[i] = static_cast<float>(i);
+    }
+    for (const auto& [begin, count] :
+         {std::pair<size_t, size_t>{0, kCount}, {5, 3}, {1024, 5000}}) {
+      floats->Release(begin, count);
+    }
+    for (size_t i = 0; i < kCount; ++i) ASSERT_EQ(floats->values()[i], static_cast<float>(i));
+  }
+  ScratchFloats moved = *std::move(scratch);
+  EXPECT_EQ(moved.values()[77], 77.0f);
+  EXPECT_FALSE(ScratchFloats::InDirectory(directory / "absent", 1).ok());
+  EXPECT_EQ(ScratchFloats::InDirectory(directory.path(), size_t{1} << 60).ok(), false);
+}
+
 class SensitivityProbeTest : public ::testing::Test {
  protected:
   SensitivityProbeTest()
       : model_(*LoadModel(GoldenDirectory("llama2"))),
         team_(2),
-        probe_(model_->spec, model_->embedding, Windows(), &team_, cpu::BestIsa()) {}
+        probe_(model_->spec, model_->embedding, Windows(), &team_, cpu::BestIsa(),
+               ScratchFloats::InMemory(Windows().tokens.size() * model_->spec.hidden_size)) {}
 
   static CalibrationWindows Windows() {
     CalibrationWindows windows;
@@ -149,7 +178,7 @@ class SensitivityProbeTest : public ::testing::Test {
 };
 
 TEST_F(SensitivityProbeTest, DivergenceGrowsWithTheChange) {
-  for (const float factor : {1.0f, 1.1f, 1.5f}) probe_.Branch(Scaled(factor));
+  for (const float factor : {1.0f, 1.1f, 1.5f}) ASSERT_TRUE(probe_.Branch(Scaled(factor)).ok());
   const std::vector<double> divergences = Finish();
   ASSERT_EQ(divergences.size(), 3u);
   EXPECT_NEAR(divergences[0], 0.0, 1e-6);
@@ -158,11 +187,11 @@ TEST_F(SensitivityProbeTest, DivergenceGrowsWithTheChange) {
 }
 
 TEST_F(SensitivityProbeTest, AMarkedPlaceGivesTheSameAgain) {
-  probe_.Mark();
-  probe_.Branch(Scaled(1.5f));
+  ASSERT_TRUE(probe_.Mark().ok());
+  ASSERT_TRUE(probe_.Branch(Scaled(1.5f)).ok());
   const std::vector<double> first = Finish();
   probe_.ReturnToMark();
-  probe_.Branch(Scaled(1.5f));
+  ASSERT_TRUE(probe_.Branch(Scaled(1.5f)).ok());
   EXPECT_EQ(Finish(), first);
 }
 
