@@ -40,7 +40,7 @@ section{padding:18px 20px 8px;margin:0 0 16px}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:5px 10px 5px 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
-td{overflow-wrap:anywhere;min-width:5ch}
+.words td{overflow-wrap:anywhere;min-width:8ch}
 th{color:var(--soft);font-weight:600;font-size:13px;white-space:nowrap}
 th.n,td.n{text-align:right;padding:5px 0 5px 14px;white-space:nowrap}
 tr.total td{font-weight:650;border-bottom:0}
@@ -62,14 +62,14 @@ pre{margin:0;padding:12px 14px;background:var(--cold);border-radius:8px;overflow
 .cells svg{display:block;flex:1;min-width:0;background:var(--cold);border-radius:3px}
 .cells path{stroke:var(--hot);fill:none}
 .axis{margin:3px 0 0 30px}
-.axis .low{margin-left:auto}
+.axis .key{margin-left:auto;display:inline-flex;align-items:center;gap:7px}
 .chart{display:block;width:100%;max-width:680px;height:auto}
 .chart text{fill:var(--soft);font-size:12px}
 .chart .grid{stroke:var(--grid)}
 .chart polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}
 footer{color:var(--soft);font-size:13px;padding:4px 2px;overflow-wrap:anywhere}
 @media (max-width:560px){main{padding:18px 12px 28px}section{padding:14px 12px 4px}h1{font-size:21px}
-.figures{grid-template-columns:repeat(2,1fr);gap:8px}.figure{padding:9px 10px}.figure .value{font-size:20px}.heat{font-size:11px;border-spacing:1px}
+.figures{grid-template-columns:repeat(2,1fr);gap:8px}.figure:last-child:nth-child(odd){grid-column:1/-1}.figure{padding:9px 10px}.figure .value{font-size:20px}.heat{font-size:11px;border-spacing:1px}
 .heat th:first-child{width:32px}.heat th{font-size:10.5px}}
 @media print{body{background:none}section,.figure{break-inside:avoid}}
 )css";
@@ -83,7 +83,10 @@ void AppendText(const std::string& text, std::string* out) {
 }
 
 void AppendTable(const Table& table, std::string* out) {
-  absl::StrAppend(out, "<div class=\"scroll wide\"><table><thead><tr>");
+  const bool words = std::none_of(table.columns.begin(), table.columns.end(),
+                                  [](const Column& column) { return column.number; });
+  absl::StrAppend(out, "<div class=\"scroll wide\"><table", words ? " class=\"words\"" : "",
+                  "><thead><tr>");
   const auto kind = [&](size_t c) { return table.columns[c].number ? " class=\"n\"" : ""; };
   for (size_t c = 0; c < table.columns.size(); ++c) {
     absl::StrAppend(out, "<th", kind(c), ">", Escaped(table.columns[c].name), "</th>");
@@ -205,8 +208,8 @@ void AppendCellMap(const CellMap& map, std::string* out) {
   absl::StrAppend(out, "</svg></div><div class=\"axis legend\"><span>", Escaped(map.axis),
                   "</span>");
   if (!map.low.empty() || !map.high.empty()) {
-    absl::StrAppend(out, "<span class=\"low\">", Escaped(map.low),
-                    "</span><span class=\"ramp\"></span><span>", Escaped(map.high), "</span>");
+    absl::StrAppend(out, "<span class=\"key\">", Escaped(map.low), "<span class=\"ramp\"></span>",
+                    Escaped(map.high), "</span>");
   }
   absl::StrAppend(out, "</div></div>\n");
 }

@@ -173,12 +173,12 @@ html::Section QualitySection(const QuantizeReport& report) {
   html::Section section{.title = "Quality", .items = {}};
   section.items.push_back(html::Table{
       .columns = {{"", false}, {"original", true}, {"quantized", true}, {"ratio", true}},
-      .rows = {{"perplexity", absl::StrFormat("%.4f", score.reference_perplexity),
-                absl::StrFormat("%.4f", score.perplexity),
-                absl::StrFormat("%.4f", Ratio(score.perplexity, score.reference_perplexity))},
-               {"KL divergence from the original, nats per token", "0",
-                absl::StrFormat("%.4f", score.kl_divergence), ""},
-               {"same most likely token", "100 %", Percent(score.top1_agreement, 1.0), ""}}});
+      .rows = {
+          {"perplexity", absl::StrFormat("%.4f", score.reference_perplexity),
+           absl::StrFormat("%.4f", score.perplexity),
+           absl::StrFormat("%.4f", Ratio(score.perplexity, score.reference_perplexity))},
+          {"KL divergence, nats per token", "0", absl::StrFormat("%.4f", score.kl_divergence), ""},
+          {"same most likely token", "100 %", Percent(score.top1_agreement, 1.0), ""}}});
   section.items.push_back(html::Text{absl::StrFormat(
       "Measured on %d windows (%d tokens predicted) of %s. For another text: fewbit-eval "
       "--model=OUT --reference=MODEL --text=FILE.",
@@ -221,7 +221,7 @@ html::Section RoleSection(const QuantizeReport& report) {
                     .total = true};
   const auto add = [&](std::string name, const MatrixQuality& q) {
     const auto weights = static_cast<double>(q.weights);
-    table.rows.push_back({std::move(name), absl::StrCat(q.weights),
+    table.rows.push_back({std::move(name), absl::StrFormat("%.2f M", weights / 1e6),
                           Percent(static_cast<double>(q.weights4), weights),
                           Percent(static_cast<double>(q.outliers), weights, 3),
                           absl::StrFormat("%.4f", Relative(q.weighted_error, q.weighted_norm)),
