@@ -69,7 +69,8 @@ pre{margin:0;padding:12px 14px;background:var(--cold);border-radius:8px;overflow
 .chart polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}
 footer{color:var(--soft);font-size:13px;padding:4px 2px;overflow-wrap:anywhere}
 @media (max-width:560px){main{padding:18px 12px 28px}section{padding:14px 12px 4px}h1{font-size:21px}
-.figures{grid-template-columns:repeat(2,1fr);gap:8px}.figure:last-child:nth-child(odd){grid-column:1/-1}.figure{padding:9px 10px}.figure .value{font-size:20px}.heat{font-size:11px;border-spacing:1px}
+.figures{grid-template-columns:repeat(2,1fr);gap:8px}.figure:last-child:nth-child(odd){grid-column:1/-1}.figure{padding:9px 10px}.figure .value{font-size:20px}table{font-size:13.5px}th.n,td.n{padding-left:8px}
+.heat{font-size:11px;border-spacing:1px}
 .heat th:first-child{width:32px}.heat th{font-size:10.5px}}
 @media print{body{background:none}section,.figure{break-inside:avoid}}
 )css";
