@@ -10,9 +10,9 @@ namespace {
 
 // A product is cut into tiles of at most this size, and smaller ones where there would be too few
 // to share out.
-constexpr int kTile = 512;
+constexpr int kTile = 1024;
 constexpr int kSmallestTile = 64;
-constexpr int64_t kMinTiles = 32;
+constexpr int64_t kMinTiles = 16;
 
 // The tiles of one matrix of a product: by its shape and the number of matrices alone.
 struct Tiling {
