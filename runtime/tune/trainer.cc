@@ -135,30 +135,43 @@ void Trainer::RunStudent(int windows) {
   }
 }
 
-void Trainer::DrawBatch(int step) {
+// Draws and embeds the batch of a step.
+void Trainer::Prepare(int step) {
   const auto context = static_cast<size_t>(options_.context);
   tokens_.resize(options_.batch * context);
   for (int w = 0; w < options_.batch; ++w) {
     text_.Draw(step, w, std::span(tokens_).subspan(w * context, context));
   }
+  Embed(original_.embedding, &teacher_embedded_);
+  Embed(quantized_.embedding, &student_embedded_);
+  prepared_step_ = step;
 }
 
-void Trainer::Embed(const Matrix& embedding, float* hidden) {
-  host_hidden_.resize(tokens_.size() * static_cast<size_t>(spec_.hidden_size));
-  EmbedTokens(embedding, tokens_, host_hidden_.data());
-  ops_->Upload(host_hidden_.data(), host_hidden_.size() * sizeof(float), hidden);
+void Trainer::Embed(const Matrix& embedding, std::vector<float>* hidden) const {
+  hidden->resize(tokens_.size() * static_cast<size_t>(spec_.hidden_size));
+  EmbedTokens(embedding, tokens_, hidden->data());
 }
 
-// The windows of the held-out text, as many at a time as a batch has, are embedded in tokens_.
-absl::Status Trainer::MakeTeacherOfHeldOut() {
+void Trainer::Upload(const std::vector<float>& hidden, float* device) {
+  ops_->Upload(hidden.data(), hidden.size() * sizeof(float), device);
+}
+
+// Of held-out windows begin, begin + 1, ...; tokens_ are theirs afterwards.
+void Trainer::TakeHeldOut(int begin, int count) {
   const auto context = static_cast<size_t>(options_.context);
+  tokens_.resize(count * context);
+  for (int w = 0; w < count; ++w) {
+    text_.HeldOut(begin + w, std::span(tokens_).subspan(w * context, context));
+  }
+  prepared_step_ = -1;
+}
+
+absl::Status Trainer::MakeTeacherOfHeldOut() {
   for (int begin = 0; begin < text_.held_out(); begin += options_.batch) {
     const int count = std::min(options_.batch, text_.held_out() - begin);
-    tokens_.resize(count * context);
-    for (int w = 0; w < count; ++w) {
-      text_.HeldOut(begin + w, std::span(tokens_).subspan(w * context, context));
-    }
-    Embed(original_.embedding, held_out_hidden_.data() + Floats(begin));
+    TakeHeldOut(begin, count);
+    Embed(original_.embedding, &teacher_embedded_);
+    Upload(teacher_embedded_, held_out_hidden_.data() + Floats(begin));
     RunTeacher(count, held_out_hidden_.data() + Floats(begin));
   }
   return absl::OkStatus();
@@ -177,15 +190,12 @@ absl::StatusOr<TuneLoss> Trainer::ReadLoss(int windows, const char* what) {
 }
 
 absl::StatusOr<TuneLoss> Trainer::HeldOut() {
-  const auto context = static_cast<size_t>(options_.context);
   ops_->Zero(sums_.data(), sizeof(LossSums));
   for (int begin = 0; begin < text_.held_out(); begin += options_.batch) {
     const int count = std::min(options_.batch, text_.held_out() - begin);
-    tokens_.resize(count * context);
-    for (int w = 0; w < count; ++w) {
-      text_.HeldOut(begin + w, std::span(tokens_).subspan(w * context, context));
-    }
-    Embed(quantized_.embedding, Boundary(0));
+    TakeHeldOut(begin, count);
+    Embed(quantized_.embedding, &student_embedded_);
+    Upload(student_embedded_, Boundary(0));
     RunStudent(count);
     loss_->Run(teacher_->head(), held_out_hidden_.data() + Floats(begin), student_->head(),
                Boundary(spec_.num_layers), static_cast<int>(tokens_.size()), 1.0f, sums_.data(),
@@ -195,9 +205,9 @@ absl::StatusOr<TuneLoss> Trainer::HeldOut() {
 }
 
 absl::StatusOr<TuneLoss> Trainer::Step(const StepRates& rates) {
-  DrawBatch(rates.step);
-  Embed(original_.embedding, teacher_hidden_.data());
-  Embed(quantized_.embedding, Boundary(0));
+  if (prepared_step_ != rates.step) Prepare(rates.step);
+  Upload(teacher_embedded_, teacher_hidden_.data());
+  Upload(student_embedded_, Boundary(0));
   RunTeacher(options_.batch, teacher_hidden_.data());
   RunStudent(options_.batch);
   ops_->Zero(sums_.data(), sizeof(LossSums));
@@ -218,6 +228,7 @@ absl::StatusOr<TuneLoss> Trainer::Step(const StepRates& rates) {
     }
     student_->Update(l, rates);
   }
+  Prepare(rates.step + 1);  // while the device works
   return ReadLoss(options_.batch, "training");
 }
 

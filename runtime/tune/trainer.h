@@ -54,10 +54,12 @@ class Trainer {
   absl::Status Allocate();
   absl::Status MakeTape();
   absl::Status MakeTeacherOfHeldOut();
+  void TakeHeldOut(int begin, int count);
   int64_t Floats(int windows) const;
   float* Boundary(int layer) const { return boundaries_.data() + layer * Floats(options_.batch); }
-  void DrawBatch(int step);
-  void Embed(const Matrix& embedding, float* hidden);
+  void Prepare(int step);
+  void Embed(const Matrix& embedding, std::vector<float>* hidden) const;
+  void Upload(const std::vector<float>& hidden, float* device);
   void RunTeacher(int windows, float* hidden);
   void RunStudent(int windows);
   void Forward(const LayerParams& params, int windows, float* hidden);
@@ -80,8 +82,9 @@ class Trainer {
   DeviceArray<float> teacher_hidden_, d_hidden_;  // [batch * context, E]
   DeviceArray<float> held_out_hidden_;            // [held_out * context, E], the teacher's last
   DeviceArray<LossSums> sums_;
-  std::vector<TokenId> tokens_;     // of the batch at hand
-  std::vector<float> host_hidden_;  // [tokens_, E]
+  std::vector<TokenId> tokens_;                             // of what is embedded
+  std::vector<float> teacher_embedded_, student_embedded_;  // [tokens_, E]
+  int prepared_step_ = -1;                                  // whose batch these are
 };
 
 }  // namespace fewbit::tune
