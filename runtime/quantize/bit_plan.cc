@@ -31,6 +31,7 @@ class Planner {
 
  private:
   absl::Status ProbeLayer(int layer, Calibration* calibration, SensitivityProbe* probe);
+  std::vector<uint16_t> Halves(const quant::PackedStorage& packed) const;
   absl::Status Finish(int next_layer, SensitivityProbe* probe);
 
   CheckpointReader& reader_;
@@ -44,6 +45,24 @@ class Planner {
   std::vector<std::vector<StorageChoice>> choices_;
   std::vector<double> divergences_;
 };
+
+// What the matrix stands for, in fp16: whatever a kernel does to its inputs for the sake of packed
+// weights is not what is probed, and eleven digits are enough for two bits.
+std::vector<uint16_t> Planner::Halves(const quant::PackedStorage& packed) const {
+  const Matrix matrix = packed.view();
+  const int rows = MatrixRows(matrix), cols = MatrixCols(matrix);
+  std::vector<uint16_t> halves(static_cast<size_t>(rows) * cols);
+  team_->Run([&](int rank) {
+    std::vector<float> row(cols);
+    const fewbit::Share share = ShareOf(rows, 1, rank, team_->size());
+    for (int r = share.begin; r < share.end; ++r) {
+      cpu::DequantizeRow(matrix, r, row.data());
+      std::transform(row.begin(), row.end(), halves.begin() + static_cast<int64_t>(r) * cols,
+                     quant::FloatToHalf);
+    }
+  });
+  return halves;
+}
 
 // Begins one variant per linear layer of `layer`.
 absl::Status Planner::ProbeLayer(int layer, Calibration* calibration, SensitivityProbe* probe) {
@@ -63,10 +82,11 @@ absl::Status Planner::ProbeLayer(int layer, Calibration* calibration, Sensitivit
         quantizer_.Quantize(layer, role, matrix, hessian, settings_);
     if (!quantized.ok()) return quantized.status();
     choices_.push_back(quantizer_.Choices(matrix, hessian, settings_));
-    const std::vector<float> dense = Dequantize(quantized->unpacked);
+    const std::vector<uint16_t> halves = Halves(quant::Pack(quantized->unpacked));
+    quantized = absl::CancelledError("not needed any more");
     LayerWeights altered = *weights;
-    altered[role] = DenseMatrix{.data = dense.data(),
-                                .dtype = DType::kF32,
+    altered[role] = DenseMatrix{.data = halves.data(),
+                                .dtype = DType::kF16,
                                 .rows = MatrixRows(matrix),
                                 .cols = MatrixCols(matrix)};
     calibration->DoneWith(role);

@@ -25,7 +25,8 @@
 #include "runtime/weights/safetensors_writer.h"
 
 ABSL_FLAG(std::string, dir, "", "directory to work in; needs room for the checkpoint");
-ABSL_FLAG(std::string, shape, "llama-2-70b", "llama-2-70b, llama-2-7b, tinyllama-1.1b or tiny");
+ABSL_FLAG(std::string, shape, "llama-2-70b",
+          "llama-2-70b, llama-2-7b, tinyllama-1.1b, 0.4b or tiny");
 ABSL_FLAG(int, layers, 2, "decoder layers; 0: all of the model");
 ABSL_FLAG(std::string, method, fewbit::QuantizeOptions().method, "as fewbit-quantize");
 ABSL_FLAG(int, windows, 4, "calibration windows");
@@ -44,6 +45,7 @@ struct Shape {
 constexpr Shape kShapes[] = {{"llama-2-70b", 8192, 64, 8, 28672, 80, 32000},
                              {"llama-2-7b", 4096, 32, 32, 11008, 32, 32000},
                              {"tinyllama-1.1b", 2048, 32, 4, 5632, 22, 32000},
+                             {"0.4b", 1024, 16, 16, 2816, 24, 32000},
                              {"tiny", 128, 4, 2, 256, 2, 320}};
 
 // Sums of random bytes: near enough to a normal distribution, fast, the same everywhere.
@@ -299,7 +301,7 @@ absl::Status Run() {
   if (shape == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("shape is \"", absl::GetFlag(FLAGS_shape),
                                                    "\", known are llama-2-70b, llama-2-7b, "
-                                                   "tinyllama-1.1b, tiny"));
+                                                   "tinyllama-1.1b, 0.4b, tiny"));
   }
   const int wanted = absl::GetFlag(FLAGS_layers);
   const int layers = wanted <= 0 ? shape->layers : wanted;
