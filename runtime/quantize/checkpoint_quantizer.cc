@@ -1,5 +1,7 @@
 #include "runtime/quantize/checkpoint_quantizer.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -19,6 +21,7 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr int kMaxWindows = 1 << 20;
+constexpr int kReturnedBlockBytes = 1 << 20;
 
 absl::Status CheckChannels(const ModelSpec& spec) {
   const struct {
@@ -432,6 +435,10 @@ absl::StatusOr<QuantizeReport> QuantizeCheckpoint(
     const QuantizeOptions& options, std::span<const TokenId> calibration,
     const std::function<void(const QuantizeProgress&)>& progress, const std::atomic<bool>* stop) {
   if (absl::Status status = options.Validate(); !status.ok()) return status;
+#ifdef M_MMAP_THRESHOLD
+  // Otherwise glibc keeps freed blocks of up to 32 MiB, which is most of what a layer needs.
+  ::mallopt(M_MMAP_THRESHOLD, kReturnedBlockBytes);
+#endif
   return CheckpointJob(options, progress, stop).Run(calibration);
 }
 
