@@ -142,9 +142,11 @@ AttentionPlan SelectAttention(const AttentionDesc& desc, const AttentionLimits& 
   p.part_heads = (p.group + p.head_parts - 1) / p.head_parts;
   p.max_splits = MaxSplits(limits.max_context);
   p.bulk = device.major >= 9;
+  p.multiprocessors = device.multiprocessors;
   ChooseRing(device, &p);
+  p.lone_shared = std::max<size_t>(p.decode_shared, device.shared_per_multiprocessor / 3);
   p.prefill_shared = PrefillSharedBytes(p);
-  const size_t shared = std::max(p.decode_shared, p.prefill_shared);
+  const size_t shared = std::max(p.lone_shared, p.prefill_shared);
   if (shared > static_cast<size_t>(device.shared_per_block)) {
     p.error = Number("head_dim", desc.head_dim, "smaller with this kv_type: a block would need ") +
               std::to_string(shared) + " bytes of shared memory, this GPU gives " +

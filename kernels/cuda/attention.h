@@ -80,14 +80,18 @@ struct AttentionPlan {
   // A layer's cache is num_blocks * cache.block_bytes(), 256-byte aligned.
   kv::DeviceBlockShape cache;
   int padded_dim = 0;
-  int group = 0;          // query heads of a kv head
-  int head_parts = 0;     // pieces of at most kMostGroupHeads into which a group is cut
-  int part_heads = 0;     // query heads of a piece
-  int max_splits = 0;     // of a decoded row
-  bool bulk = false;      // the bulk copy engine of sm_90
-  int stages = 0;         // KV blocks in flight per warp, decoding
+  int group = 0;       // query heads of a kv head
+  int head_parts = 0;  // pieces of at most kMostGroupHeads into which a group is cut
+  int part_heads = 0;  // query heads of a piece
+  int max_splits = 0;  // of a decoded row
+  bool bulk = false;   // the bulk copy engine of sm_90
+  int stages = 0;      // KV blocks in flight per warp, decoding
+  int multiprocessors = 0;
   int decode_blocks = 0;  // grid of the decode kernel at full size
   size_t decode_shared = 0, prefill_shared = 0;
+  // Of a decode block of a small grid: two of them and a linear layer's never fit together, so that
+  // one is on every multiprocessor.
+  size_t lone_shared = 0;
   size_t counts = 0, decode_items = 0, prefill_items = 0, turns = 0, queries = 0, attended = 0,
          partial_sums = 0, partials = 0, arrivals = 0;
   size_t workspace_bytes = 0;

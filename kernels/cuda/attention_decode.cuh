@@ -164,11 +164,13 @@ class RowMaker {
     float* row = reinterpret_cast<float*>(shared_ + a_.shared.rows) + warp * kDim;
     const AttentionLayer& l = a_.layer;
     const auto part = [d](const float* x, int head) { return x == nullptr ? x : x + head * d; };
-    const float2* turns = a_.turns + static_cast<int64_t>(u.item.token) * (a_.head.rotary_dim / 2);
     uint8_t* fresh = shared_ + a_.shared.fresh;
 #if __CUDA_ARCH__ >= 900
+    const float2* turns = reinterpret_cast<const float2*>(OwnTurns());
     CopyAsyncWait<0>();
     __syncwarp();
+#else
+    const float2* turns = Turns(u);
 #endif
     const int heads = u.heads(a_);
     for (int r = warp; r < heads + (want_fresh ? 2 : 0); r += kDecodeWarps) {
@@ -416,8 +418,10 @@ __global__ __launch_bounds__(32 * kDecodeWarps, DecodeResidency(kType, kDim)) vo
   const int units = a.counts->decode_items * a.num_kv_heads * a.head_parts;
   const int blocks = min(units, static_cast<int>(gridDim.x)), block = blockIdx.x;
   if (block >= blocks) {
-    // One block is enough to keep this kernel from ending before those it depends on.
-    if (block == 0) WaitForPreviousKernels();
+    // Idle blocks keep their place, one on each multiprocessor, until the kernels before have
+    // ended: two of the next kernel's blocks would take it together. One of them is also what keeps
+    // this kernel from ending before those it depends on.
+    if (block < a.multiprocessors) WaitForPreviousKernels();
     return;
   }
   const int begin = static_cast<int>(static_cast<int64_t>(units) * block / blocks);

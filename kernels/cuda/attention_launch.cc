@@ -39,6 +39,7 @@ DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
   a.head_parts = plan.head_parts;
   a.part_heads = plan.part_heads;
   a.window = d.window;
+  a.multiprocessors = plan.multiprocessors;
   a.stages = plan.stages;
   a.scale = QueryScale(d);
   a.shared = DecodeShared(plan, plan.stages);
@@ -53,8 +54,9 @@ cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const Atte
   const int64_t most_items =
       int64_t{1} * step.sequences * plan.max_splits * plan.desc.num_kv_heads * plan.head_parts;
   const int blocks = static_cast<int>(std::min<int64_t>(plan.decode_blocks, most_items));
-  const cudaError_t error =
-      LaunchDecodeOf<kType>(plan.padded_dim, decode, blocks, plan.decode_shared, stream);
+  const bool small = most_items <= 2 * plan.multiprocessors;
+  const cudaError_t error = LaunchDecodeOf<kType>(
+      plan.padded_dim, decode, blocks, small ? plan.lone_shared : plan.decode_shared, stream);
   if (error != cudaSuccess || step.max_query <= 1) return error;
   WriteArgs write;
   write.layer = layer;
@@ -108,7 +110,7 @@ cudaError_t LaunchAny(const AttentionPlan& plan, const StepView& step, const Att
 
 template <kv::KvType kType>
 cudaError_t PrepareOf(const AttentionPlan& plan) {
-  const cudaError_t error = PrepareDecodeOf<kType>(plan.padded_dim, plan.decode_shared);
+  const cudaError_t error = PrepareDecodeOf<kType>(plan.padded_dim, plan.lone_shared);
   if (error != cudaSuccess) return error;
   return PreparePrefillOf<kType>(plan.padded_dim, plan.prefill_shared);
 }

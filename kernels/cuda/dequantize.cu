@@ -16,6 +16,12 @@ template <>
 __device__ __nv_bfloat16 Round<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
+// Two values rounded, the first one in the low half.
+template <typename T>
+__device__ uint32_t RoundPair(float low, float high) {
+  const T values[2] = {Round<T>(low), Round<T>(high)};
+  return reinterpret_cast<const uint32_t&>(values);
+}
 __device__ float Widen(__half v) { return __half2float(v); }
 __device__ float Widen(__nv_bfloat16 v) { return __bfloat162float(v); }
 
@@ -55,21 +61,30 @@ __device__ StripPlace Find(const quant::PackedShape& s, const uint8_t* block, in
   return p;
 }
 
-// Half of a strip: channels 8 * half .. 8 * half + 7.
+// Half of a strip: channels 8 * half .. 8 * half + 7. A 2-bit strip has four values in all, so its
+// weights are picked, two at once, by their codes: code c is bytes 2 c and 2 c + 1.
 template <typename T>
 __device__ uint4 HalfStrip(const StripPlace& p, int half) {
-  union {
-    uint4 vector;
-    T values[8];
-  } out;
+  const auto value = [&p](int code) { return (static_cast<float>(code) - p.zero) * p.scale; };
+  uint32_t out[4];
+  if (p.bits == 2) {
+    const uint32_t low = RoundPair<T>(value(0), value(1)), high = RoundPair<T>(value(2), value(3));
 #pragma unroll
-  for (int c = 0; c < 8; ++c) {
-    const int shift = 8 * (c % 4) + 2 * (c / 4) + 4 * half;
-    const int high = (p.first >> shift) & 3, low = (p.second >> shift) & 3;
-    const int code = p.bits == 2 ? high : 4 * high + low;
-    out.values[c] = Round<T>((static_cast<float>(code) - p.zero) * p.scale);
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t codes = p.first >> (16 * (i % 2) + 2 * (i / 2) + 4 * half) & 0x0303;
+      out[i] = __byte_perm(low, high, codes * 0x22 + 0x1010);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto code = [&](int channel) {
+        const int shift = 8 * (channel % 4) + 2 * (channel / 4) + 4 * half;
+        return static_cast<int>(4 * (p.first >> shift & 3) + (p.second >> shift & 3));
+      };
+      out[i] = RoundPair<T>(value(code(2 * i)), value(code(2 * i + 1)));
+    }
   }
-  return out.vector;
+  return make_uint4(out[0], out[1], out[2], out[3]);
 }
 
 constexpr int kDequantizeThreads = 512;

@@ -11,17 +11,28 @@
 namespace fewbit::cuda {
 namespace {
 
-// y = x W^T with 16-bit weights in scratch memory.
-std::string ThroughScratch(const Desc& desc, int part, const DeviceMatrix& w, const LinearInput& in,
-                           void* y, int64_t y_stride, const LinearWorkspace& workspace,
+// y = x W^T with 16-bit weights in scratch memory, one product for neighbouring columns of y.
+std::string ThroughScratch(const Desc& desc, const DeviceGroup& group, const LinearInput& in,
+                           const LinearOutput& out, const LinearWorkspace& workspace,
                            cudaStream_t stream) {
-  const quant::PackedShape& shape = w.shape;
-  const cudaError_t error = Dequantize(w, desc.x_type, workspace.scratch, stream);
-  if (error != cudaSuccess) return std::string("Dequantize: ") + cudaGetErrorString(error);
-  if (!workspace.cublas->Gemm(desc.x_type, desc.m, shape.rows, shape.cols, in.plain, shape.cols,
-                              workspace.scratch, y, desc.y_type, y_stride, stream)) {
-    return "cuBLAS refuses m " + std::to_string(desc.m) + ", rows " + std::to_string(shape.rows) +
-           ", cols " + std::to_string(shape.cols) + " of part " + std::to_string(part);
+  const int cols = desc.shapes[0].cols;
+  uint8_t* scratch = static_cast<uint8_t*>(workspace.scratch);
+  for (int first = 0, end; first < desc.count; first = end) {
+    int rows = 0;
+    uint8_t* at = scratch;
+    for (end = first; end < desc.count && out.column[end] == out.column[first] + rows; ++end) {
+      const cudaError_t error = Dequantize(group.parts[end], desc.x_type, at, stream);
+      if (error != cudaSuccess) return std::string("Dequantize: ") + cudaGetErrorString(error);
+      rows += desc.shapes[end].rows;
+      at += ScratchBytes(desc.shapes[end]);
+    }
+    void* y = static_cast<uint8_t*>(out.y) +
+              out.column[first] * static_cast<int64_t>(desc.y_type == DType::kF32 ? 4 : 2);
+    if (!workspace.cublas->Gemm(desc.x_type, desc.m, rows, cols, in.plain, cols, scratch, y,
+                                desc.y_type, out.stride, stream)) {
+      return "cuBLAS refuses m " + std::to_string(desc.m) + ", rows " + std::to_string(rows) +
+             ", cols " + std::to_string(cols);
+    }
   }
   return "";
 }
@@ -62,15 +73,12 @@ std::string LaunchLinear(const Desc& desc, const Plan& plan, const DeviceGroup& 
     const cudaError_t error = LaunchWide(desc, plan.wide, group, in, out, stream);
     return error == cudaSuccess ? "" : std::string("LaunchWide: ") + cudaGetErrorString(error);
   }
+  if (plan.path == Path::kDequantize) {
+    return ThroughScratch(desc, group, in, out, workspace, stream);
+  }
   for (int p = 0; p < desc.count; ++p) {
     void* y = static_cast<uint8_t*>(out.y) +
               out.column[p] * static_cast<int64_t>(desc.y_type == DType::kF32 ? 4 : 2);
-    if (plan.path == Path::kDequantize) {
-      const std::string error =
-          ThroughScratch(desc, p, group.parts[p], in, y, out.stride, workspace, stream);
-      if (!error.empty()) return error;
-      continue;
-    }
     const cudaError_t error = LaunchSmall(plan.small[p], desc.m, group.parts[p], in.parts[p], y,
                                           desc.y_type, out.stride, stream);
     if (error != cudaSuccess) return std::string("LaunchSmall: ") + cudaGetErrorString(error);

@@ -31,7 +31,7 @@ struct LinearOutput {
 
 // For plans that go through 16-bit weights; unused by the others.
 struct LinearWorkspace {
-  void* scratch = nullptr;  // ScratchBytes() of the largest matrix (dequantize.h)
+  void* scratch = nullptr;  // ScratchBytes() of all matrices of a group (dequantize.h)
   Cublas* cublas = nullptr;
 };
 

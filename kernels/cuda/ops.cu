@@ -1,7 +1,6 @@
 #include <algorithm>
 
 #include "kernels/cuda/device/async_copy.cuh"
-#include "kernels/cuda/device/block_group.cuh"
 #include "kernels/cuda/device/input_row.cuh"
 #include "kernels/cuda/device/stage_token.cuh"
 #include "kernels/cuda/launch.h"
@@ -17,7 +16,7 @@ static_assert(kMaxRowElements == kSegment * kMaxNormWarps * kMaxSegmentsPerWarp)
 
 // The row that hidden starts from: an earlier hidden row, plus a linear layer's output.
 struct FromHidden {
-  static constexpr bool kFirstOfStep = false, kInPlace = true;
+  static constexpr bool kFirstOfStep = false;
   const float* hidden;
   const int32_t* rows;
   const void* delta;
@@ -48,10 +47,10 @@ struct FromHidden {
   }
 };
 
-// Starts a step: launched without dependence on a kernel, so that what the step's preparation wrote
-// is visible to every later kernel from its start on.
+// Starts a step: it lets the next kernel start only when all of its blocks have waited for the
+// step's preparation, so that what that wrote is visible to every later kernel from its start on.
 struct FromEmbedding {
-  static constexpr bool kFirstOfStep = true, kInPlace = false;
+  static constexpr bool kFirstOfStep = true;
   DeviceDense table;
   StepView step;
 
@@ -100,7 +99,7 @@ __device__ __forceinline__ void StorePlainShare(const LinearInput& to, const flo
 }
 
 // Every block of a token norms the whole row and stages a share of the tiles: staging is what takes
-// the time. The rows of `hidden` are replaced once all blocks have read them.
+// the time.
 template <int kPerWarp, typename Source>
 __global__ void __launch_bounds__(32 * kMaxNormWarps)
     NormKernel(const Source source, const NormCall call, const __grid_constant__ LinearInput out) {
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int segments = NormSegments(call.cols), token = blockIdx.y;
   const int blocks = gridDim.x, rank = blockIdx.x;
-  LetNextKernelStart();
+  if (!Source::kFirstOfStep) LetNextKernelStart();
   PrefetchOrder(out, warp / 4 * blocks + rank);
   float4 w[kPerWarp], x[kPerWarp];
 #pragma unroll
@@ -119,6 +118,7 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
     if (i < call.cols) w[k] = *reinterpret_cast<const float4*>(call.weight + i);
   }
   WaitForPreviousKernels();
+  if (Source::kFirstOfStep) LetNextKernelStart();
   const typename Source::Row row = source.Of(token);
 #pragma unroll
   for (int k = 0; k < kPerWarp; ++k) {
@@ -132,7 +132,6 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
     const float square = SegmentSquare(x[k]);
     if (lane == 0) partial[segment] = square;
   }
-  if (Source::kInPlace && blocks > 1) GroupArrive();
   __syncthreads();
   const float scale = NormScale(partial, call.cols, call.eps);
 #pragma unroll
@@ -140,7 +139,6 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
     const int i = (warp + k * warps) * kSegment + 4 * lane;
     if (i < call.cols) row4[i / 4] = Norm4(x[k], scale, w[k]);
   }
-  if (Source::kInPlace && blocks > 1) GroupAwait();
 #pragma unroll
   for (int k = 0; k < kPerWarp; ++k) {
     const int segment = warp + k * warps, i = segment * kSegment + 4 * lane;
@@ -162,18 +160,9 @@ int TotalTiles(const LinearInput& out) {
   return tiles;
 }
 
-bool HasClusters() {
-  int device = 0, major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major >= 9;
-}
-
-// As many as find work and are resident at once on a GPU of 132 multiprocessors. More than one
-// need clusters, which older devices do not have.
+// As many as find work and are resident at once on a GPU of 132 multiprocessors.
 int BlocksPerToken(int tokens, int tiles) {
   constexpr int kMostBlocks = 8, kResident = 264;
-  if (!HasClusters()) return 1;
   int blocks = kMostBlocks;
   while (blocks > 1 && (blocks * tokens > kResident || blocks > tiles)) blocks /= 2;
   return blocks;
@@ -183,22 +172,8 @@ template <int kPerWarp, typename Source>
 cudaError_t LaunchNormWith(const Source& source, const NormArgs& args, int warps, int blocks,
                            const LinearInput& out, cudaStream_t stream) {
   const NormCall call = {args.hidden_out, args.weight, args.eps, args.cols};
-  cudaLaunchAttribute attributes[2] = {};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks, args.tokens);
-  config.blockDim = dim3(32 * warps);
-  config.dynamicSmemBytes = sizeof(float) * args.cols;
-  config.stream = stream;
-  config.attrs = attributes;
-  if (!Source::kFirstOfStep) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (Source::kInPlace && blocks > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  }
-  return cudaLaunchKernelEx(&config, NormKernel<kPerWarp, Source>, source, call, out);
+  return LaunchDependent(NormKernel<kPerWarp, Source>, dim3(blocks, args.tokens), dim3(32 * warps),
+                         sizeof(float) * args.cols, stream, source, call, out);
 }
 
 template <typename Source>

@@ -8,6 +8,10 @@ namespace {
 
 constexpr int kLine = 128;       // copies begin and end at whole lines
 constexpr int kReserved = 1024;  // bytes of shared memory that the system takes per block
+// Blocks that start early go wherever there is room, and two of one kernel on a multiprocessor take
+// twice as long as all others. So every other layer of a model takes a little more than half of a
+// multiprocessor, of which two never fit, and those between them as much less.
+constexpr int kUneven = 1024;
 
 int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 int AlignUp(int bytes, int to) { return CeilDiv(bytes, to) * to; }
@@ -31,6 +35,13 @@ void ShareBlocks(const Desc& d, int most_blocks, StreamPlan* plan) {
   }
   for (int p = 0; p < d.count; ++p) plan->first_block[p + 1] = plan->first_block[p] + blocks[p];
   plan->blocks = total;
+}
+
+// Query, key and value; gate and up: they widen, and layers that do not stand between them.
+bool TakesMore(const Desc& d) {
+  int rows = 0;
+  for (int p = 0; p < d.count; ++p) rows += d.shapes[p].rows;
+  return rows > d.shapes[0].cols;
 }
 
 // Whether blocks make their input themselves: where that costs less than a launch before.
@@ -92,14 +103,16 @@ bool Geometry(const Desc& desc, const DeviceProps& device, const Tuning& tuning,
   const int step = form.consumers / plan->stage_tiles;
   const int most = tuning.stages > 0 ? std::min(tuning.stages, kMostStages) : kMostStages;
   const int wanted = tuning.synchronous ? 1 : std::max(most / step, 1) * step;
-  // Half of a multiprocessor, so that the next layer's blocks find room; if that leaves hardly a
-  // ring, all of it. Few term slots serve, but with more nobody waits for them.
+  // About half of a multiprocessor, so that the next layer's blocks find room; if that leaves
+  // hardly a ring, all of it. Few term slots serve, but with more nobody waits for them.
   const int half = device.shared_per_multiprocessor / 2 - kReserved;
+  const bool more = TakesMore(desc);
+  const int share = more ? half + kUneven : half - kUneven;
   struct Try {
     int budget, stages, slots;  // the least that will do
   };
   const int own_slots = std::min(most_own, kMostTermSlots);
-  for (const Try& t : {Try{half, 4, 2}, Try{half, 2, 2}, Try{device.shared_per_block, 2, 2},
+  for (const Try& t : {Try{share, 4, 2}, Try{share, 2, 2}, Try{device.shared_per_block, 2, 2},
                        Try{device.shared_per_block, 1, 1}}) {
     for (plan->term_slots = own_slots; plan->term_slots >= std::min(t.slots, own_slots);
          --plan->term_slots) {
@@ -107,7 +120,10 @@ bool Geometry(const Desc& desc, const DeviceProps& device, const Tuning& tuning,
            plan->stages -= step) {
         plan->layout = Layout(desc, *plan);
         if (plan->layout.total > t.budget) continue;
-        plan->lets_next = plan->early && plan->layout.total <= half;
+        plan->lets_next = plan->early && plan->layout.total <= share;
+        if (plan->lets_next && more) {
+          plan->layout.total = std::max(plan->layout.total, AlignUp(half + 1, 128));
+        }
         return true;
       }
     }

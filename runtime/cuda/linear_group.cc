@@ -90,7 +90,7 @@ LinearNeeds LinearGroup::Needs(int m, const cuda::DeviceProps& props) const {
     if (plan.staged()) needs.staged = cuda::StagedBytes(desc, plan);
     needs.cublas = plan.path == cuda::Path::kDequantize;
     for (int i = 0; i < group_.count && needs.cublas; ++i) {
-      needs.scratch = std::max(needs.scratch, cuda::ScratchBytes(group_.parts[i].shape));
+      needs.scratch += cuda::ScratchBytes(group_.parts[i].shape);
     }
   }
   if (plain) needs.plain = TypeBytes(PlainType(m)) * m * cols_;

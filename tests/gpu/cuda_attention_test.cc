@@ -104,7 +104,8 @@ TEST(SelectAttention, EveryShapeFitsItsDevice) {
               SelectAttention(DescOf(2 * group, 2, dim, type), {512, 64, 32768}, device);
           if (device.shared_per_block < 128 * 1024 && dim == 256) continue;  // see below
           ASSERT_EQ(p.error, "") << kv::KvTypeName(type) << " D " << dim << " group " << group;
-          EXPECT_LE(p.decode_shared, static_cast<size_t>(device.shared_per_block));
+          EXPECT_LE(p.decode_shared, p.lone_shared);
+          EXPECT_LE(p.lone_shared, static_cast<size_t>(device.shared_per_block));
           EXPECT_LE(p.prefill_shared, static_cast<size_t>(device.shared_per_block));
           EXPECT_GE(p.stages, 2);
           EXPECT_GE(p.decode_blocks, device.multiprocessors);

@@ -100,7 +100,9 @@ void Bench::Norms(int m) {
   cuda::NormArgs args;
   args.tokens = m;
   args.cols = e;
-  args.hidden = args.hidden_out = hidden.get();
+  const DeviceBuffer<float> kept(count);
+  args.hidden = hidden.get();
+  args.hidden_out = kept.get();
   args.delta = delta.get();
   args.delta_stride = e;
   args.weight = weight.get();
@@ -127,7 +129,7 @@ void Bench::Norms(int m) {
   const DeviceBuffer<uint16_t> table(std::vector<uint16_t>(size_t{100} * e, 0x3C00));
   cuda::StepView step;
   step.token_ids = ids.get();
-  args.hidden_out = hidden.get();
+  args.hidden_out = kept.get();
   const cuda::DeviceDense rows = {table.get(), nullptr, cuda::WeightType::kF16, 100, e};
   Print("embedding + norm -> q, k, v", m, Micros([&](cudaStream_t s) {
           CheckCuda(cuda::LaunchEmbedNorm(rows, step, args, qkv.Input(), s), "embedding");
