@@ -211,8 +211,10 @@ void RunLayer(const ModelSpec& spec, const LayerWeights& weights, std::span<cons
   batch.block_table_stride = stride;
   runner.Begin(batch);
 
-  const auto observe = [&](LinearRole role, const float* x, int cols) {
-    if (observer != nullptr) observer->OnInput(role, x, tokens, cols);
+  const auto observe_and_end = [&](LinearRole role, const float* x, int cols) {
+    if (observer == nullptr) return false;
+    observer->OnInput(role, x, tokens, cols);
+    return observer->EndsAt(role);
   };
   const size_t bytes = sizeof(float) * tokens * spec.hidden_size;
   std::memcpy(runner.hidden(0), hidden, bytes);
@@ -220,19 +222,19 @@ void RunLayer(const ModelSpec& spec, const LayerWeights& weights, std::span<cons
     runner.FillRope(rank);
     runner.AttentionInput(rank, weights, 0);
   });
-  observe(LinearRole::kQ, runner.normed(), spec.hidden_size);
+  if (observe_and_end(LinearRole::kQ, runner.normed(), spec.hidden_size)) return;
   team->Run([&](int rank) {
     runner.Qkv(rank, weights);
     runner.Attention(rank, weights, {(*cache)->layer(0), (*cache)->shape()}, 0, false);
   });
-  observe(LinearRole::kO, runner.attended(), spec.q_size());
+  if (observe_and_end(LinearRole::kO, runner.attended(), spec.q_size())) return;
   team->Run([&](int rank) {
     runner.AttentionOutput(rank, weights, tokens);
     runner.MlpInput(rank, weights, tokens);
   });
-  observe(LinearRole::kGate, runner.normed(), spec.hidden_size);
+  if (observe_and_end(LinearRole::kGate, runner.normed(), spec.hidden_size)) return;
   team->Run([&](int rank) { runner.GateUp(rank, weights, tokens); });
-  observe(LinearRole::kDown, runner.activated(), spec.ffn_size);
+  if (observe_and_end(LinearRole::kDown, runner.activated(), spec.ffn_size)) return;
   team->Run([&](int rank) {
     runner.Down(rank, weights, tokens);
     runner.Finish(rank, tokens);

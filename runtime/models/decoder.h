@@ -51,6 +51,8 @@ class LinearInputObserver {
   virtual ~LinearInputObserver() = default;
   // x [tokens, cols], contiguous. Called on the caller's thread, outside the team.
   virtual void OnInput(LinearRole role, const float* x, int tokens, int cols) = 0;
+  // True: nothing after this input is wanted; the layer ends here and leaves `hidden` as it was.
+  virtual bool EndsAt(LinearRole /*role*/) { return false; }
 };
 
 // One decoder layer over whole independent sequences from position 0, for calibration: hidden [T,

@@ -79,26 +79,38 @@ absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, Tok
   return windows;
 }
 
-// Keeps the inputs of one batch.
+// Keeps the inputs of one batch, or one of them.
 class Calibration::Keeper : public LinearInputObserver {
  public:
+  // only: the input that is wanted, -1 for all. After the last one the layer goes on to its end.
+  explicit Keeper(int only) : only_(only) {}
+
   void OnInput(LinearRole role, const float* x, int tokens, int cols) override {
+    if (only_ >= 0 && InputOf(role) != only_) return;
     inputs_[InputOf(role)].assign(x, x + static_cast<size_t>(tokens) * cols);
+  }
+  bool EndsAt(LinearRole role) override {
+    return InputOf(role) == only_ && role != LinearRole::kDown;
   }
   std::vector<float>& input(int i) { return inputs_[i]; }
 
  private:
+  const int only_;
   std::vector<float> inputs_[kNumInputs];
 };
 
 class Calibration::Observer : public LinearInputObserver {
  public:
-  // `original`: has the same batch in the original model; null: no drift is wanted.
-  Observer(Calibration* owner, bool full, Keeper* original)
-      : owner_(*owner), full_(full), original_(original) {}
+  // only: the input that is wanted, with which the layer ends; -1 for all. `original`: has the same
+  // batch in the original model; null: no drift is wanted.
+  Observer(Calibration* owner, int only, bool full, Keeper* original)
+      : owner_(*owner), only_(only), full_(full), original_(original) {}
+
+  bool EndsAt(LinearRole role) override { return InputOf(role) == only_; }
 
   void OnInput(LinearRole role, const float* x, int tokens, int cols) override {
     const int input = InputOf(role);
+    if (only_ >= 0 && input != only_) return;
     std::vector<double>& squares = squares_[input];
     squares.resize(cols);
     tokens_[input] += tokens;
@@ -114,6 +126,7 @@ class Calibration::Observer : public LinearInputObserver {
   // Sums to means.
   void Finish() {
     for (int i = 0; i < kNumInputs; ++i) {
+      if (only_ >= 0 && i != only_) continue;
       FEWBIT_CHECK(tokens_[i] > 0) << "the layer did not show input " << i;
       const double scale = 1.0 / static_cast<double>(tokens_[i]);
       Hessian& hessian = owner_.hessians_[i];
@@ -162,6 +175,7 @@ class Calibration::Observer : public LinearInputObserver {
   }
 
   Calibration& owner_;
+  const int only_;
   const bool full_;
   Keeper* const original_;
   std::vector<double> squares_[kNumInputs];
@@ -228,9 +242,9 @@ void Calibration::DoneWith(LinearRole role) {
 absl::Status Calibration::Observe(const LayerWeights& weights, bool full, Then then,
                                   const std::atomic<bool>* stop) {
   for (Hessian& hessian : hessians_) hessian = Hessian{};
-  Keeper keeper;
+  Keeper keeper(-1);
   const bool drift = full && !original_.empty();
-  Observer observer(this, full, drift ? &keeper : nullptr);
+  Observer observer(this, -1, full, drift ? &keeper : nullptr);
   const size_t batch =
       WindowFloats(spec_, windows_.context) * BatchWindows(spec_, windows_.context);
   std::vector<float> scratch;
@@ -250,6 +264,40 @@ absl::Status Calibration::Observe(const LayerWeights& weights, bool full, Then t
     }
     hidden_.Release(begin, count);
     if (drift) original_.Release(begin, count);
+  }
+  observer.Finish();
+  return absl::OkStatus();
+}
+
+bool Calibration::IsFirstWithItsInput(LinearRole role) {
+  const int before = static_cast<int>(role) - 1;
+  return before < 0 || InputOf(static_cast<LinearRole>(before)) != InputOf(role);
+}
+
+absl::Status Calibration::ObserveInput(LinearRole role, const LayerWeights& original,
+                                       const LayerWeights& altered, const std::atomic<bool>* stop) {
+  FEWBIT_CHECK(IsFirstWithItsInput(role)) << LinearRoleName(role);
+  const int input = InputOf(role);
+  hessians_[input] = Hessian{};
+  Keeper keeper(input);
+  const bool drift = !original_.empty();
+  Observer observer(this, input, true, drift ? &keeper : nullptr);
+  const size_t batch =
+      WindowFloats(spec_, windows_.context) * BatchWindows(spec_, windows_.context);
+  for (size_t begin = 0; begin < hidden_.size(); begin += batch) {
+    const size_t count = std::min(batch, hidden_.size() - begin);
+    // A layer that ends early leaves its hidden states alone.
+    const auto run = [&](const LayerWeights& weights, ScratchFloats* hidden,
+                         LinearInputObserver* to) {
+      const bool finished =
+          RunWindows(spec_, weights, windows_.context, hidden->values().subspan(begin, count),
+                     team_, isa_, to, stop);
+      hidden->Release(begin, count);
+      return finished;
+    };
+    if ((drift && !run(original, &original_, &keeper)) || !run(altered, &hidden_, &observer)) {
+      return absl::CancelledError("stopped");
+    }
   }
   observer.Finish();
   return absl::OkStatus();

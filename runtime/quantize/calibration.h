@@ -75,6 +75,14 @@ class Calibration {
   absl::Status Observe(const LayerWeights& weights, bool full, Then then,
                        const std::atomic<bool>* stop);
 
+  // Likewise full, of the input of `role` alone, which is the first role with that input: as it
+  // comes out of `altered`, the layer as far as it is quantized, before anything else of `altered`
+  // is used. For the roles in their order; with kDown the original model's hidden states, if they
+  // are kept, go past the layer.
+  absl::Status ObserveInput(LinearRole role, const LayerWeights& original,
+                            const LayerWeights& altered, const std::atomic<bool>* stop);
+  static bool IsFirstWithItsInput(LinearRole role);
+
   // Runs all windows through the layer, as itself or as it came out quantized.
   absl::Status Advance(const LayerWeights& weights, const std::atomic<bool>* stop);
 

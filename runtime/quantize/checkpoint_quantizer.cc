@@ -143,8 +143,13 @@ absl::Status CheckpointJob::Step(int layer, const char* activity) {
 absl::Status CheckpointJob::QuantizeLayer(int layer, const LayerWeights& weights,
                                           Calibration* calibration, QuantizedLayer* result,
                                           LayerRecord* record) {
+  LayerWeights so_far = weights;
   for (int r = 0; r < kNumLinearRoles; ++r) {
     const auto role = static_cast<LinearRole>(r);
+    if (settings_.method->inputs == Inputs::kMatrices && Calibration::IsFirstWithItsInput(role)) {
+      absl::Status status = calibration->ObserveInput(role, weights, so_far, stop_);
+      if (!status.ok()) return status;
+    }
     if (absl::Status status = Step(layer, LinearRoleName(role)); !status.ok()) return status;
     MatrixSettings settings = settings_;
     if (settings.method->shared_bits) {
@@ -154,6 +159,7 @@ absl::Status CheckpointJob::QuantizeLayer(int layer, const LayerWeights& weights
         quantizer_.Quantize(layer, role, weights[role], calibration->hessian(role), settings);
     if (!quantized.ok()) return quantized.status();
     result->linears[r] = quant::Pack(quantized->unpacked);
+    so_far.linears[r] = result->linears[r].view();
     record->qualities[r] = quantized->quality;
     calibration->DoneWith(role);
     reader_->ReleaseLayer(layer);  // read again as needed
@@ -183,7 +189,7 @@ LayerWeights CheckpointJob::After(
     const LayerWeights& original,
     const std::array<quant::PackedMatrix, kNumLinearRoles>& quantized) const {
   LayerWeights weights = original;
-  if (!settings_.method->sequential) return weights;
+  if (settings_.method->inputs == Inputs::kOriginal) return weights;
   for (int r = 0; r < kNumLinearRoles; ++r) weights.linears[r] = quantized[r];
   return weights;
 }
@@ -279,10 +285,13 @@ absl::Status CheckpointJob::DoLayer(int layer, Calibration* calibration) {
   if (!skipped.ok()) return skipped.status();
   if (*skipped) return absl::OkStatus();
   if (absl::Status status = Step(layer, "calibrating"); !status.ok()) return status;
-  using Then = Calibration::Then;
-  absl::Status status =
-      calibration->Observe(*weights, settings_.method->error_feedback,
-                           settings_.method->sequential ? Then::kStay : Then::kAdvance, stop_);
+  absl::Status status;
+  if (settings_.method->inputs != Inputs::kMatrices) {
+    using Then = Calibration::Then;
+    status = calibration->Observe(
+        *weights, settings_.method->error_feedback,
+        settings_.method->inputs == Inputs::kLayers ? Then::kStay : Then::kAdvance, stop_);
+  }
   QuantizedLayer quantized;
   LayerRecord record;
   reader_->ReleaseLayer(layer);
@@ -294,7 +303,7 @@ absl::Status CheckpointJob::DoLayer(int layer, Calibration* calibration) {
   record.checksum = *checksum;
   record_.layers[layer] = record;
   if (status = writer_->Record(ToJson(record_)); !status.ok()) return status;
-  if (!settings_.method->sequential) return CheckNotStopped(stop_);
+  if (settings_.method->inputs == Inputs::kOriginal) return CheckNotStopped(stop_);
   std::array<quant::PackedMatrix, kNumLinearRoles> views;
   for (int r = 0; r < kNumLinearRoles; ++r) views[r] = quantized.linears[r].view();
   return calibration->Advance(After(*weights, views), stop_);

@@ -20,6 +20,13 @@ enum class Descent : uint8_t {
   kScales,  // a least-squares refit of the scales for fixed codes
 };
 
+// What the inputs of a matrix have come through when it is calibrated on them.
+enum class Inputs : uint8_t {
+  kOriginal,  // the original model
+  kLayers,    // the layers before, quantized
+  kMatrices,  // all matrices before, quantized
+};
+
 struct QuantizeMethod {
   const char* name = "";
   bool zero_points = false;  // asymmetric codes with a stored zero per (row, strip)
@@ -31,9 +38,9 @@ struct QuantizeMethod {
   int descent_sweeps = 0;       // on codes and scales after error feedback
   Descent descent = Descent::kCodesAndScales;
   bool shared_bits = false;  // 4-bit strips are shared out among the matrices by what they gain
-  bool sequential = false;   // calibration inputs come through the layers already quantized
-  // With sequential and error_feedback: the share of what quantization has changed in a matrix'
-  // inputs so far that its targets make up for.
+  Inputs inputs = Inputs::kOriginal;
+  // With error_feedback, and inputs that are not the original ones: the share of what quantization
+  // has changed in a matrix' inputs that its targets make up for.
   float correction = 0.0f;
   const char* summary = "";
 };
@@ -45,7 +52,7 @@ inline constexpr QuantizeMethod kQuantizeMethods[] = {
      .large_first = true,
      .descent_sweeps = 2,
      .shared_bits = true,
-     .sequential = true,
+     .inputs = Inputs::kMatrices,
      .correction = 0.5f,
      .summary = "searched scales, symmetric levels, error feedback with 4-bit strips last (arXiv "
                 "2210.17323), bits shared out, half of earlier errors made up for (2504.02692)"},
@@ -83,22 +90,28 @@ inline constexpr QuantizeMethod kStepMethods[] = {
      .search_scales = true,
      .error_feedback = true,
      .large_first = true,
-     .sequential = true,
+     .inputs = Inputs::kLayers,
      .summary = "feedback-ordered, calibrated through the layers already quantized"},
+    {.name = "sequential-matrices",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .inputs = Inputs::kMatrices,
+     .summary = "feedback-ordered, calibrated through the matrices already quantized"},
     {.name = "corrected",
      .search_scales = true,
      .error_feedback = true,
      .large_first = true,
-     .sequential = true,
+     .inputs = Inputs::kMatrices,
      .correction = 0.5f,
-     .summary = "sequential, and half of the error of earlier layers made up for"},
+     .summary = "sequential-matrices, and half of what that changed made up for"},
     {.name = "refit",
      .search_scales = true,
      .error_feedback = true,
      .large_first = true,
      .descent_sweeps = 2,
      .descent = Descent::kScales,
-     .sequential = true,
+     .inputs = Inputs::kMatrices,
      .correction = 0.5f,
      .summary = "corrected, and scales refitted by least squares for the codes found"},
     {.name = "descent",
@@ -106,7 +119,7 @@ inline constexpr QuantizeMethod kStepMethods[] = {
      .error_feedback = true,
      .large_first = true,
      .descent_sweeps = 2,
-     .sequential = true,
+     .inputs = Inputs::kMatrices,
      .correction = 0.5f,
      .summary = "corrected, and descent on codes and scales: default with equal shares"},
     {.name = "shared",
@@ -114,7 +127,7 @@ inline constexpr QuantizeMethod kStepMethods[] = {
      .error_feedback = true,
      .large_first = true,
      .shared_bits = true,
-     .sequential = true,
+     .inputs = Inputs::kMatrices,
      .correction = 0.5f,
      .summary = "corrected, and bits shared out: default without descent"},
     {.name = "uncorrected",
@@ -123,8 +136,8 @@ inline constexpr QuantizeMethod kStepMethods[] = {
      .large_first = true,
      .descent_sweeps = 2,
      .shared_bits = true,
-     .sequential = true,
-     .summary = "default without making up for earlier layers"},
+     .inputs = Inputs::kMatrices,
+     .summary = "default without making up for earlier matrices"},
 };
 
 // Of either table; null for an unknown name.

@@ -149,20 +149,21 @@ class SensitivityProbeTest : public ::testing::Test {
     return windows;
   }
 
-  // Layer 0 with its down projection times `factor`.
-  LayerWeights Scaled(float factor) {
+  // Layer 0 with one matrix times `factor`.
+  LayerWeights Scaled(float factor, LinearRole role = LinearRole::kDown) {
     const LayerWeights& original = model_->layers[0];
-    const Matrix& down = original[LinearRole::kDown];
-    dense_.emplace_back(static_cast<size_t>(MatrixRows(down)) * MatrixCols(down));
-    for (int r = 0; r < MatrixRows(down); ++r) {
-      cpu::DequantizeRow(down, r, dense_.back().data() + static_cast<size_t>(r) * MatrixCols(down));
+    const Matrix& matrix = original[role];
+    dense_.emplace_back(static_cast<size_t>(MatrixRows(matrix)) * MatrixCols(matrix));
+    for (int r = 0; r < MatrixRows(matrix); ++r) {
+      cpu::DequantizeRow(matrix, r,
+                         dense_.back().data() + static_cast<size_t>(r) * MatrixCols(matrix));
     }
     for (float& w : dense_.back()) w *= factor;
     LayerWeights altered = original;
-    altered[LinearRole::kDown] = DenseMatrix{.data = dense_.back().data(),
-                                             .dtype = DType::kF32,
-                                             .rows = MatrixRows(down),
-                                             .cols = MatrixCols(down)};
+    altered[role] = DenseMatrix{.data = dense_.back().data(),
+                                .dtype = DType::kF32,
+                                .rows = MatrixRows(matrix),
+                                .cols = MatrixCols(matrix)};
     return altered;
   }
 
@@ -257,6 +258,44 @@ TEST_F(DriftTest, IsTheMeanOfWhatTheInputsMissTimesThemselves) {
   }
   EXPECT_GT(largest, 0.0);
   EXPECT_LT(worst, 1e-4 * largest);
+}
+
+TEST_F(DriftTest, OneInputAtATimeSeesTheMatricesBeforeIt) {
+  const LayerWeights& layer = model_->layers[0];
+  Calibration at_once(model_->spec, model_->embedding, Windows(), &team_, cpu::BestIsa(), true);
+  ASSERT_TRUE(at_once.Observe(layer, true, Calibration::Then::kStay, nullptr).ok());
+  Calibration one(model_->spec, model_->embedding, Windows(), &team_, cpu::BestIsa(), true);
+  const auto observe = [&](LinearRole role, const LayerWeights& altered) {
+    const absl::Status status = one.ObserveInput(role, layer, altered, nullptr);
+    EXPECT_TRUE(status.ok()) << status;
+    return one.hessian(role);
+  };
+  std::vector<LinearRole> first;
+  for (int r = 0; r < kNumLinearRoles; ++r) {
+    const auto role = static_cast<LinearRole>(r);
+    if (Calibration::IsFirstWithItsInput(role)) first.push_back(role);
+  }
+  EXPECT_EQ(first, (std::vector<LinearRole>{LinearRole::kQ, LinearRole::kO, LinearRole::kGate,
+                                            LinearRole::kDown}));
+  const LayerWeights altered = Scaled(1.5f, LinearRole::kO);
+  for (const LinearRole role : first) {
+    SCOPED_TRACE(LinearRoleName(role));
+    const bool before = role <= LinearRole::kO;  // what it sees does not come through o_proj
+    const Hessian seen = observe(role, altered);
+    EXPECT_EQ(seen.diagonal == at_once.hessian(role).diagonal, before);
+    EXPECT_EQ(seen.matrix == at_once.hessian(role).matrix, before);
+    EXPECT_EQ(std::all_of(seen.drift.begin(), seen.drift.end(), [](float d) { return d == 0.0f; }),
+              before);
+  }
+  // The layer is behind the original model now, and not behind the windows.
+  ASSERT_TRUE(one.Advance(layer, nullptr).ok());
+  ASSERT_TRUE(at_once.Advance(layer, nullptr).ok());
+  for (Calibration* calibration : {&one, &at_once}) {
+    ASSERT_TRUE(
+        calibration->Observe(model_->layers[1], true, Calibration::Then::kStay, nullptr).ok());
+  }
+  EXPECT_EQ(one.hessian(LinearRole::kDown).matrix, at_once.hessian(LinearRole::kDown).matrix);
+  for (const float d : one.hessian(LinearRole::kDown).drift) ASSERT_EQ(d, 0.0f);
 }
 
 }  // namespace
