@@ -68,8 +68,7 @@ class TuningJob {
   void KeepBest();
   void Tell(double training_kl) const;
   bool stopped() const { return stop_ != nullptr && stop_->load(std::memory_order_relaxed); }
-  // When the held-out windows have not become better for this many steps, they will not.
-  int patience() const { return std::max(options_.steps / 3, 4 * options_.evaluate_every); }
+  bool hopeless() const;
   const TunePoint& best() const;
 
   const TuneOptions& options_;
@@ -201,6 +200,19 @@ const TunePoint& TuningJob::best() const {
                        [&](const TunePoint& p) { return p.step == record_.best_step; });
 }
 
+// For a third of the steps every measurement was well above the best. Near it there is hope: the
+// largest gains come when the learning rate falls.
+bool TuningJob::hopeless() const {
+  constexpr double kNear = 1.05;
+  const int patience = std::max(options_.steps / 3, 4 * options_.evaluate_every);
+  const double bound = kNear * best().held_out.kl;
+  int last = 0;
+  for (const TunePoint& point : record_.curve) {
+    if (point.held_out.kl <= bound) last = point.step;
+  }
+  return record_.step - last >= patience;
+}
+
 void TuningJob::KeepBest() {
   record_.best_step = record_.step;
   for (int l = 0; l < trainer_->student().num_layers(); ++l) {
@@ -258,7 +270,7 @@ absl::Status TuningJob::Train() {
     if (absl::Status status = Evaluate(); !status.ok()) return status;
   }
   Tell(kNone);
-  while (record_.step < options_.steps && record_.step - record_.best_step < patience()) {
+  while (record_.step < options_.steps && !hopeless()) {
     if (stopped()) return Cancel();
     const absl::StatusOr<TuneLoss> loss = trainer_->Step(options_.RatesOf(record_.step + 1));
     if (!loss.ok()) return loss.status();

@@ -25,7 +25,7 @@ struct TuneOptions {
   int checkpoint_every = 100;
   // Learning rates at their peak: of sub-scales in steps of their grid, of the others relative to
   // what they were.
-  double sub_scale_rate = 0.03;
+  double sub_scale_rate = 0.1;
   double second_order_rate = 0.002;
   double outlier_rate = 0.002;
   double norm_rate = 0.002;
@@ -33,7 +33,7 @@ struct TuneOptions {
   bool straight_through = true;
   int own_windows = 0;      // that the original writes itself to be learned from
   double own_share = 0.5;   // of the windows of a step that are taken from these, if there are any
-  double noise = 0.0;       // share of the tokens learned from that are replaced by others
+  double noise = 0.1;       // share of the tokens learned from that are replaced by others
   uint64_t seed = 0;        // which windows are drawn
   bool low_memory = false;  // only one layer of each model on the device
   bool restart = false;     // discard what an interrupted run left, whatever it was

@@ -203,6 +203,17 @@ TEST(TuneCheckpointTest, NeverWorseThanTheInput) {
   }
 }
 
+TEST(TuneCheckpointTest, StopsWhenItOnlyGetsWorse) {
+  const TempDirectory directory;
+  TuneOptions options = Prepared(directory);
+  options.sub_scale_rate = options.norm_rate = options.second_order_rate = 1.0;
+  options.steps = 90;
+  const auto report = Tune(options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_EQ(report->steps, 30);
+  EXPECT_EQ(report->tokens, 30 * 4 * 32);
+}
+
 TEST(TuneCheckpointTest, RefusesModelsThatDoNotBelongTogether) {
   const TempDirectory directory;
   const TuneOptions good = Prepared(directory);
