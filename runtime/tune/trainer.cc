@@ -66,7 +66,7 @@ absl::Status Trainer::Allocate() {
   if (!teacher.ok()) return teacher.status();
   teacher_ = *std::move(teacher);
   absl::StatusOr<std::unique_ptr<Student>> student =
-      Student::Create(quantized_, ops_, options_.stream, options_.rounded);
+      Student::Create(quantized_, ops_, options_.stream);
   if (!student.ok()) return student.status();
   student_ = *std::move(student);
   absl::StatusOr<WeightScratch> scratch = WeightScratch::Create(spec_, ops_);
@@ -207,8 +207,8 @@ absl::StatusOr<TuneLoss> Trainer::HeldOut() {
 absl::StatusOr<TuneLoss> Trainer::Step(const StepRates& rates) {
   if (prepared_step_ != rates.step) Prepare(rates.step);
   Upload(teacher_embedded_, teacher_hidden_.data());
-  Upload(student_embedded_, Boundary(0));
   RunTeacher(options_.batch, teacher_hidden_.data());
+  Upload(student_embedded_, Boundary(0));  // while the device runs the teacher
   RunStudent(options_.batch);
   ops_->Zero(sums_.data(), sizeof(LossSums));
   const int end = spec_.num_layers;

@@ -251,7 +251,7 @@ TEST_F(TuneGpu, AddAndBias) {
 }
 
 TEST_F(TuneGpu, RmsNorm) {
-  const std::pair<int, int> shapes[] = {{1, 1},    {3, 5},     {70, 128},
+  const std::pair<int, int> shapes[] = {{1, 2},    {3, 5},     {70, 128},
                                         {9, 1000}, {2500, 96}, {301, 4099}};
   for (const auto& [rows, cols] : shapes) {
     SCOPED_TRACE(::testing::Message() << rows << " x " << cols);
