@@ -76,10 +76,10 @@ class CpuOps final : public Ops {
   }
 
   void Upload(const void* host, size_t bytes, void* device) override {
-    std::memcpy(device, host, bytes);
+    if (bytes > 0) std::memcpy(device, host, bytes);
   }
   void Download(const void* device, size_t bytes, void* host) override {
-    std::memcpy(host, device, bytes);
+    if (bytes > 0) std::memcpy(host, device, bytes);
   }
   void Zero(void* device, size_t bytes) override { std::memset(device, 0, bytes); }
   void Copy(const void* from, size_t bytes, void* to) override { std::memcpy(to, from, bytes); }

@@ -51,8 +51,7 @@ struct Student::HostLayer {
   std::vector<float> first, second;
 };
 
-Student::Student(Ops* ops, bool stream, bool rounded)
-    : ops_(ops), stream_(stream), rounded_(rounded) {}
+Student::Student(Ops* ops, bool stream) : ops_(ops), stream_(stream) {}
 Student::~Student() = default;
 
 absl::StatusOr<Student::Slot> Student::MakeSlot(int64_t fixed_bytes, int64_t values) const {
@@ -109,8 +108,8 @@ absl::Status Student::MakeSharedSlot() {
 }
 
 absl::StatusOr<std::unique_ptr<Student>> Student::Create(const ModelSource& source, Ops* ops,
-                                                         bool stream, bool rounded) {
-  std::unique_ptr<Student> student(new Student(ops, stream, rounded));
+                                                         bool stream) {
+  std::unique_ptr<Student> student(new Student(ops, stream));
   for (int l = 0; l < source.spec.num_layers; ++l) {
     absl::StatusOr<TunedLayer> layer = ReadTunedLayer(source, l);
     if (!layer.ok()) return layer.status();
@@ -151,9 +150,8 @@ LayerParams Student::Materialize(int layer, const WeightScratch& scratch) {
   const TunedLayout& layout = layouts_[layer];
   LayerParams params;
   for (int r = 0; r < kNumLinearRoles; ++r) {
-    ops_->Weights(
-        ScaledMatrixAt(layout.linears[r], slot.fixed.data(), slot.values.data(), rounded_),
-        scratch[r]);
+    ops_->Weights(ScaledMatrixAt(layout.linears[r], slot.fixed.data(), slot.values.data()),
+                  scratch[r]);
     params.linears[r] = scratch[r];
   }
   const auto norm = [&](const TunedArray& array) {
@@ -205,7 +203,7 @@ void Student::AddWeightGradient(int layer, LinearRole role, const float* d_weigh
   const Slot& slot = Bring(layer);
   const TunedLayout::Linear& linear = layouts_[layer].linears[static_cast<int>(role)];
   ops_->WeightGradients(
-      ScaledMatrixAt(linear, slot.fixed.data(), slot.values.data(), rounded_), d_weights,
+      ScaledMatrixAt(linear, slot.fixed.data(), slot.values.data()), d_weights,
       {slot.gradients.data() + linear.sub_scales, slot.gradients.data() + linear.second_order,
        slot.gradients.data() + linear.outliers});
 }

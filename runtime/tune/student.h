@@ -33,10 +33,10 @@ struct LayerState {
 class Student {
  public:
   // `ops` outlives the object. REQUIRES: `source` is quantized. `stream`: only one layer at a time
-  // is on the device, the others are in host memory. `rounded`: scales count as the file would have
-  // them. RESOURCE_EXHAUSTED: no memory on the device; codes of ReadTunedLayer.
+  // is on the device, the others are in host memory. RESOURCE_EXHAUSTED: no memory on the device;
+  // codes of ReadTunedLayer.
   static absl::StatusOr<std::unique_ptr<Student>> Create(const ModelSource& source, Ops* ops,
-                                                         bool stream, bool rounded);
+                                                         bool stream);
   ~Student();
 
   int num_layers() const { return static_cast<int>(layouts_.size()); }  // the end included
@@ -62,13 +62,11 @@ class Student {
   void SetValues(int layer, std::span<const float> values);
   void SetState(int layer, const LayerState& state);
 
-  void set_rounded(bool rounded) { rounded_ = rounded; }
-
  private:
   struct Slot;
   struct HostLayer;
 
-  Student(Ops* ops, bool stream, bool rounded);
+  Student(Ops* ops, bool stream);
   absl::Status AddLayer(TunedLayer layer);
   absl::StatusOr<Slot> MakeSlot(int64_t fixed_bytes, int64_t values) const;
   absl::Status MakeSharedSlot();
@@ -77,7 +75,6 @@ class Student {
 
   Ops* const ops_;
   const bool stream_;
-  bool rounded_;
   std::vector<TunedLayout> layouts_;  // [L + 1]
   std::vector<Slot> slots_;           // [L + 1]; where layers are streamed, empty but for the end
   std::vector<HostLayer> hosts_;      // [L] where layers are streamed

@@ -22,7 +22,6 @@ struct TrainerOptions {
   int batch = 16;  // windows per step
   int context = 512;
   bool stream = false;  // only one layer of each model on the device
-  bool rounded = true;  // scales count as the file would have them
 };
 
 // Means over tokens.

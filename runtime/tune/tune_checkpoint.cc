@@ -17,7 +17,6 @@
 #include "runtime/thread_team.h"
 #include "runtime/tune/model_source.h"
 #include "runtime/tune/same_model.h"
-#include "runtime/tune/scale_refit.h"
 #include "runtime/tune/trainer.h"
 #include "runtime/tune/tuning_record.h"
 #include "runtime/weights/canary.h"
@@ -61,7 +60,6 @@ class TuningJob {
   absl::Status Evaluate();
   absl::Status Save();
   absl::Status Cancel();
-  absl::Status PutOnGrid();
   absl::Status Write();
   absl::Status WriteCanaryOf(const std::string& directory) const;
   nlohmann::json Settings() const;
@@ -85,7 +83,6 @@ class TuningJob {
   std::vector<std::vector<float>> best_values_;  // [layers, the end included]
   int resumed_step_ = 0;
   int saved_step_ = -1;
-  TuneLoss written_;  // held out, of what is written
 };
 
 absl::Status TuningJob::Open() {
@@ -132,7 +129,6 @@ absl::StatusOr<Fingerprint> TuningJob::MakeFingerprint() const {
                              {"second_order_rate", number(options_.second_order_rate)},
                              {"outlier_rate", number(options_.outlier_rate)},
                              {"norm_rate", number(options_.norm_rate)},
-                             {"straight_through", number(options_.straight_through)},
                              {"own_share", number(options_.own_share)},
                              {"noise", number(options_.noise)},
                              {"seed", number(options_.seed)},
@@ -287,41 +283,13 @@ absl::Status TuningJob::Train() {
   return absl::OkStatus();
 }
 
-// Free scales to those of the file; what is then worse than the input gives way to it.
-absl::Status TuningJob::PutOnGrid() {
-  written_ = best().held_out;
-  if (options_.straight_through || record_.best_step == 0) return absl::OkStatus();
-  Student& student = trainer_->student();
-  for (int l = 0; l < student.num_layers(); ++l) {
-    if (l + 1 < student.num_layers()) {
-      absl::StatusOr<TunedLayer> layer = ReadTunedLayer(quantized_source_, l);
-      if (!layer.ok()) return layer.status();
-      RefitScales(*layer, best_values_[l]);
-    }
-    student.SetValues(l, best_values_[l]);
-  }
-  student.set_rounded(true);
-  const absl::StatusOr<TuneLoss> loss = trainer_->HeldOut();
-  if (!loss.ok()) return loss.status();
-  written_ = *loss;
-  if (loss->kl < record_.curve.front().held_out.kl) return absl::OkStatus();
-  record_.best_step = 0;
-  written_ = record_.curve.front().held_out;
-  for (int l = 0; l + 1 < student.num_layers(); ++l) {
-    absl::StatusOr<TunedLayer> layer = ReadTunedLayer(quantized_source_, l);
-    if (!layer.ok()) return layer.status();
-    best_values_[l] = std::move(layer->values);
-  }
-  best_values_.back() = TunedEnd(quantized_source_).values;
-  return absl::OkStatus();
-}
-
 nlohmann::json TuningJob::Settings() const {
   nlohmann::json settings = quantized_->config()[quantized_format::kConfigKey];
   settings["tuned"] = {
       {"steps", record_.best_step},
       {"tokens", int64_t{record_.best_step} * options_.tokens_per_step()},
-      {"held_out_kl", {{"before", record_.curve.front().held_out.kl}, {"after", written_.kl}}},
+      {"held_out_kl",
+       {{"before", record_.curve.front().held_out.kl}, {"after", best().held_out.kl}}},
       {"seed", options_.seed}};
   return settings;
 }
@@ -367,23 +335,19 @@ absl::StatusOr<TuneReport> TuningJob::Run() {
   absl::Status status = Open();
   if (status.ok()) status = OpenText();
   if (!status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<Trainer>> trainer =
-      Trainer::Create(original_source_, quantized_source_, *text_, ops_,
-                      {.batch = options_.batch,
-                       .context = options_.context,
-                       .stream = options_.low_memory,
-                       .rounded = options_.straight_through});
+  absl::StatusOr<std::unique_ptr<Trainer>> trainer = Trainer::Create(
+      original_source_, quantized_source_, *text_, ops_,
+      {.batch = options_.batch, .context = options_.context, .stream = options_.low_memory});
   if (!trainer.ok()) return trainer.status();
   trainer_ = *std::move(trainer);
   status = BeginOrResume();
   if (status.ok()) status = Train();
   if (status.ok()) status = Save();
-  if (status.ok()) status = PutOnGrid();
   if (status.ok()) status = Write();
   if (!status.ok()) return status;
   TuneReport report{.curve = record_.curve,
                     .before = record_.curve.front().held_out,
-                    .after = written_,
+                    .after = best().held_out,
                     .best_step = record_.best_step,
                     .steps = record_.step,
                     .tokens = record_.step * options_.tokens_per_step(),

@@ -29,8 +29,6 @@ struct TuneOptions {
   double second_order_rate = 0.002;
   double outlier_rate = 0.002;
   double norm_rate = 0.002;
-  // Sub-scales are on their grid at every step; else they are free and put on the grid at the end.
-  bool straight_through = true;
   int own_windows = 0;      // that the original writes itself to be learned from
   double own_share = 0.5;   // of the windows of a step that are taken from these, if there are any
   double noise = 0.1;       // share of the tokens learned from that are replaced by others

@@ -140,7 +140,7 @@ TunedLayer TunedEnd(const ModelSource& source) {
 }
 
 ScaledMatrix ScaledMatrixAt(const TunedLayout::Linear& linear, const uint8_t* fixed,
-                            const float* values, bool rounded) {
+                            const float* values) {
   ScaledMatrix matrix;
   matrix.rows = linear.rows;
   matrix.cols = linear.cols;
@@ -152,7 +152,7 @@ ScaledMatrix ScaledMatrixAt(const TunedLayout::Linear& linear, const uint8_t* fi
   matrix.num_outliers = linear.num_outliers;
   matrix.outlier_at = reinterpret_cast<const int32_t*>(fixed + linear.outlier_at);
   matrix.outliers = values + linear.outliers;
-  matrix.rounded = rounded;
+  matrix.rounded = true;
   return matrix;
 }
 

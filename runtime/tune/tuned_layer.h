@@ -57,9 +57,10 @@ absl::StatusOr<TunedLayer> ReadTunedLayer(const ModelSource& source, int layer);
 // The final norm.
 TunedLayer TunedEnd(const ModelSource& source);
 
-// A linear layer of a tuned layer where it lies on a device.
+// A linear layer of a tuned layer where it lies on a device, its scales as the file would have
+// them.
 ScaledMatrix ScaledMatrixAt(const TunedLayout::Linear& linear, const uint8_t* fixed,
-                            const float* values, bool rounded);
+                            const float* values);
 
 // `values` as a layer of the output, everything else as in `source`. layer -1: the final norm;
 // `linears` is then left alone.

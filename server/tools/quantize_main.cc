@@ -158,16 +158,15 @@ absl::Status Run(int argc, char** argv) {
   if (!status.ok()) return status;
   const QuantizeOptions options = OptionsFromFlags();
   const std::string report_path = absl::GetFlag(FLAGS_report);
-  const absl::StatusOr<tune::TuneOptions> tuning = TuneOptionsFromFlags();
   status = options.Validate();
-  if (status.ok()) status = tuning.status();
   if (status.ok()) status = CheckReportPath(report_path);
   if (!status.ok()) return status;
   const StopSignal stop;
   const absl::StatusOr<std::vector<TokenId>> calibration = ReadCalibration(
       absl::GetFlag(FLAGS_calibration), absl::GetFlag(FLAGS_calibration_ids), options.model_dir);
   if (!calibration.ok()) return calibration.status();
-  if (absl::GetFlag(FLAGS_tune)) return QuantizeAndTune(options, *tuning, *calibration, stop);
+  if (absl::GetFlag(FLAGS_tune))
+    return QuantizeAndTune(options, TuneOptionsFromFlags(), *calibration, stop);
   const absl::StatusOr<QuantizeReport> report = Quantize(options, *calibration, stop);
   if (!report.ok()) return report.status();
   if (report_path.empty()) return absl::OkStatus();

@@ -47,24 +47,23 @@ absl::Status Run(int argc, char** argv) {
                   "and gives\nthe same bytes.\n",
        .flags = Flags()});
   if (!status.ok()) return status;
-  absl::StatusOr<tune::TuneOptions> options = TuneOptionsFromFlags();
-  if (!options.ok()) return options.status();
-  options->model_dir = absl::GetFlag(FLAGS_model);
-  options->quantized_dir = absl::GetFlag(FLAGS_quantized);
-  options->out_dir = absl::GetFlag(FLAGS_out);
-  options->seed = absl::GetFlag(FLAGS_seed);
-  options->threads = absl::GetFlag(FLAGS_threads);
-  options->restart = absl::GetFlag(FLAGS_restart);
-  options->program = absl::StrCat(ThisBuild().version, " ", ThisBuild().commit);
+  tune::TuneOptions options = TuneOptionsFromFlags();
+  options.model_dir = absl::GetFlag(FLAGS_model);
+  options.quantized_dir = absl::GetFlag(FLAGS_quantized);
+  options.out_dir = absl::GetFlag(FLAGS_out);
+  options.seed = absl::GetFlag(FLAGS_seed);
+  options.threads = absl::GetFlag(FLAGS_threads);
+  options.restart = absl::GetFlag(FLAGS_restart);
+  options.program = absl::StrCat(ThisBuild().version, " ", ThisBuild().commit);
   const std::string report_path = absl::GetFlag(FLAGS_report);
-  status = options->Validate();
+  status = options.Validate();
   if (status.ok()) status = CheckReportPath(report_path);
   if (!status.ok()) return status;
   const StopSignal stop;
   absl::StatusOr<std::vector<TokenId>> calibration = ReadCalibration(
-      absl::GetFlag(FLAGS_calibration), absl::GetFlag(FLAGS_calibration_ids), options->model_dir);
+      absl::GetFlag(FLAGS_calibration), absl::GetFlag(FLAGS_calibration_ids), options.model_dir);
   if (!calibration.ok()) return calibration.status();
-  return TuneAndTell(*options, *calibration, stop, report_path, CommandLine(kName, Flags()));
+  return TuneAndTell(options, *calibration, stop, report_path, CommandLine(kName, Flags()));
 }
 
 }  // namespace

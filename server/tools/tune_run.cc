@@ -48,9 +48,6 @@ ABSL_FLAG(double, tune_own_share, fewbit::tune::TuneOptions().own_share,
           "share of the windows of a step that come from the original's own text, if there is any");
 ABSL_FLAG(double, tune_noise, fewbit::tune::TuneOptions().noise,
           "share of the tokens learned from that are replaced by others of the text");
-ABSL_FLAG(std::string, tune_rounding, "straight",
-          "straight: sub-scales are rounded in every step; final: free until the end, then put on "
-          "the grid");
 
 namespace fewbit {
 namespace {
@@ -118,16 +115,10 @@ std::vector<const char*> TuneFlags() {
           "tune_norm_rate",
           "tune_own_windows",
           "tune_own_share",
-          "tune_noise",
-          "tune_rounding"};
+          "tune_noise"};
 }
 
-absl::StatusOr<tune::TuneOptions> TuneOptionsFromFlags() {
-  const std::string rounding = absl::GetFlag(FLAGS_tune_rounding);
-  if (rounding != "straight" && rounding != "final") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("tune_rounding is \"", rounding, "\", neither straight nor final"));
-  }
+tune::TuneOptions TuneOptionsFromFlags() {
   tune::TuneOptions options;
   options.device = absl::GetFlag(FLAGS_device);
   options.low_memory = absl::GetFlag(FLAGS_low_memory);
@@ -144,7 +135,6 @@ absl::StatusOr<tune::TuneOptions> TuneOptionsFromFlags() {
   options.own_windows = absl::GetFlag(FLAGS_tune_own_windows);
   options.own_share = absl::GetFlag(FLAGS_tune_own_share);
   options.noise = absl::GetFlag(FLAGS_tune_noise);
-  options.straight_through = rounding == "straight";
   return options;
 }
 

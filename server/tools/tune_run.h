@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "runtime/tune/tune_options.h"
 #include "scheduler/ids.h"
 #include "server/tools/tool.h"
@@ -18,8 +17,7 @@ namespace fewbit {
 std::vector<const char*> TuneFlags();
 
 // From these flags; directories, seed, threads, restart and program are left to the caller.
-// INVALID_ARGUMENT: a word that is none of a flag's.
-absl::StatusOr<tune::TuneOptions> TuneOptionsFromFlags();
+tune::TuneOptions TuneOptionsFromFlags();
 
 // TuneCheckpoint on options.device with a progress line; prints the closing table, and writes the
 // page `report_path` (empty: none), which says that `command` makes it again.

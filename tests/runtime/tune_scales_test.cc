@@ -1,5 +1,4 @@
-// Packed matrices taken apart and put together, free scales put on their grid, and the text that
-// tuning learns from.
+// Packed matrices taken apart and put together, and the text that tuning learns from.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -11,9 +10,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cpu/linear.h"
 #include "runtime/models/model.h"
-#include "runtime/tune/scale_refit.h"
 #include "runtime/tune/scaled_matrix.h"
-#include "runtime/tune/tuned_layer.h"
 #include "runtime/tune/tuning_text.h"
 #include "tests/kernels/random_matrix.h"
 
@@ -119,70 +116,6 @@ TEST(ScaledMatrixTest, ScalesAreRoundedAsTheFileHoldsThem) {
   EXPECT_THAT(std::vector<float>(again.sub_scales.begin(), again.sub_scales.begin() + 3),
               ::testing::ElementsAre(4.0f, 0.0f, 15.0f));
   EXPECT_EQ(again.second_order[0], quant::HalfToFloat(quant::FloatToHalf(6.4f)) / 64.0f);
-}
-
-// One layer whose q_proj is a random matrix; the others are not there.
-TunedLayer LayerOf(const quant::PackedStorage& packed) {
-  const HostScaledMatrix host = TakeApart(packed.view());
-  TunedLayer layer;
-  TunedLayout::Linear& linear = layer.layout.linears[0];
-  linear = {.rows = host.rows, .cols = host.cols, .tiles = host.tiles};
-  const auto* levels = reinterpret_cast<const uint8_t*>(host.levels.data());
-  layer.fixed.assign(levels, levels + host.levels.size());
-  linear.tile_of_strip = static_cast<int64_t>(layer.fixed.size());
-  const auto* tiles = reinterpret_cast<const uint8_t*>(host.tile_of_strip.data());
-  layer.fixed.insert(layer.fixed.end(), tiles, tiles + host.tile_of_strip.size() * sizeof(int32_t));
-  layer.values = host.sub_scales;
-  linear.second_order = static_cast<int64_t>(layer.values.size());
-  layer.values.insert(layer.values.end(), host.second_order.begin(), host.second_order.end());
-  return layer;
-}
-
-double DistanceOf(const TunedLayer& layer, const std::vector<float>& a,
-                  const std::vector<float>& b) {
-  const TunedLayout::Linear& linear = layer.layout.linears[0];
-  const ScaledMatrix m = ScaledMatrixAt(linear, layer.fixed.data(), a.data(), false);
-  const int strips = m.cols / quant::kStripChannels;
-  double sum = 0.0;
-  for (int r = 0; r < m.rows; ++r) {
-    for (int c = 0; c < m.cols; ++c) {
-      const int strip = c / quant::kStripChannels;
-      const size_t s = static_cast<size_t>(r) * strips + strip;
-      const size_t d =
-          linear.second_order + static_cast<size_t>(r) * m.tiles + m.tile_of_strip[strip];
-      const double e = m.levels[static_cast<size_t>(r) * m.cols + c] *
-                       (double{a[s]} * a[d] - double{b[s]} * b[d]);
-      sum += e * e;
-    }
-  }
-  return sum;
-}
-
-TEST(ScaleRefitTest, ComesNearerThanRoundingAndKeepsWhatIsOnTheGrid) {
-  std::mt19937 rng(11);
-  const TunedLayer layer = LayerOf(
-      quant::Pack(testing::RandomUnpacked({.rows = 24, .cols = 1024, .share4 = 0.25}, &rng)));
-  std::vector<float> kept = layer.values;
-  RefitScales(layer, kept);
-  EXPECT_NEAR(DistanceOf(layer, kept, layer.values), 0.0, 1e-12);
-
-  std::vector<float> free = layer.values;
-  std::uniform_real_distribution<float> factor(0.8f, 1.25f);
-  const auto d_begin = static_cast<size_t>(layer.layout.linears[0].second_order);
-  for (float& value : free) value *= factor(rng);
-  std::vector<float> rounded = free;
-  for (size_t i = 0; i < d_begin; ++i) rounded[i] = std::clamp(std::nearbyint(free[i]), 0.f, 15.f);
-  std::vector<float> refitted = free;
-  RefitScales(layer, refitted);
-  for (size_t i = 0; i < d_begin; ++i) {
-    ASSERT_EQ(refitted[i], std::nearbyint(refitted[i]));
-    ASSERT_GE(refitted[i], 0.0f);
-    ASSERT_LE(refitted[i], 15.0f);
-  }
-  for (size_t i = d_begin; i < refitted.size(); ++i) {
-    ASSERT_EQ(refitted[i] * 64.0f, quant::HalfToFloat(quant::FloatToHalf(refitted[i] * 64.0f)));
-  }
-  EXPECT_LT(DistanceOf(layer, refitted, free), 0.9 * DistanceOf(layer, rounded, free));
 }
 
 std::vector<TokenId> Numbered(int count) {

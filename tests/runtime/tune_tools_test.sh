@@ -115,7 +115,6 @@ refuses "quantized is empty" "$tune" --model x
 refuses "out is empty" "$tune" --model x --quantized y
 refuses "either --calibration or --calibration_ids" "$tune" --model "$golden" --quantized "$dir/q" --out "$dir/none"
 refuses "tune_steps is 0" run_tune --out "$dir/none" --tune_steps=0
-refuses "neither straight nor final" run_tune --out "$dir/none" --tune_rounding=up
 refuses "sub_scale_rate is -1" run_tune --out "$dir/none" --tune_sub_scale_rate=-1
 refuses "there is no directory" run_tune --out "$dir/none" --report "$dir/nowhere/r.html"
 refuses "device" run_tune --out "$dir/none" --device=tpu
