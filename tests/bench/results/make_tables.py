@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Puts the measured tables into the READMEs: every `<!-- NAME.csv -->` ... `<!-- end -->` section is
-replaced by a table of the file NAME.csv beside this script; linears-*, attention-* and decode-* have a form each, and cost-* is
+replaced by a table of the file NAME.csv beside this script; linears-*, attention-*, tune-* and decode-* have a form each, and cost-* is
 the same decode-* file in dollars. Run it from anywhere after a measurement:
     make_tables.py [--price=DOLLARS_PER_GPU_HOUR]"""
 
@@ -93,7 +93,21 @@ def attention_table(path):
     return "\n".join(lines)
 
 
+def tune_table(path):
+    """Steps of tuning by how the factors of large products are rounded."""
+    rows = rows_of(path)
+    first = rows[0]
+    lines = [f"{first['gpu']}, {first['date']}, commit {first['commit']}, {first['shape']}, {first['layers']} layers", "",
+             "| factors | windows x tokens | ms per step | tokens per second | 800 steps, minutes | peak GiB |", "|---" * 6 + "|"]
+    for r in rows:
+        ms = float(r["ms_per_step"])
+        lines.append(f"| {r['factors']} | {r['windows']} x {r['context']} | {ms:,.0f} | {float(r['tokens_per_s']):,.0f} | {800 * ms / 60000:.1f} | {float(r['peak_gib']):.1f} |")
+    return "\n".join(lines)
+
+
 def table(name, price):
+    if name.startswith("tune-"):
+        return tune_table(HERE / name)
     if name.startswith("attention-"):
         return attention_table(HERE / name)
     if name.startswith("linears-"):
