@@ -17,6 +17,7 @@ void OpClock::Mark(const char* op) {
 }
 
 void OpClock::Collect() {
+  if (!ops_.empty()) cudaEventSynchronize(events_[ops_.size() - 1]);
   for (size_t i = 1; i < ops_.size(); ++i) {
     float milliseconds = 0.0f;
     cudaEventElapsedTime(&milliseconds, events_[i - 1], events_[i]);

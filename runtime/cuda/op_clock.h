@@ -27,7 +27,7 @@ class OpClock {
   // starts the clock.
   void Mark(const char* op);
 
-  // Adds the times of the step up to its last Mark, which must have been reached by the stream.
+  // Waits for the step's last Mark and adds its times.
   void Collect();
 
   // By op, of the steps collected since the last Reset.
