@@ -8,6 +8,7 @@ fewbit_test(tune_tape_test SOURCES tune_tape_test.cc
 fewbit_test(tune_scales_test SOURCES tune_scales_test.cc ../kernels/random_matrix.cc LIBS fewbit_tune LABELS runtime)
 fewbit_test(tune_checkpoint_test SOURCES tune_checkpoint_test.cc
   LIBS fewbit_tune fewbit_quantize fewbit_eval fewbit_checkpoint_files LABELS runtime)
+fewbit_test(tune_stages_test SOURCES tune_stages_test.cc LIBS fewbit_tune fewbit_quantize fewbit_html_page fewbit_checkpoint_files LABELS runtime)
 if(TARGET fewbit-tune)
   add_test(NAME tune_tools_test COMMAND sh ${CMAKE_CURRENT_SOURCE_DIR}/tune_tools_test.sh
     $<TARGET_FILE:fewbit-tune> $<TARGET_FILE:fewbit-quantize> $<TARGET_FILE:fewbit-eval> ${CMAKE_SOURCE_DIR})
