@@ -37,8 +37,9 @@ CodeDescent::CodeDescent(const std::vector<float>& hessian, std::span<const Stri
   damping_ = static_cast<float>(kHessianDamping * (mean > 0.0 ? mean / size_ : 1.0));
 }
 
-// Weights of one channel have changed by `change` [16 rows].
-void CodeDescent::Spread(int source, const float* change, State* state) const {
+// The weights of channel k of the strip at channel `source` have changed by `change` [16 rows]:
+// what that does to the strip's own slopes.
+void CodeDescent::SpreadInStrip(int source, int k, const float* change, State* state) const {
   float negative[kLanes];
   bool any = false;
   for (int l = 0; l < kLanes; ++l) {
@@ -46,9 +47,37 @@ void CodeDescent::Spread(int source, const float* change, State* state) const {
     any |= change[l] != 0.0f;
   }
   if (!any) return;
-  kernels_.subtract_outer(state->slope.data(), negative, Row(source), size_);
-  float* own = state->SlopeOf(source);
+  kernels_.subtract_outer(state->SlopeOf(source), negative, Row(source + k) + source, kGroup);
+  float* own = state->SlopeOf(source + k);
   for (int l = 0; l < kLanes; ++l) own[l] += damping_ * change[l];
+}
+
+// What the changes of a strip's channels [16 channels][16 rows] do to the slopes of all others, in
+// one pass over them.
+void CodeDescent::SpreadStrip(int source, const float* changes, State* state) const {
+  float negative[kGroup * kLanes];
+  const float* before[kGroup];
+  const float* after[kGroup];
+  int count = 0;
+  for (int k = 0; k < kGroup; ++k) {
+    bool any = false;
+    for (int l = 0; l < kLanes; ++l) {
+      negative[count * kLanes + l] = -changes[k * kLanes + l];
+      any |= changes[k * kLanes + l] != 0.0f;
+    }
+    before[count] = Row(source + k);
+    after[count] = Row(source + k) + source + kGroup;
+    if (any) ++count;
+  }
+  kernels_.subtract_outers(state->SlopeOf(0), negative, before, count, source);
+  const int rest = size_ - source - kGroup;
+  kernels_.subtract_outers(state->SlopeOf(source + kGroup), negative, after, count, rest);
+}
+
+// Both, for changes that no slope was asked between.
+void CodeDescent::Spread(int source, const float* changes, State* state) const {
+  for (int k = 0; k < kGroup; ++k) SpreadInStrip(source, k, changes + k * kLanes, state);
+  SpreadStrip(source, changes, state);
 }
 
 // The best step of a strip for its codes, rounded to the grid of its d.
@@ -82,23 +111,24 @@ void CodeDescent::MoveSubScale(int strip, State* state) const {
     move[l] = static_cast<float>(best - sub) * d;
     sub = static_cast<uint8_t>(best);
   }
+  float changes[kGroup * kLanes];
   for (int k = 0; k < kGroup; ++k) {
-    float change[kLanes];
     for (int l = 0; l < kLanes; ++l) {
-      change[l] = move[l] * level[k][l];
-      state->block->values[EncodedBlock::Index(strip, k, l)] += change[l];
+      changes[k * kLanes + l] = move[l] * level[k][l];
+      state->block->values[EncodedBlock::Index(strip, k, l)] += changes[k * kLanes + l];
     }
-    Spread(place.source + k, change, state);
   }
+  Spread(place.source, changes, state);
 }
 
 void CodeDescent::MoveCodes(int strip, State* state) const {
   const StripPlace& place = places_[strip];
   const TileFit& fit = state->block->fits[place.fit];
+  float changes[kGroup * kLanes];
   for (int k = 0; k < kGroup; ++k) {
     const float inverse = 1.0f / (Row(place.source + k)[place.source + k] + damping_);
     const float* slope = state->SlopeOf(place.source + k);
-    float change[kLanes];
+    float* change = changes + k * kLanes;
     for (int l = 0; l < kLanes; ++l) {
       const size_t i = EncodedBlock::Index(strip, k, l);
       float& value = state->block->values[i];
@@ -113,8 +143,9 @@ void CodeDescent::MoveCodes(int strip, State* state) const {
       change[l] = next - value;
       value = next;
     }
-    Spread(place.source + k, change, state);
+    SpreadInStrip(place.source, k, change, state);
   }
+  SpreadStrip(place.source, changes, state);
 }
 
 // The best d of each row of a tile for its codes and sub-scales.
@@ -161,13 +192,14 @@ void CodeDescent::MoveTileScales(int fit_index, int first_strip, int last_strip,
     fit.SetD(l, wanted);
     move[l] = fit.d[l] - old;
   }
+  float changes[kGroup * kLanes];
   for (int i = 0; i < channels; ++i) {
-    float change[kLanes];
+    float* change = changes + i % kGroup * kLanes;
     for (int l = 0; l < kLanes; ++l) {
       change[l] = move[l] * direction[static_cast<size_t>(i) * kLanes + l];
       state->block->values[EncodedBlock::Index(first_strip, i, l)] += change[l];
     }
-    Spread(source_of(i), change, state);
+    if (i % kGroup == kGroup - 1) Spread(source_of(i - kGroup + 1), changes, state);
   }
 }
 
@@ -175,16 +207,16 @@ void CodeDescent::Run(const std::vector<float>& weights, int sweeps, Descent mov
                       EncodedBlock* block) const {
   State state{.block = block, .slope = std::vector<float>(static_cast<size_t>(size_) * kLanes)};
   const int strips = static_cast<int>(places_.size());
+  float errors[kGroup * kLanes];
   for (int strip = 0; strip < strips; ++strip) {
     for (int k = 0; k < kGroup; ++k) {
       const int source = places_[strip].source + k;
-      float error[kLanes];
       for (int l = 0; l < kLanes; ++l) {
-        error[l] = block->values[EncodedBlock::Index(strip, k, l)] -
-                   weights[static_cast<size_t>(source) * kLanes + l];
+        errors[k * kLanes + l] = block->values[EncodedBlock::Index(strip, k, l)] -
+                                 weights[static_cast<size_t>(source) * kLanes + l];
       }
-      Spread(source, error, &state);
     }
+    Spread(places_[strip].source, errors, &state);
   }
   for (int sweep = 0; sweep < sweeps; ++sweep) {
     for (int begin = 0; begin < strips;) {

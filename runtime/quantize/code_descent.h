@@ -26,7 +26,9 @@ class CodeDescent {
 
  private:
   struct State;
-  void Spread(int source, const float* change, State* state) const;
+  void SpreadInStrip(int source, int k, const float* change, State* state) const;
+  void SpreadStrip(int source, const float* changes, State* state) const;
+  void Spread(int source, const float* changes, State* state) const;
   void MoveSubScale(int strip, State* state) const;
   void MoveCodes(int strip, State* state) const;
   void MoveTileScales(int fit, int first_strip, int last_strip, State* state) const;

@@ -13,6 +13,8 @@ namespace {
 
 // Rows of the panel that is factored by one thread before all threads update the rest.
 constexpr int kPanel = 32;
+// Columns that such a panel stays in a processor's cache for.
+constexpr int kTileColumns = 512;
 // Columns of the inverse that share one pass over the factor.
 constexpr int kColumns = 16;
 
@@ -28,22 +30,32 @@ size_t TriangleSize(int n) { return static_cast<size_t>(n) * (n + 1) / 2; }
 // summation, whatever the team. False where a pivot is not positive.
 bool Cholesky(int n, ThreadTeam* team, const LaneKernels& kernels, std::vector<double>* a) {
   const auto row = [&](int i) { return Row(a->data(), n, i); };
-  const auto update = [&](int i, int k) {
-    kernels.subtract_scaled(row(i) + i, row(k) + i, row(k)[i], n - i);
+  // Takes rows [begin, end) of R out of row i of what is left, for the columns [from, to).
+  const auto update = [&](int i, int begin, int end, int from, int to) {
+    const double* rows[kPanel];
+    double factors[kPanel];
+    for (int k = begin; k < end; ++k) {
+      rows[k - begin] = row(k) + from;
+      factors[k - begin] = row(k)[i];
+    }
+    kernels.subtract_scaled(row(i) + from, rows, factors, end - begin, to - from);
   };
   for (int begin = 0; begin < n; begin += kPanel) {
     const int end = std::min(begin + kPanel, n);
     for (int k = begin; k < end; ++k) {
+      update(k, begin, k, k, n);
       const double pivot = row(k)[k];
       if (!(pivot > 0.0)) return false;
       const double root = std::sqrt(pivot);
       for (int j = k; j < n; ++j) row(k)[j] /= root;
-      for (int i = k + 1; i < end; ++i) update(i, k);
     }
     team->Run([&](int rank) {
-      // Every size()-th row: early rows are longer.
-      for (int i = end + rank; i < n; i += team->size()) {
-        for (int k = begin; k < end; ++k) update(i, k);
+      for (int from = end; from < n; from += kTileColumns) {
+        const int to = std::min(from + kTileColumns, n);
+        // Every size()-th row: early rows are longer.
+        for (int i = end + rank; i < to; i += team->size()) {
+          update(i, begin, end, std::max(i, from), to);
+        }
       }
     });
   }
@@ -58,18 +70,28 @@ void InvertTransposed(int n, const std::vector<double>& r, ThreadTeam* team,
   const int blocks = (n + kColumns - 1) / kColumns;
   team->Run([&](int rank) {
     std::vector<double> rest(static_cast<size_t>(kColumns) * n);
+    const double* rows[kPanel];
+    double values[kPanel];
     for (int block = rank; block < blocks; block += team->size()) {
       const int first = block * kColumns;
       const int last = std::min(first + kColumns, n);
       std::fill(rest.begin(), rest.end(), 0.0);
       for (int c = first; c < last; ++c) rest[static_cast<size_t>(c - first) * n + c] = 1.0;
-      for (int i = first; i < n; ++i) {
-        const double* row = Row(r.data(), n, i);
-        for (int c = first; c < std::min(last, i + 1); ++c) {
+      for (int begin = first; begin < n; begin += kPanel) {
+        const int end = std::min(begin + kPanel, n);
+        for (int c = first; c < std::min(last, end); ++c) {
           double* column = rest.data() + static_cast<size_t>(c - first) * n;
-          const double value = column[i] / row[i];
-          store(i, c, value);
-          kernels.subtract_scaled(column + i + 1, row + i + 1, value, n - i - 1);
+          const int top = std::max(begin, c);  // above it the column is 0
+          for (int i = top; i < end; ++i) {
+            const double* row = Row(r.data(), n, i);
+            const double value = column[i] / row[i];
+            store(i, c, value);
+            values[i - top] = value;
+            rows[i - top] = row + end;
+            const double* within = row + i + 1;
+            kernels.subtract_scaled(column + i + 1, &within, &value, 1, end - i - 1);
+          }
+          kernels.subtract_scaled(column + end, rows, values, end - top, n - end);
         }
       }
     }
@@ -117,29 +139,55 @@ absl::StatusOr<std::unique_ptr<ErrorFeedback>> ErrorFeedback::Create(
   return feedback;
 }
 
-void ErrorFeedback::Spread(const LaneKernels& kernels, int i, const float* errors,
-                           float* work) const {
-  const float* row = Row(upper_.data(), size_, i);
-  kernels.subtract_outer(work + static_cast<size_t>(i + 1) * kLanes, errors, row + i + 1,
-                         size_ - i - 1);
+void ErrorFeedback::SpreadInStrip(const LaneKernels& kernels, int i, const float* errors,
+                                  float* work) const {
+  const int end = (i / kGroup + 1) * kGroup;
+  kernels.subtract_outer(work + static_cast<size_t>(i + 1) * kLanes, errors,
+                         Row(upper_.data(), size_, i) + i + 1, end - i - 1);
 }
 
+void ErrorFeedback::SpreadStrip(const LaneKernels& kernels, int strip, const float* errors,
+                                float* work) const {
+  const int begin = strip * kGroup, end = begin + kGroup;
+  const float* rows[kGroup];
+  for (int k = 0; k < kGroup; ++k) rows[k] = Row(upper_.data(), size_, begin + k) + end;
+  kernels.subtract_outers(work + static_cast<size_t>(end) * kLanes, errors, rows, kGroup,
+                          size_ - end);
+}
+
+// Strip by strip, and within a strip channel by channel.
 void ErrorFeedback::Solve(const LaneKernels& kernels, float* rows) const {
   // H^-1 = U^T U; row i of U is row i of upper_ times U_ii, and weights_ has 1 / U_ii^2.
   const auto channel = [rows](int i) { return rows + static_cast<size_t>(i) * kLanes; };
-  for (int i = 0; i < size_; ++i) {
-    const float* u = Row(upper_.data(), size_, i);
-    float sum[kLanes] = {};
-    for (int j = i; j < size_; ++j) {
-      for (int l = 0; l < kLanes; ++l) sum[l] += u[j] * channel(j)[l];
+  const auto row = [this](int i) { return Row(upper_.data(), size_, i); };
+  const float* later[kGroup];
+  for (int begin = 0; begin < size_; begin += kGroup) {
+    const int end = begin + kGroup;
+    float sums[kGroup * kLanes] = {};
+    for (int i = begin; i < end; ++i) {
+      const float* own = row(i) + i;
+      kernels.add_inners(sums + (i - begin) * kLanes, &own, channel(i), 1, end - i);
+      later[i - begin] = row(i) + end;
     }
-    for (int l = 0; l < kLanes; ++l) channel(i)[l] = sum[l] / weights_[i];
+    kernels.add_inners(sums, later, channel(end), kGroup, size_ - end);
+    for (int i = begin; i < end; ++i) {
+      for (int l = 0; l < kLanes; ++l) {
+        channel(i)[l] = sums[(i - begin) * kLanes + l] / weights_[i];
+      }
+    }
   }
-  for (int i = size_ - 1; i >= 0; --i) {
-    float negative[kLanes];
-    for (int l = 0; l < kLanes; ++l) negative[l] = -channel(i)[l];
-    kernels.subtract_outer(channel(i + 1), negative, Row(upper_.data(), size_, i) + i + 1,
-                           size_ - i - 1);
+  for (int begin = size_ - kGroup; begin >= 0; begin -= kGroup) {
+    const int end = begin + kGroup;
+    float negative[kGroup * kLanes];  // the last channel first
+    for (int i = 0; i < kGroup; ++i) {
+      for (int l = 0; l < kLanes; ++l) negative[i * kLanes + l] = -channel(end - 1 - i)[l];
+      later[i] = row(end - 1 - i) + end;
+    }
+    for (int i = end - 1; i >= begin; --i) {
+      kernels.subtract_outer(channel(i + 1), negative + (end - 1 - i) * kLanes, row(i) + i + 1,
+                             end - i - 1);
+    }
+    kernels.subtract_outers(channel(end), negative, later, kGroup, size_ - end);
   }
 }
 

@@ -31,9 +31,12 @@ class ErrorFeedback {
   // can: 1 / U_ii^2.
   float weight(int i) const { return weights_[i]; }
 
-  // Takes the errors [16 rows] of channel i out of the later channels of `work` [K channels][16
-  // rows].
-  void Spread(const LaneKernels& kernels, int i, const float* errors, float* work) const;
+  // Takes the errors [16 rows] of channel i out of the later channels of its strip in `work` [K
+  // channels][16 rows].
+  void SpreadInStrip(const LaneKernels& kernels, int i, const float* errors, float* work) const;
+
+  // Takes the errors [16 channels][16 rows] of a strip out of the channels of all later strips.
+  void SpreadStrip(const LaneKernels& kernels, int strip, const float* errors, float* work) const;
 
   // rows [K channels][16 rows] <- rows (H + damping)^-1, channels in the order of Create.
   void Solve(const LaneKernels& kernels, float* rows) const;

@@ -26,8 +26,16 @@ struct LaneKernels {
   // w[k][l] -= e[l] * u[k] for `channels` channels: one step of error feedback.
   void (*subtract_outer)(float* w, const float* e, const float* u, int channels);
 
-  // y[j] -= factor * x[j] for j < n.
-  void (*subtract_scaled)(double* y, const double* x, double factor, int n);
+  // The same for `count` channels in one pass: for i < count in ascending order, w[k][l] -=
+  // e[i][l] * u[i][k].
+  void (*subtract_outers)(float* w, const float* e, const float* const* u, int count, int channels);
+
+  // sums[i][l] += u[i][k] * w[k][l] for k < channels in ascending order, i < count.
+  void (*add_inners)(float* sums, const float* const* u, const float* w, int count, int channels);
+
+  // y[j] -= factors[i] * x[i][j] for j < n, for i < count in ascending order.
+  void (*subtract_scaled)(double* y, const double* const* x, const double* factors, int count,
+                          int n);
 
   // sums[j] += x[i * cols + j]^2 for `tokens` rows i in ascending order.
   void (*add_squares)(const float* x, int tokens, int cols, double* sums);

@@ -1,5 +1,4 @@
-// The linear layers of a checkpoint one at a time: whatever dtype they have, as floats into
-// QuantizeMatrix.
+// The linear layers of a checkpoint one at a time.
 #pragma once
 
 #include <vector>
@@ -28,11 +27,8 @@ class LayerQuantizer {
                                      const MatrixSettings& settings);
 
  private:
-  void Load(const Matrix& matrix);
-
   ThreadTeam* const team_;
   const LaneKernels& kernels_;
-  std::vector<float> dense_;  // of the matrix at hand, kept for its allocation
 };
 
 }  // namespace fewbit

@@ -11,6 +11,7 @@
 #include "runtime/quantize/code_descent.h"
 #include "runtime/quantize/encoded_block.h"
 #include "runtime/quantize/error_feedback.h"
+#include "runtime/quantize/source_rows.h"
 #include "runtime/quantize/strip_choice.h"
 #include "runtime/quantize/tile_fit.h"
 #include "scheduler/check.h"
@@ -23,7 +24,6 @@ namespace {
 constexpr int kOutlierRounds = 3;
 // A channel that calibration hardly saw still keeps this share of the mean Hessian diagonal.
 constexpr float kHessianFloor = 0.01f;
-constexpr float kLargestHalf = 65504.0f;
 
 std::vector<float> FlooredDiagonal(const std::vector<float>& diagonal) {
   const double mean =
@@ -38,27 +38,36 @@ std::vector<float> FlooredDiagonal(const std::vector<float>& diagonal) {
 // Strips are counted in compact order here: the 2-bit ones, then the 4-bit ones, no padding.
 class MatrixJob {
  public:
-  MatrixJob(const float* weights, int rows, int cols, const Hessian& hessian,
-            const MatrixSettings& settings, ThreadTeam* team, const LaneKernels& kernels)
-      : weights_(weights),
-        rows_(rows),
-        cols_(cols),
+  MatrixJob(const Matrix& matrix, const Hessian& hessian, const MatrixSettings& settings,
+            ThreadTeam* team, const LaneKernels& kernels)
+      : matrix_(matrix),
+        rows_(MatrixRows(matrix)),
+        cols_(MatrixCols(matrix)),
         h_(FlooredDiagonal(hessian.diagonal)),
         hessian_(hessian),
         settings_(settings),
         method_(*settings.method),
         team_(team),
         kernels_(kernels),
-        counts_(ChooseStripCounts(rows, cols, settings.share4, method_.zero_points)),
+        counts_(ChooseStripCounts(rows_, cols_, settings.share4, method_.zero_points)),
         row_blocks_(counts_.shape.row_blocks()),
-        blocks_(team->size()) {
-    for (auto& block : blocks_) block = std::make_unique<TileBlock>();
+        ranks_(team->size()) {
+    for (auto& rank : ranks_) rank = std::make_unique<Rank>();
   }
 
   absl::StatusOr<QuantizedMatrix> Run(const std::string& name);
   std::vector<StorageChoice> Choices();
 
  private:
+  // What one rank works on.
+  struct Rank {
+    std::vector<float> rows;  // of the row block at hand, as LoadRowBlock gives them
+    TileBlock tile;
+    const float* group(int source_strip) const {
+      return rows.data() + static_cast<size_t>(source_strip) * kGroup * kLanes;
+    }
+  };
+
   int strips() const { return counts_.strips2 + counts_.strips4; }
   int tile_strips(int bits) const { return quant::kTileChunks * quant::ChunkStrips(bits); }
   int first_strip(int bits) const { return bits == 2 ? 0 : counts_.strips2; }
@@ -76,25 +85,24 @@ class MatrixJob {
   template <typename Fn>
   void ForRowBlocks(const Fn& fn);
   std::vector<double> StripSensitivities(int bits);
-  void LoadGroup(int row_block, int source_strip, float* w) const;
-  void LoadTile(int row_block, int bits, int tile, const float* work, TileBlock* block) const;
+  void LoadTile(int row_block, int bits, int tile, const float* work, Rank* rank) const;
   void Fit(const TileBlock& block, TileFit* fit) const;
   void ChooseOutliers();
   void MarkOutliers(int64_t budget, const std::vector<float>& gains,
                     const std::vector<uint8_t>& channels);
   void PlaceStrips();
   std::vector<float> InCompactOrder(const std::vector<float>& source) const;
-  std::vector<float> Targets(int row_block) const;
-  void Encode(int row_block, const std::vector<float>& targets, TileBlock* block,
+  std::vector<float> Targets(const Rank& rank) const;
+  void Encode(int row_block, const std::vector<float>& targets, Rank* rank,
               EncodedBlock* encoded) const;
   void ChooseCodes(int row_block, int strip, int channel, const float* targets,
                    EncodedBlock* encoded, float* errors) const;
   void StoreTile(int row_block, int bits, int tile, const TileFit& fit,
                  quant::UnpackedMatrix* m) const;
-  void Store(int row_block, const EncodedBlock& encoded, QuantizedMatrix* result,
+  void Store(int row_block, const Rank& rank, const EncodedBlock& encoded, QuantizedMatrix* result,
              MatrixQuality* quality, std::vector<quant::Outlier>* outliers) const;
 
-  const float* const weights_;
+  const Matrix& matrix_;
   const int rows_;
   const int cols_;
   const std::vector<float> h_;  // [K] in source order, all positive
@@ -105,8 +113,8 @@ class MatrixJob {
   const LaneKernels& kernels_;
   const StripCounts counts_;
   const int row_blocks_;
-  std::vector<std::unique_ptr<TileBlock>> blocks_;  // one per rank
-  std::vector<uint16_t> order_;                     // [num_positions]
+  std::vector<std::unique_ptr<Rank>> ranks_;
+  std::vector<uint16_t> order_;     // [num_positions]
   std::vector<uint16_t> masks_;     // [16 * row_blocks, strips2] bit k: channel k is an outlier
   std::vector<StripPlace> places_;  // [strips]
   std::unique_ptr<ErrorFeedback> feedback_;
@@ -116,37 +124,26 @@ template <typename Fn>
 void MatrixJob::ForRowBlocks(const Fn& fn) {
   team_->Run([&](int rank) {
     const Share share = ShareOf(row_blocks_, 1, rank, team_->size());
-    for (int b = share.begin; b < share.end; ++b) fn(b, blocks_[rank].get());
-  });
-}
-
-void MatrixJob::LoadGroup(int row_block, int source_strip, float* w) const {
-  for (int l = 0; l < kLanes; ++l) {
-    const int row = row_block * quant::kBlockRows + l;
-    for (int k = 0; k < kGroup; ++k) {
-      w[k * kLanes + l] =
-          row < rows_ ? weights_[static_cast<size_t>(row) * cols_ + source_strip * kGroup + k]
-                      : 0.0f;
+    for (int b = share.begin; b < share.end; ++b) {
+      LoadRowBlock(matrix_, b, &ranks_[rank]->rows);
+      fn(b, ranks_[rank].get());
     }
-  }
+  });
 }
 
 // `work`: the row block in compact order as error feedback has changed it, or null for the weights
 // themselves.
-void MatrixJob::LoadTile(int row_block, int bits, int tile, const float* work,
-                         TileBlock* block) const {
+void MatrixJob::LoadTile(int row_block, int bits, int tile, const float* work, Rank* rank) const {
+  TileBlock* block = &rank->tile;
   const int begin = tile * tile_strips(bits);
   block->bits = bits;
   block->strips = std::min(tile_strips(bits), num_strips(bits) - begin);
   for (int g = 0; g < block->strips; ++g) {
     const int strip = first_strip(bits) + begin + g;
     const int source = order_[position(strip)];
-    if (work != nullptr) {
-      std::copy_n(work + static_cast<size_t>(strip) * kGroup * kLanes, kGroup * kLanes,
-                  block->w[g]);
-    } else {
-      LoadGroup(row_block, source, block->w[g]);
-    }
+    const float* group =
+        work != nullptr ? work + static_cast<size_t>(strip) * kGroup * kLanes : rank->group(source);
+    std::copy_n(group, kGroup * kLanes, block->w[g]);
     for (int k = 0; k < kGroup; ++k) {
       const float h = feedback_ ? feedback_->weight(strip * kGroup + k) : h_[source * kGroup + k];
       for (int l = 0; l < kLanes; ++l) {
@@ -167,11 +164,10 @@ void MatrixJob::Fit(const TileBlock& block, TileFit* fit) const {
 
 std::vector<double> MatrixJob::StripSensitivities(int bits) {
   std::vector<double> parts(static_cast<size_t>(row_blocks_) * strips());
-  ForRowBlocks([&](int row_block, TileBlock* block) {
-    float* w = block->w[0];
-    float* h = block->h[0];
+  ForRowBlocks([&](int row_block, Rank* rank) {
+    float* h = rank->tile.h[0];
     for (int s = 0; s < strips(); ++s) {
-      LoadGroup(row_block, s, w);
+      const float* w = rank->group(s);
       float h_sum = 0.0f;
       for (int k = 0; k < kGroup; ++k) {
         h_sum += h_[s * kGroup + k];
@@ -214,17 +210,17 @@ void MatrixJob::ChooseOutliers() {
   std::vector<float> gains(groups);
   std::vector<uint8_t> channels(groups);
   for (int round = 0; round < kOutlierRounds; ++round) {
-    ForRowBlocks([&](int row_block, TileBlock* block) {
+    ForRowBlocks([&](int row_block, Rank* rank) {
       for (int tile = 0; tile < counts_.shape.tiles(2); ++tile) {
         TileFit fit;
-        LoadTile(row_block, 2, tile, nullptr, block);
-        Fit(*block, &fit);
-        for (int g = 0; g < block->strips; ++g) {
+        LoadTile(row_block, 2, tile, nullptr, rank);
+        Fit(rank->tile, &fit);
+        for (int g = 0; g < rank->tile.strips; ++g) {
           BestOutlier best;
           if (method_.search_scales) {
-            FindOutliersSearched(kernels_, *block, fit, g, &best);
+            FindOutliersSearched(kernels_, rank->tile, fit, g, &best);
           } else {
-            FindOutliersMinMax(*block, fit, g, &best);
+            FindOutliersMinMax(rank->tile, fit, g, &best);
           }
           for (int l = 0; l < kLanes; ++l) {
             const size_t i =
@@ -309,16 +305,17 @@ std::vector<float> MatrixJob::InCompactOrder(const std::vector<float>& source) c
 // What the codes of a row block shall come to [K channels in source order][16 rows]: the weights W,
 // or with a correction what gives W z from x best in the mean, W (I + D H^-1) with the drift D; as
 // much of that as the method says.
-std::vector<float> MatrixJob::Targets(int row_block) const {
-  std::vector<float> targets(static_cast<size_t>(cols_) * kLanes);
-  for (int s = 0; s < strips(); ++s) {
-    LoadGroup(row_block, s, targets.data() + static_cast<size_t>(s) * kGroup * kLanes);
-  }
+std::vector<float> MatrixJob::Targets(const Rank& rank) const {
+  std::vector<float> targets = rank.rows;
   if (!feedback_ || hessian_.drift.empty()) return targets;
   std::vector<float> missing(targets.size());  // -W D
-  for (int i = 0; i < cols_; ++i) {
-    kernels_.subtract_outer(missing.data(), targets.data() + static_cast<size_t>(i) * kLanes,
-                            hessian_.drift.data() + static_cast<size_t>(i) * cols_, cols_);
+  for (int begin = 0; begin < cols_; begin += kGroup) {
+    const float* rows[kGroup];
+    for (int k = 0; k < kGroup; ++k) {
+      rows[k] = hessian_.drift.data() + static_cast<size_t>(begin + k) * cols_;
+    }
+    kernels_.subtract_outers(missing.data(), targets.data() + static_cast<size_t>(begin) * kLanes,
+                             rows, kGroup, cols_);
   }
   std::vector<float> change = InCompactOrder(missing);
   feedback_->Solve(kernels_, change.data());
@@ -332,15 +329,16 @@ std::vector<float> MatrixJob::Targets(int row_block) const {
   return targets;
 }
 
-void MatrixJob::Encode(int row_block, const std::vector<float>& targets, TileBlock* block,
+void MatrixJob::Encode(int row_block, const std::vector<float>& targets, Rank* rank,
                        EncodedBlock* encoded) const {
+  TileBlock* block = &rank->tile;
   std::vector<float> work;
   if (feedback_) work = InCompactOrder(targets);
   for (const int bits : {2, 4}) {
     for (int tile = 0; tile < counts_.shape.tiles(bits); ++tile) {
       const int first = first_strip(bits) + tile * tile_strips(bits);
       TileFit& fit = encoded->fits[places_[first].fit];
-      LoadTile(row_block, bits, tile, feedback_ ? work.data() : nullptr, block);
+      LoadTile(row_block, bits, tile, feedback_ ? work.data() : nullptr, rank);
       Fit(*block, &fit);
       for (int g = 0; g < block->strips; ++g) {
         const int strip = first + g;
@@ -349,14 +347,16 @@ void MatrixJob::Encode(int row_block, const std::vector<float>& targets, TileBlo
           std::copy_n(group, kGroup * kLanes, block->w[g]);
           if (method_.search_scales) RefitSubScale(kernels_, *block, g, &fit);
         }
+        float errors[kGroup * kLanes];
         for (int k = 0; k < kGroup; ++k) {
-          float errors[kLanes];
-          const float* target =
+          const float* targets_of =
               feedback_ ? work.data() + (static_cast<size_t>(strip) * kGroup + k) * kLanes
                         : block->w[g] + k * kLanes;
-          ChooseCodes(row_block, strip, k, target, encoded, errors);
-          if (feedback_) feedback_->Spread(kernels_, strip * kGroup + k, errors, work.data());
+          ChooseCodes(row_block, strip, k, targets_of, encoded, errors + k * kLanes);
+          if (!feedback_) continue;
+          feedback_->SpreadInStrip(kernels_, strip * kGroup + k, errors + k * kLanes, work.data());
         }
+        if (feedback_) feedback_->SpreadStrip(kernels_, strip, errors, work.data());
       }
     }
   }
@@ -364,8 +364,9 @@ void MatrixJob::Encode(int row_block, const std::vector<float>& targets, TileBlo
 
 // Codes, scales and outliers of a finished row block into the result. Quality is against the source
 // weights.
-void MatrixJob::Store(int row_block, const EncodedBlock& encoded, QuantizedMatrix* result,
-                      MatrixQuality* quality, std::vector<quant::Outlier>* outliers) const {
+void MatrixJob::Store(int row_block, const Rank& rank, const EncodedBlock& encoded,
+                      QuantizedMatrix* result, MatrixQuality* quality,
+                      std::vector<quant::Outlier>* outliers) const {
   const size_t columns = static_cast<size_t>(counts_.shape.num_positions()) * kGroup;
   for (const int bits : {2, 4}) {
     for (int tile = 0; tile < counts_.shape.tiles(bits); ++tile) {
@@ -395,7 +396,7 @@ void MatrixJob::Store(int row_block, const EncodedBlock& encoded, QuantizedMatri
         ++quality->outliers;
       }
       result->unpacked.codes[row * columns + column] = static_cast<uint8_t>(code);
-      const double weight = weights_[static_cast<size_t>(row) * cols_ + source];
+      const double weight = rank.rows[static_cast<size_t>(source) * kLanes + l];
       const double error = weight - value;
       quality->weighted_error += h_[source] * error * error;
       quality->weighted_norm += h_[source] * weight * weight;
@@ -461,12 +462,12 @@ absl::StatusOr<QuantizedMatrix> MatrixJob::Run(const std::string& name) {
   if (method_.descent_sweeps > 0) {
     descent = std::make_unique<CodeDescent>(hessian_.matrix, places_, kernels_);
   }
-  ForRowBlocks([&](int row_block, TileBlock* block) {
+  ForRowBlocks([&](int row_block, Rank* rank) {
     EncodedBlock encoded(strips(), counts_.shape.tiles(2) + counts_.shape.tiles(4));
-    const std::vector<float> targets = Targets(row_block);
-    Encode(row_block, targets, block, &encoded);
+    const std::vector<float> targets = Targets(*rank);
+    Encode(row_block, targets, rank, &encoded);
     if (descent) descent->Run(targets, method_.descent_sweeps, method_.descent, &encoded);
-    Store(row_block, encoded, &result, &qualities[row_block], &outliers[row_block]);
+    Store(row_block, *rank, encoded, &result, &qualities[row_block], &outliers[row_block]);
   });
   for (int b = 0; b < row_blocks_; ++b) {
     result.quality.Add(qualities[b]);
@@ -504,25 +505,6 @@ std::vector<StorageChoice> MatrixJob::Choices() {
   return choices;
 }
 
-absl::Status CheckWeights(const std::string& name, const float* weights, int rows, int cols) {
-  // d is at most the largest step / 15, a step at most the range of a group / 3.
-  const float limit = kLargestHalf / quant::kStoredSecondOrderFactor * quant::kMaxSubScale;
-  for (int r = 0; r < rows; ++r) {
-    for (int k = 0; k < cols; ++k) {
-      const float w = weights[static_cast<size_t>(r) * cols + k];
-      if (std::abs(w) <= limit) continue;
-      const char* what = std::isnan(w) ? "NaN" : std::isinf(w) ? "infinite" : "";
-      if (*what != '\0') {
-        return absl::InvalidArgumentError(
-            absl::StrCat(name, ": weight [", r, ", ", k, "] is ", what));
-      }
-      return absl::InvalidArgumentError(absl::StrCat(name, ": weight [", r, ", ", k, "] is ", w,
-                                                     ", beyond the format's limit of ", limit));
-    }
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 void MatrixQuality::Add(const MatrixQuality& other) {
@@ -535,10 +517,11 @@ void MatrixQuality::Add(const MatrixQuality& other) {
   outliers += other.outliers;
 }
 
-absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const float* weights,
-                                               int rows, int cols, const Hessian& hessian,
+absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const Matrix& matrix,
+                                               const Hessian& hessian,
                                                const MatrixSettings& settings, ThreadTeam* team,
                                                const LaneKernels& kernels) {
+  const int rows = MatrixRows(matrix), cols = MatrixCols(matrix);
   if (rows <= 0 || cols <= 0) {
     return absl::InvalidArgumentError(absl::StrCat(name, ": empty, ", rows, " x ", cols));
   }
@@ -546,7 +529,7 @@ absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const fl
     return absl::InvalidArgumentError(absl::StrCat(
         name, ": K = ", cols, " input channels is not a multiple of ", quant::kStripChannels));
   }
-  if (absl::Status status = CheckWeights(name, weights, rows, cols); !status.ok()) return status;
+  if (absl::Status status = CheckWeights(name, matrix); !status.ok()) return status;
   FEWBIT_CHECK(static_cast<int>(hessian.diagonal.size()) == cols) << name;
   for (int k = 0; k < cols; ++k) {
     if (std::isfinite(hessian.diagonal[k])) continue;
@@ -554,13 +537,13 @@ absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const fl
         name, ": the calibration inputs of channel ", k,
         " are NaN or infinite; the weights before this layer are out of any sensible range"));
   }
-  return MatrixJob(weights, rows, cols, hessian, settings, team, kernels).Run(name);
+  return MatrixJob(matrix, hessian, settings, team, kernels).Run(name);
 }
 
-std::vector<StorageChoice> StorageChoices(const float* weights, int rows, int cols,
-                                          const Hessian& hessian, const MatrixSettings& settings,
-                                          ThreadTeam* team, const LaneKernels& kernels) {
-  return MatrixJob(weights, rows, cols, hessian, settings, team, kernels).Choices();
+std::vector<StorageChoice> StorageChoices(const Matrix& matrix, const Hessian& hessian,
+                                          const MatrixSettings& settings, ThreadTeam* team,
+                                          const LaneKernels& kernels) {
+  return MatrixJob(matrix, hessian, settings, team, kernels).Choices();
 }
 
 std::vector<float> Dequantize(const quant::UnpackedMatrix& m) {

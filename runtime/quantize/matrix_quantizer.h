@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/cpu/linear.h"
 #include "kernels/quant_pack.h"
 #include "runtime/quantize/bit_allocation.h"
 #include "runtime/quantize/lane_kernels.h"
@@ -47,21 +48,21 @@ struct QuantizedMatrix {
   MatrixQuality quality;
 };
 
-// Quantizes `weights` [rows, cols]. The result depends on the arguments only, not on the team's
-// size or the processor. INVALID_ARGUMENT naming `name` (the tensor): cols no multiple of 16, a NaN
-// or infinite weight (with its place), a weight too large for the fp16 scales. `team` must not be
-// inside a Run.
-absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const float* weights,
-                                               int rows, int cols, const Hessian& hessian,
+// Quantizes `matrix` [rows, cols], of any dtype but packed. The result depends on the arguments
+// only, not on the team's size or the processor. INVALID_ARGUMENT naming `name` (the tensor): cols
+// no multiple of 16, a NaN or infinite weight (with its place), a weight too large for the fp16
+// scales. `team` must not be inside a Run.
+absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const Matrix& matrix,
+                                               const Hessian& hessian,
                                                const MatrixSettings& settings, ThreadTeam* team,
                                                const LaneKernels& kernels);
 
 // The ways to store the matrix, one per useful number of 4-bit strips (strip_choice.h): bytes in
 // the file, and as loss the H-weighted squared error that nearest codes leave. REQUIRES: weights
 // that QuantizeMatrix takes.
-std::vector<StorageChoice> StorageChoices(const float* weights, int rows, int cols,
-                                          const Hessian& hessian, const MatrixSettings& settings,
-                                          ThreadTeam* team, const LaneKernels& kernels);
+std::vector<StorageChoice> StorageChoices(const Matrix& matrix, const Hessian& hessian,
+                                          const MatrixSettings& settings, ThreadTeam* team,
+                                          const LaneKernels& kernels);
 
 // The dense matrix that `m` stands for, [rows, cols] in source channel order: what every kernel
 // computes with.

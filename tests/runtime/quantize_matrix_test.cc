@@ -48,11 +48,16 @@ Problem RandomProblem(int rows, int cols, int seed, float large = 5.0f) {
   return p;
 }
 
+Matrix Weights(const Problem& p) {
+  return DenseMatrix{
+      .data = p.weights.data(), .dtype = DType::kF32, .rows = p.rows, .cols = p.cols};
+}
+
 QuantizedMatrix Quantize(const Problem& p, const MatrixSettings& settings, int threads = 2,
                          cpu::Isa isa = cpu::BestIsa()) {
   ThreadTeam team(threads);
-  absl::StatusOr<QuantizedMatrix> result = QuantizeMatrix(
-      "test", p.weights.data(), p.rows, p.cols, p.hessian, settings, &team, LaneKernelsFor(isa));
+  absl::StatusOr<QuantizedMatrix> result =
+      QuantizeMatrix("test", Weights(p), p.hessian, settings, &team, LaneKernelsFor(isa));
   EXPECT_TRUE(result.ok()) << result.status();
   return *std::move(result);
 }
@@ -387,8 +392,8 @@ TEST(QuantizeMatrixTest, ChoicesAreWhatWouldBeStored) {
   const Problem p = RandomProblem(48, 512, 18);
   ThreadTeam team(2);
   const MatrixSettings settings{.method = kSearched, .share4 = 0.0, .outliers = 0.002};
-  const std::vector<StorageChoice> choices = StorageChoices(
-      p.weights.data(), p.rows, p.cols, p.hessian, settings, &team, LaneKernelsFor(cpu::BestIsa()));
+  const std::vector<StorageChoice> choices =
+      StorageChoices(Weights(p), p.hessian, settings, &team, LaneKernelsFor(cpu::BestIsa()));
   ASSERT_EQ(choices.size(), 5u);  // 0, 8, 16, 24 and 32 strips
   for (size_t i = 0; i < choices.size(); ++i) {
     EXPECT_EQ(choices[i].strips4, static_cast<int>(8 * i));
@@ -402,11 +407,29 @@ TEST(QuantizeMatrixTest, ChoicesAreWhatWouldBeStored) {
   }
 }
 
+// Whatever type the source has: what its values are is all that counts.
+TEST(QuantizeMatrixTest, TheTypeOfTheWeightsDoesNotMatter) {
+  Problem p = RandomProblem(40, 256, 21);
+  std::vector<uint16_t> halves;
+  for (float& w : p.weights) {
+    halves.push_back(quant::FloatToHalf(w));
+    w = quant::HalfToFloat(halves.back());
+  }
+  const MatrixSettings settings{.method = kSearched};
+  ThreadTeam team(2);
+  const Matrix matrix =
+      DenseMatrix{.data = halves.data(), .dtype = DType::kF16, .rows = p.rows, .cols = p.cols};
+  const auto from_halves =
+      QuantizeMatrix("test", matrix, p.hessian, settings, &team, LaneKernelsFor(cpu::BestIsa()));
+  ASSERT_TRUE(from_halves.ok()) << from_halves.status();
+  EXPECT_EQ(Bytes(from_halves->unpacked), Bytes(Quantize(p, settings).unpacked));
+}
+
 TEST(QuantizeMatrixTest, RefusesWhatItCannotQuantize) {
   ThreadTeam team(1);
   const auto refusal = [&](const Problem& p) {
-    const absl::Status status = QuantizeMatrix("layers.3.up_proj", p.weights.data(), p.rows, p.cols,
-                                               p.hessian, {}, &team, LaneKernelsFor(cpu::BestIsa()))
+    const absl::Status status = QuantizeMatrix("layers.3.up_proj", Weights(p), p.hessian, {}, &team,
+                                               LaneKernelsFor(cpu::BestIsa()))
                                     .status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(std::string(status.message()), HasSubstr("layers.3.up_proj"));
