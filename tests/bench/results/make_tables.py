@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """Puts the measured tables into the READMEs: every `<!-- NAME.csv -->` ... `<!-- end -->` section is
-replaced by a table of the file NAME.csv beside this script; linears-*, attention-*, tune-* and decode-* have a form each, and cost-* is
-the same decode-* file in dollars. Run it from anywhere after a measurement:
+replaced by a table of the file NAME.csv beside this script; linears-*, attention-*, tune-*, decode-* and quality-* have a form each, cost-*
+is the same decode-* file in dollars, and curve-* the curve of the quality-* file. Run it from anywhere after a measurement:
     make_tables.py [--price=DOLLARS_PER_GPU_HOUR]"""
 
 import argparse
 import csv
+import math
 import pathlib
 import re
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-READMES = [ROOT / "kernels" / "cuda" / "README.md", ROOT / "runtime" / "cuda" / "README.md"]
+READMES = [ROOT / "kernels" / "cuda" / "README.md", ROOT / "runtime" / "cuda" / "README.md", ROOT / "tests" / "bench" / "README.md"]
 PEERS = HERE / "decode-peers-h200.csv"  # other programs on the same GPU: shape,program,batch,tokens_per_s
 
 
@@ -105,7 +106,73 @@ def tune_table(path):
     return "\n".join(lines)
 
 
+def quality_rows(path):
+    """One record per row: bits, CPU seconds and so on, and for each text its perplexity and the ratio to the original's."""
+    original, records = {}, {}
+    for r in rows_of(path):
+        if r["section"] == "original":
+            original[r["text"], r["windows"]] = float(r["perplexity"])
+            continue
+        record = records.setdefault((r["section"], r["row"]), dict(r, bits=float(r["bits"]), texts={}))
+        perplexity = float(r["perplexity"])
+        record["texts"][r["text"]] = (perplexity, perplexity / original[r["text"], r["windows"]])
+    return list(records.values())
+
+
+def is_default(record):
+    return record["section"] == "curve" and record["bits_from"] == "bytes" or (record["section"], record["row"]) == ("default", "default")
+
+
+def curve_of(records, text):
+    """(bits, ratio) of the default by rising bits."""
+    return sorted((r["bits"], r["texts"][text][1]) for r in records if is_default(r))
+
+
+def on_curve(curve, bits):
+    """The default's ratio at `bits`, between two measured points by the logarithm; empty outside of them."""
+    for (b0, r0), (b1, r1) in zip(curve, curve[1:]):
+        if b0 <= bits <= b1:
+            return f"{math.exp(math.log(r0) + (math.log(r1) - math.log(r0)) * (bits - b0) / (b1 - b0)):.3f}"
+    return ""
+
+
+def quality_table(path):
+    records = quality_rows(path)
+    texts = list(dict.fromkeys(t for r in records for t in r["texts"]))
+    curve = curve_of(records, texts[0])
+    lines = ["| | bits | " + " | ".join(f"{t}, ratio" for t in texts) + " | the default at these bits | KL | top-1 | CPU s | MiB |",
+             "|---" * (len(texts) + 7) + "|"]
+    for r in records:
+        if r["section"] == "curve":
+            continue
+        cells = [f"{r['section']}: {r['row']}", f"{r['bits']:.3f}" + ("" if r["bits_from"] == "bytes" else " *")]
+        for t in texts:
+            cells.append(f"{r['texts'][t][0]:.2f}, {r['texts'][t][1]:.3f}" if t in r["texts"] else "")
+        cells += [on_curve(curve, r["bits"]), f"{float(r['kl']):.3f}" if r["kl"] else "",
+                  f"{100 * float(r['top1']):.1f} %" if r["top1"] else "", f"{float(r['cpu_seconds']):.0f}" if r["cpu_seconds"] else "", r["peak_mib"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def curve_table(path):
+    records = quality_rows(path)
+    text = next(iter(records[0]["texts"]))
+    curve = curve_of(records, text)
+    lines = [f"| bits | the default, ratio on {text} | something else | its ratio |", "|---|---|---|---|"]
+    for r in sorted((r for r in records if r["section"] == "curve" or is_default(r)), key=lambda r: r["bits"]):
+        ratio = f"{r['texts'][text][1]:.3f}"
+        if is_default(r):
+            lines.append(f"| {r['bits']:.3f} | {ratio} | | |")
+        else:
+            lines.append(f"| {r['bits']:.3f} * | {on_curve(curve, r['bits'])} | {r['row']} | {ratio} |")
+    return "\n".join(lines)
+
+
 def table(name, price):
+    if name.startswith("quality-"):
+        return quality_table(HERE / name)
+    if name.startswith("curve-"):
+        return curve_table(HERE / name.replace("curve-", "quality-", 1))
     if name.startswith("tune-"):
         return tune_table(HERE / name)
     if name.startswith("attention-"):
