@@ -13,7 +13,7 @@ namespace {
 // Tokens that run through a layer at once, and bytes of what a layer makes of them: the fewer of
 // the two, one window at least.
 constexpr int kBatchTokens = 2048;
-constexpr int64_t kBatchBytes = 128 << 20;
+constexpr int64_t kBatchBytes = 32 << 20;
 constexpr int kGramRows = 8;
 constexpr int kGramTokens = 256;
 
