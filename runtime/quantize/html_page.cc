@@ -15,46 +15,59 @@ namespace {
 // Colours are variables, so that a dark page is the same markup. A value of a heat map is --v, the
 // share of the hot colour in its cell.
 constexpr char kStyle[] = R"css(
-:root{color-scheme:light dark;--page:#f4f5f7;--card:#fff;--text:#1b2330;--soft:#5c6779;--line:#e1e5eb;
---cold:#eef2f8;--hot:#1f5fc4;--onhot:#fff;--grid:#e6e9ee;--s0:#1f5fc4;--s1:#d9480f;--s2:#2b8a3e;--s3:#862e9c;--s4:#0b7285;--s5:#a61e4d}
-@media (prefers-color-scheme:dark){:root{--page:#0f1319;--card:#171d26;--text:#e4e9f1;--soft:#95a1b3;--line:#28313e;
---cold:#1e2734;--hot:#6fb1ff;--onhot:#08121f;--grid:#28313e;--s0:#6fb1ff;--s1:#ff922b;--s2:#69db7c;--s3:#da77f2;--s4:#3bc9db;--s5:#f783ac}}
+:root{color-scheme:light dark;--page:#f4f5f7;--card:#fff;--text:#1b2330;--soft:#5c6779;
+--line:#e1e5eb;
+--cold:#eef2f8;--hot:#1f5fc4;--onhot:#fff;--grid:#e6e9ee;--s0:#1f5fc4;--s1:#d9480f;--s2:#2b8a3e;
+--s3:#862e9c;--s4:#0b7285;--s5:#a61e4d}
+@media (prefers-color-scheme:dark){:root{--page:#0f1319;--card:#171d26;--text:#e4e9f1;
+--soft:#95a1b3;--line:#28313e;
+--cold:#1e2734;--hot:#6fb1ff;--onhot:#08121f;--grid:#28313e;--s0:#6fb1ff;--s1:#ff922b;
+--s2:#69db7c;--s3:#da77f2;--s4:#3bc9db;--s5:#f783ac}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--text);font:15px/1.5 system-ui,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",sans-serif}
+body{margin:0;background:var(--page);color:var(--text);
+font:15px/1.5 system-ui,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",sans-serif}
 main{max-width:1120px;margin:0 auto;padding:28px 20px 40px}
 h1{font-size:26px;line-height:1.25;margin:0;overflow-wrap:anywhere}
 h2{font-size:18px;margin:0 0 10px}
 h3{font-size:14px;margin:0 0 6px}
 p{margin:0 0 12px;max-width:80ch;overflow-wrap:anywhere}
 .sub{color:var(--soft);margin:4px 0 22px}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0 0 16px}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;
+margin:0 0 16px}
 .figure,section{background:var(--card);border:1px solid var(--line);border-radius:10px}
 .figure{padding:12px 14px}
 .figure .name{color:var(--soft);font-size:13px}
-.figure .value{font-size:24px;font-weight:650;line-height:1.3;font-variant-numeric:tabular-nums;white-space:nowrap}
+.figure .value{font-size:24px;font-weight:650;line-height:1.3;font-variant-numeric:tabular-nums;
+white-space:nowrap}
 .figure .note{color:var(--soft);font-size:12.5px;line-height:1.4}
 section{padding:18px 20px 8px;margin:0 0 16px}
-.items{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:4px 28px}
+.items{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));
+gap:4px 28px}
 .items>*{min-width:0;margin:0 0 14px}
 .wide{grid-column:1/-1}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:5px 10px 5px 0;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
+th,td{padding:5px 10px 5px 0;text-align:left;border-bottom:1px solid var(--line);
+vertical-align:top}
 .words td{overflow-wrap:anywhere;min-width:8ch}
 th{color:var(--soft);font-weight:600;font-size:13px;white-space:nowrap}
 th.n,td.n{text-align:right;padding:5px 0 5px 14px;white-space:nowrap}
 tr.total td{font-weight:650;border-bottom:0}
-pre{margin:0;padding:12px 14px;background:var(--cold);border-radius:8px;overflow-x:auto;font:13px/1.5 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+pre{margin:0;padding:12px 14px;background:var(--cold);border-radius:8px;overflow-x:auto;
+font:13px/1.5 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .heat{table-layout:fixed;border-collapse:separate;border-spacing:2px;font-size:12px}
 .heat th,.heat td{border:0;padding:2px 1px;text-align:center;overflow:hidden}
-.heat td{border-radius:3px;min-width:0;overflow-wrap:normal;background:color-mix(in oklab,var(--hot) var(--v),var(--cold))}
+.heat td{border-radius:3px;min-width:0;overflow-wrap:normal;
+background:color-mix(in oklab,var(--hot) var(--v),var(--cold))}
 .heat td.h{color:var(--onhot)}
 .heat td.none{background:none}
 .heat th{font-size:12px;font-weight:500}
 .heat th:first-child{text-align:right;padding-right:5px;width:44px}
-.legend{color:var(--soft);font-size:12.5px;display:flex;flex-wrap:wrap;align-items:center;gap:2px 7px;margin:4px 0 0}
+.legend{color:var(--soft);font-size:12.5px;display:flex;flex-wrap:wrap;align-items:center;
+gap:2px 7px;margin:4px 0 0}
 .legend span{white-space:nowrap}
-.ramp{width:72px;height:9px;border-radius:3px;background:linear-gradient(90deg in oklab,var(--cold),var(--hot))}
+.ramp{width:72px;height:9px;border-radius:3px;
+background:linear-gradient(90deg in oklab,var(--cold),var(--hot))}
 .swatch{width:12px;height:12px;border-radius:3px}
 .cells{display:flex;gap:6px}
 .names{position:relative;flex:0 0 24px;font-size:10px;line-height:10px;color:var(--soft)}
@@ -68,8 +81,11 @@ pre{margin:0;padding:12px 14px;background:var(--cold);border-radius:8px;overflow
 .chart .grid{stroke:var(--grid)}
 .chart polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}
 footer{color:var(--soft);font-size:13px;padding:4px 2px;overflow-wrap:anywhere}
-@media (max-width:560px){main{padding:18px 12px 28px}section{padding:14px 12px 4px}h1{font-size:21px}
-.figures{grid-template-columns:repeat(2,1fr);gap:8px}.figure:last-child:nth-child(odd){grid-column:1/-1}.figure{padding:9px 10px}.figure .value{font-size:20px}table{font-size:13.5px}th.n,td.n{padding-left:8px}
+@media (max-width:560px){main{padding:18px 12px 28px}section{padding:14px 12px 4px}
+h1{font-size:21px}
+.figures{grid-template-columns:repeat(2,1fr);gap:8px}
+.figure:last-child:nth-child(odd){grid-column:1/-1}.figure{padding:9px 10px}
+.figure .value{font-size:20px}table{font-size:13.5px}th.n,td.n{padding-left:8px}
 .heat{font-size:11px;border-spacing:1px}
 .heat th:first-child{width:32px}.heat th{font-size:10.5px}}
 @media print{body{background:none}section,.figure{break-inside:avoid}}
