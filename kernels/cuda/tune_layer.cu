@@ -11,7 +11,14 @@ namespace {
 struct AddElement {
   const float* x;
   float* y;
-  __device__ void operator()(int64_t i) const { y[i] += x[i]; }
+  template <int N>
+  __device__ void At(int64_t i) const {
+    const auto from = Floats<N>::Load(x + i);
+    auto sum = Floats<N>::Load(y + i);
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum.v[j] += from.v[j];
+    sum.Store(y + i);
+  }
 };
 
 __global__ void AddBiasKernel(const float* bias, int cols, float* y) {
@@ -29,6 +36,7 @@ NormLaunch NormLaunchOf(int rows, int cols) {
   return {dim3((rows + kWarps - 1) / kWarps), dim3(32, kWarps)};
 }
 
+template <int N>
 __global__ void RmsNormKernel(const float* x, const float* weight, float eps, int rows, int cols,
                               float* y, float* inverse_rms) {
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
@@ -36,13 +44,24 @@ __global__ void RmsNormKernel(const float* x, const float* weight, float eps, in
   x += row * cols;
   y += row * cols;
   float squares = 0.0f;
-  for (int c = threadIdx.x; c < cols; c += blockDim.x) squares += x[c] * x[c];
+  for (int c = N * threadIdx.x; c < cols; c += N * blockDim.x) {
+    const auto at = Floats<N>::Load(x + c);
+#pragma unroll
+    for (int j = 0; j < N; ++j) squares += at.v[j] * at.v[j];
+  }
   const float inverse = 1.0f / sqrtf(RowSum(squares) / static_cast<float>(cols) + eps);
-  for (int c = threadIdx.x; c < cols; c += blockDim.x) y[c] = x[c] * inverse * weight[c];
+  for (int c = N * threadIdx.x; c < cols; c += N * blockDim.x) {
+    auto at = Floats<N>::Load(x + c);
+    const auto w = Floats<N>::Load(weight + c);
+#pragma unroll
+    for (int j = 0; j < N; ++j) at.v[j] = at.v[j] * inverse * w.v[j];
+    at.Store(y + c);
+  }
   if (threadIdx.x == 0) inverse_rms[row] = inverse;
 }
 
 // With n = x * inverse: dx = inverse * (dy * weight - n * mean(dy * weight * n)).
+template <int N>
 __global__ void RmsNormBackwardKernel(const float* x, const float* weight, const float* inverse_rms,
                                       const float* dy, int rows, int cols, bool add, float* dx) {
   const int64_t row = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
@@ -52,11 +71,24 @@ __global__ void RmsNormBackwardKernel(const float* x, const float* weight, const
   dx += row * cols;
   const float inverse = inverse_rms[row];
   float dot = 0.0f;
-  for (int c = threadIdx.x; c < cols; c += blockDim.x) dot += dy[c] * weight[c] * x[c];
+  for (int c = N * threadIdx.x; c < cols; c += N * blockDim.x) {
+    const auto g = Floats<N>::Load(dy + c), w = Floats<N>::Load(weight + c);
+    const auto at = Floats<N>::Load(x + c);
+#pragma unroll
+    for (int j = 0; j < N; ++j) dot += g.v[j] * w.v[j] * at.v[j];
+  }
   const float mean = RowSum(dot) * inverse / static_cast<float>(cols);
-  for (int c = threadIdx.x; c < cols; c += blockDim.x) {
-    const float gradient = inverse * (dy[c] * weight[c] - x[c] * inverse * mean);
-    dx[c] = add ? dx[c] + gradient : gradient;
+  for (int c = N * threadIdx.x; c < cols; c += N * blockDim.x) {
+    const auto w = Floats<N>::Load(weight + c), at = Floats<N>::Load(x + c);
+    auto g = Floats<N>::Load(dy + c);
+#pragma unroll
+    for (int j = 0; j < N; ++j) g.v[j] = inverse * (g.v[j] * w.v[j] - at.v[j] * inverse * mean);
+    if (add) {
+      const auto old = Floats<N>::Load(dx + c);
+#pragma unroll
+      for (int j = 0; j < N; ++j) g.v[j] += old.v[j];
+    }
+    g.Store(dx + c);
   }
 }
 
@@ -139,24 +171,39 @@ struct SiluMulElement {
   const float* gate;
   const float* up;
   float* y;
-  __device__ void operator()(int64_t i) const { y[i] = gate[i] * Sigmoid(gate[i]) * up[i]; }
+  template <int N>
+  __device__ void At(int64_t i) const {
+    const auto g = Floats<N>::Load(gate + i), u = Floats<N>::Load(up + i);
+    Floats<N> out;
+#pragma unroll
+    for (int j = 0; j < N; ++j) out.v[j] = g.v[j] * Sigmoid(g.v[j]) * u.v[j];
+    out.Store(y + i);
+  }
 };
 
 struct SiluMulGradient {
   const float* dy;
   float* gate;
   float* up;
-  __device__ void operator()(int64_t i) const {
-    const float g = gate[i], s = Sigmoid(g), d = dy[i];
-    gate[i] = d * up[i] * s * (1.0f + g * (1.0f - s));
-    up[i] = d * g * s;
+  template <int N>
+  __device__ void At(int64_t i) const {
+    const auto d = Floats<N>::Load(dy + i);
+    auto g = Floats<N>::Load(gate + i), u = Floats<N>::Load(up + i);
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const float x = g.v[j], s = Sigmoid(x);
+      g.v[j] = d.v[j] * u.v[j] * s * (1.0f + x * (1.0f - s));
+      u.v[j] = d.v[j] * x * s;
+    }
+    g.Store(gate + i);
+    u.Store(up + i);
   }
 };
 
 }  // namespace
 
 cudaError_t TuneAdd(const float* x, int64_t count, float* y, cudaStream_t stream) {
-  return ForEach(count, AddElement{x, y}, stream);
+  return ForEach(count, AddElement{x, y}, {x, y}, stream);
 }
 
 cudaError_t TuneAddBias(const float* bias, int rows, int cols, float* y, cudaStream_t stream) {
@@ -170,8 +217,9 @@ cudaError_t TuneRmsNorm(const float* x, const float* weight, float eps, int rows
                         float* y, float* inverse_rms, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
   const NormLaunch launch = NormLaunchOf(rows, cols);
-  RmsNormKernel<<<launch.grid, launch.block, 0, stream>>>(x, weight, eps, rows, cols, y,
-                                                          inverse_rms);
+  const bool four = cols % 4 == 0 && AlignedToFour({x, weight, y});
+  const auto kernel = four ? RmsNormKernel<4> : RmsNormKernel<1>;
+  kernel<<<launch.grid, launch.block, 0, stream>>>(x, weight, eps, rows, cols, y, inverse_rms);
   return cudaGetLastError();
 }
 
@@ -185,8 +233,9 @@ cudaError_t TuneRmsNormBackward(const float* x, const float* weight, const float
     if (error != cudaSuccess) return error;
   }
   const NormLaunch launch = NormLaunchOf(rows, cols);
-  RmsNormBackwardKernel<<<launch.grid, launch.block, 0, stream>>>(x, weight, inverse_rms, dy, rows,
-                                                                  cols, add, dx);
+  const bool four = cols % 4 == 0 && AlignedToFour({x, weight, dy, dx});
+  const auto kernel = four ? RmsNormBackwardKernel<4> : RmsNormBackwardKernel<1>;
+  kernel<<<launch.grid, launch.block, 0, stream>>>(x, weight, inverse_rms, dy, rows, cols, add, dx);
   return cudaGetLastError();
 }
 
@@ -199,12 +248,12 @@ cudaError_t TuneRope(const tune::RopeArgs& args, bool inverse, float* x, cudaStr
 
 cudaError_t TuneSiluMul(const float* gate, const float* up, int64_t count, float* y,
                         cudaStream_t stream) {
-  return ForEach(count, SiluMulElement{gate, up, y}, stream);
+  return ForEach(count, SiluMulElement{gate, up, y}, {gate, up, y}, stream);
 }
 
 cudaError_t TuneSiluMulBackward(const float* dy, int64_t count, float* gate, float* up,
                                 cudaStream_t stream) {
-  return ForEach(count, SiluMulGradient{dy, gate, up}, stream);
+  return ForEach(count, SiluMulGradient{dy, gate, up}, {dy, gate, up}, stream);
 }
 
 }  // namespace fewbit::cuda

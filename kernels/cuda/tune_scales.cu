@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "kernels/cuda/device/for_each.cuh"
+#include "kernels/cuda/device/load4.cuh"
 #include "kernels/cuda/device/ordered_sum.cuh"
 #include "kernels/cuda/tune.h"
 #include "kernels/quant_layout.h"
@@ -51,14 +52,20 @@ struct AddOutlier {
   const int32_t* at;
   const float* outliers;
   float* weights;
-  __device__ void operator()(int64_t i) const { weights[at[i]] += outliers[i]; }
+  template <int N>
+  __device__ void At(int64_t i) const {
+    weights[at[i]] += outliers[i];
+  }
 };
 
 struct TakeOutlierGradient {
   const int32_t* at;
   const float* d_weights;
   float* gradients;
-  __device__ void operator()(int64_t i) const { gradients[i] += d_weights[at[i]]; }
+  template <int N>
+  __device__ void At(int64_t i) const {
+    gradients[i] += d_weights[at[i]];
+  }
 };
 
 // Straight-through: nothing for a sub-scale at an end of its range that would be pushed beyond.
@@ -114,12 +121,20 @@ template <typename T>
 struct WidenElement {
   const T* from;
   float* to;
-  __device__ void operator()(int64_t i) const { to[i] = static_cast<float>(from[i]); }
+  template <int N>
+  __device__ void At(int64_t i) const {
+    if constexpr (N == 4) {
+      *reinterpret_cast<float4*>(to + i) = Load4(from + i);
+    } else {
+      to[i] = static_cast<float>(from[i]);
+    }
+  }
 };
 
 template <typename T>
 cudaError_t WidenFrom(const void* from, int64_t count, float* to, cudaStream_t stream) {
-  return ForEach(count, WidenElement<T>{static_cast<const T*>(from), to}, stream);
+  return ForEach(count, WidenElement<T>{static_cast<const T*>(from), to},
+                 {static_cast<const float*>(from), to}, stream);
 }
 
 // 8 elements of a row.
@@ -128,7 +143,8 @@ struct RoundEight {
   int64_t row_stride;
   int eights;  // per row
   uint4* to;
-  __device__ void operator()(int64_t i) const {
+  template <int N>
+  __device__ void At(int64_t i) const {
     const int64_t row = i / eights;
     const auto* x = reinterpret_cast<const float4*>(from + row * row_stride + 8 * (i % eights));
     const float4 a = x[0], b = x[1];
@@ -144,7 +160,8 @@ struct RoundEight {
 struct AdamElement {
   tune::AdamArgs a;
   float correction1, correction2;  // 1 / (1 - beta^step)
-  __device__ void operator()(int64_t i) const {
+  template <int N>
+  __device__ void At(int64_t i) const {
     const float reference = a.reference == nullptr ? 1.0f : a.reference[i];
     const float g = a.gradients[i] * a.gradient_scale * reference;
     const float m = a.beta1 * a.first_moments[i] + (1.0f - a.beta1) * g;
@@ -162,7 +179,8 @@ struct FillAddress {
   int64_t outer_stride, inner_stride;
   int inner;
   const void** addresses;
-  __device__ void operator()(int64_t i) const {
+  template <int N>
+  __device__ void At(int64_t i) const {
     addresses[i] = data + (i / inner) * outer_stride + (i % inner) * inner_stride;
   }
 };
@@ -204,8 +222,8 @@ cudaError_t TuneWeights(const ScaledMatrix& matrix, float* weights, cudaStream_t
   WeightsKernel<<<matrix.rows, kThreads, 0, stream>>>(matrix, reinterpret_cast<float4*>(weights));
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
-  return ForEach(matrix.num_outliers, AddOutlier{matrix.outlier_at, matrix.outliers, weights},
-                 stream);
+  return ForEachOne(matrix.num_outliers, AddOutlier{matrix.outlier_at, matrix.outliers, weights},
+                    stream);
 }
 
 cudaError_t TuneWeightGradients(const ScaledMatrix& matrix, const float* d_weights,
@@ -222,8 +240,8 @@ cudaError_t TuneWeightGradients(const ScaledMatrix& matrix, const float* d_weigh
       matrix, reinterpret_cast<const float4*>(d_weights), block_rows, gradients);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return error;
-  return ForEach(matrix.num_outliers,
-                 TakeOutlierGradient{matrix.outlier_at, d_weights, gradients.outliers}, stream);
+  return ForEachOne(matrix.num_outliers,
+                    TakeOutlierGradient{matrix.outlier_at, d_weights, gradients.outliers}, stream);
 }
 
 cudaError_t TuneSumSquares(const float* x, int64_t count, tune::LossSums* sums, void* scratch,
@@ -239,21 +257,21 @@ cudaError_t TuneAdam(const tune::AdamArgs& args, cudaStream_t stream) {
   const auto correction = [&args](float beta) {
     return static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(beta), args.step)));
   };
-  return ForEach(args.count, AdamElement{args, correction(args.beta1), correction(args.beta2)},
-                 stream);
+  return ForEachOne(args.count, AdamElement{args, correction(args.beta1), correction(args.beta2)},
+                    stream);
 }
 
 cudaError_t TuneRoundToBf16(const float* from, int64_t row_stride, int rows, int cols, void* to,
                             cudaStream_t stream) {
   const int eights = cols / 8;
-  return ForEach(int64_t{rows} * eights,
-                 RoundEight{from, row_stride, eights, static_cast<uint4*>(to)}, stream);
+  return ForEachOne(int64_t{rows} * eights,
+                    RoundEight{from, row_stride, eights, static_cast<uint4*>(to)}, stream);
 }
 
 cudaError_t TuneAddresses(const float* data, int64_t outer_stride, int64_t inner_stride, int outer,
                           int inner, const void** addresses, cudaStream_t stream) {
-  return ForEach(int64_t{outer} * inner,
-                 FillAddress{data, outer_stride, inner_stride, inner, addresses}, stream);
+  return ForEachOne(int64_t{outer} * inner,
+                    FillAddress{data, outer_stride, inner_stride, inner, addresses}, stream);
 }
 
 }  // namespace fewbit::cuda

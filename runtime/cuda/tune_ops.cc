@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -21,6 +22,11 @@ namespace {
 
 // What cuBLAS asks for on Hopper; with less it may choose slower algorithms.
 constexpr size_t kCublasWorkspaceBytes = size_t{64} << 20;
+
+// Uploads go through pinned pieces, so that they queue up behind operators instead of waiting for
+// them; there is room for the hidden states of a step of a 7B model.
+constexpr int kPieces = 8;
+constexpr size_t kPieceBytes = size_t{16} << 20;
 
 // Writes what failed to stderr and aborts: after a CUDA error the context is of no use. An error
 // inside a kernel shows up in a later call.
@@ -58,15 +64,16 @@ StoredShape StoredShapeOf(const Operand& operand, int rows, int cols) {
   return operand.transposed ? StoredShape{cols, rows} : StoredShape{rows, cols};
 }
 
-// One large product, which bf16 makes faster by more than rounding its operands takes.
+// One product large in all dimensions: bf16 makes it faster by several times what rounding its
+// operands takes.
 bool PaysToRound(const Product& p) {
-  constexpr int64_t kMultiplyAdds = int64_t{1} << 34;
+  constexpr int kLarge = 2048;
   const auto can = [](const Operand& operand, int rows, int cols) {
     return reinterpret_cast<uintptr_t>(operand.data) % 16 == 0 && operand.row_stride % 4 == 0 &&
            StoredShapeOf(operand, rows, cols).cols % 8 == 0;
   };
-  return p.outer * p.inner == 1 && int64_t{p.m} * p.n * p.k >= kMultiplyAdds &&
-         can(p.a, p.m, p.k) && can(p.b, p.k, p.n);
+  return p.outer * p.inner == 1 && std::min({p.m, p.n, p.k}) >= kLarge && can(p.a, p.m, p.k) &&
+         can(p.b, p.k, p.n);
 }
 
 class CudaOps final : public Ops {
@@ -77,10 +84,7 @@ class CudaOps final : public Ops {
   const std::string& device() const override { return name_; }
   absl::StatusOr<void*> Allocate(size_t bytes) override;
   void Free(void* data) override;
-  void Upload(const void* host, size_t bytes, void* device) override {
-    Check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, Stream()), "Upload", 1,
-          static_cast<int64_t>(bytes));
-  }
+  void Upload(const void* host, size_t bytes, void* device) override;
   void Download(const void* device, size_t bytes, void* host) override {
     const auto count = static_cast<int64_t>(bytes);
     Check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, Stream()), "Download", 1,
@@ -181,6 +185,9 @@ class CudaOps final : public Ops {
   DeviceMemory scratch_, workspace_;
   DeviceMemory addresses_, rounded_;  // of the operands of the product at hand
   std::unique_ptr<cuda::Cublas> cublas_;
+  PinnedMemory pinned_;  // [kPieces, kPieceBytes]
+  cudaEvent_t copied_[kPieces] = {};
+  int piece_ = 0;  // that is used next
   std::unordered_map<void*, size_t> allocated_;
   int64_t live_bytes_ = 0, peak_bytes_ = 0;
 };
@@ -202,6 +209,13 @@ absl::StatusOr<std::unique_ptr<Ops>> CudaOps::Create(int device, DType factors) 
   auto workspace = DeviceMemory::Allocate(kCublasWorkspaceBytes, "cuBLAS's workspace");
   if (!workspace.ok()) return workspace.status();
   ops->workspace_ = *std::move(workspace);
+  auto pinned = PinnedMemory::Allocate(kPieces * kPieceBytes, "pinned memory for uploads");
+  if (!pinned.ok()) return pinned.status();
+  ops->pinned_ = *std::move(pinned);
+  for (cudaEvent_t& event : ops->copied_) {
+    error = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    if (error != cudaSuccess) return absl::UnavailableError(cudaGetErrorString(error));
+  }
   std::string message;
   ops->cublas_ = cuda::Cublas::Open(&message);
   if (ops->cublas_ == nullptr) return absl::UnavailableError(message);
@@ -215,6 +229,9 @@ CudaOps::~CudaOps() {
   cudaSetDevice(index_);
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
   for (const auto& [data, bytes] : allocated_) cudaFree(data);
+  for (cudaEvent_t event : copied_) {
+    if (event != nullptr) cudaEventDestroy(event);
+  }
   cublas_.reset();
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
@@ -244,6 +261,22 @@ void CudaOps::Free(void* data) {
   Check(cudaFree(data), "Free", 1, static_cast<int64_t>(found->second));
   live_bytes_ -= static_cast<int64_t>(found->second);
   allocated_.erase(found);
+}
+
+void CudaOps::Upload(const void* host, size_t bytes, void* device) {
+  const cudaStream_t stream = Stream();
+  const auto count = static_cast<int64_t>(bytes);
+  for (size_t begin = 0; begin < bytes; begin += kPieceBytes) {
+    const size_t size = std::min(kPieceBytes, bytes - begin);
+    uint8_t* piece = pinned_.get() + piece_ * kPieceBytes;
+    Check(cudaEventSynchronize(copied_[piece_]), "Upload", 1, count);
+    std::memcpy(piece, static_cast<const uint8_t*>(host) + begin, size);
+    Check(cudaMemcpyAsync(static_cast<uint8_t*>(device) + begin, piece, size,
+                          cudaMemcpyHostToDevice, stream),
+          "Upload", 1, count);
+    Check(cudaEventRecord(copied_[piece_], stream), "Upload", 1, count);
+    piece_ = (piece_ + 1) % kPieces;
+  }
 }
 
 uint8_t* CudaOps::Room(size_t bytes, DeviceMemory* memory) {

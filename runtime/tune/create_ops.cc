@@ -18,7 +18,7 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateOps(std::string_view device, int thre
     return CreateCpuOps(threads, cpu::BestIsa(),
                         HasBFloat16Products() ? TileType::kBFloat16 : TileType::kFloat32);
   }
-  return CreateCudaOps(index);
+  return CreateCudaOps(index, DType::kBF16);
 }
 
 }  // namespace fewbit::tune

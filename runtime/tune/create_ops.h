@@ -11,7 +11,8 @@ namespace fewbit::tune {
 
 // `device` as in ResolveDevice of runtime/device.h: "auto", "cpu", "cuda", "cuda:N". `threads` is
 // for the CPU; 0: one per processor; its products are of bfloat16 numbers where
-// HasBFloat16Products(). Errors: those of ResolveDevice and of CreateCudaOps.
+// HasBFloat16Products(). On a GPU products that are large in all dimensions are of bfloat16
+// numbers. Errors: those of ResolveDevice and of CreateCudaOps.
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(std::string_view device, int threads);
 
 }  // namespace fewbit::tune
