@@ -98,11 +98,11 @@ def tune_table(path):
     """Steps of tuning by how the factors of large products are rounded."""
     rows = rows_of(path)
     first = rows[0]
-    lines = [f"{first['gpu']}, {first['date']}, commit {first['commit']}, {first['shape']}, {first['layers']} layers", "",
-             "| factors | windows x tokens | ms per step | tokens per second | 800 steps, minutes | peak GiB |", "|---" * 6 + "|"]
+    lines = [f"{first['gpu']}, {first['date']}, {first['shape']}", "",
+             "| layers | factors | windows x tokens | ms per step | tokens per second | 800 steps, minutes | peak GiB | commit |", "|---" * 8 + "|"]
     for r in rows:
         ms = float(r["ms_per_step"])
-        lines.append(f"| {r['factors']} | {r['windows']} x {r['context']} | {ms:,.0f} | {float(r['tokens_per_s']):,.0f} | {800 * ms / 60000:.1f} | {float(r['peak_gib']):.1f} |")
+        lines.append(f"| {r['layers']} | {r['factors']} | {r['windows']} x {r['context']} | {ms:,.0f} | {float(r['tokens_per_s']):,.0f} | {800 * ms / 60000:.1f} | {float(r['peak_gib']):.1f} | {r['commit']} |")
     return "\n".join(lines)
 
 
