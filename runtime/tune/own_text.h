@@ -15,10 +15,10 @@
 namespace fewbit::tune {
 
 // options.own_windows windows of options.context tokens: the first tokens of a training window of
-// `calibration` and what options.model_dir, drawing from its distribution (temperature 1), makes of
-// them on options.device. Runs on the engine that serves. `progress` (windows done; may be empty)
-// comes from its thread. The same options give the same windows on the same device.
-// Errors: those of LoadModel, TuningText and CreateExecutor; *stop set: CANCELLED.
+// `calibration` (with its noise, if any) and what options.model_dir, drawing from its distribution
+// (temperature 1), makes of them on options.device. Runs on the engine that serves. `progress`
+// (windows done; may be empty) comes from its thread. The same options give the same windows on the
+// same device. Errors: those of LoadModel, TuningText and CreateExecutor; *stop set: CANCELLED.
 absl::StatusOr<std::vector<TokenId>> WriteOwnText(const TuneOptions& options,
                                                   std::span<const TokenId> calibration,
                                                   const std::function<void(int)>& progress,

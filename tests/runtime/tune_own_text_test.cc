@@ -26,6 +26,7 @@ TuneOptions Golden() {
   options.context = 32;
   options.held_out = 4;
   options.own_windows = 12;
+  options.noise = 0.0;
   return options;
 }
 
