@@ -171,6 +171,53 @@ TEST(TuningTextTest, DependsOnSeedStepAndWindowOnly) {
   EXPECT_NE(window(1, 2, 3), window(2, 2, 3));
 }
 
+TEST(TuningTextTest, NoiseReplacesItsShareAndNothingThatIsHeldOut) {
+  constexpr int kTokens = 4000, kContext = 64;
+  const std::vector<TokenId> ids = Numbered(kTokens);
+  const TuningText::Options plain{
+      .bos = TokenId{3999}, .context = kContext, .held_out = 4, .vocab_size = kTokens};
+  TuningText::Options noisy = plain;
+  noisy.noise = 0.2;
+  const auto a = TuningText::Create(ids, {}, plain);
+  const auto b = TuningText::Create(ids, {}, noisy);
+  std::vector<TokenId> clean(kContext), window(kContext);
+  int replaced = 0;
+  constexpr int kSteps = 200;
+  for (int step = 1; step <= kSteps; ++step) {
+    a->Draw(step, 0, clean);
+    b->Draw(step, 0, window);
+    EXPECT_EQ(window[0], clean[0]) << "BOS";
+    for (int i = 1; i < kContext; ++i) replaced += window[i] != clean[i];
+  }
+  EXPECT_NEAR(replaced, 0.2 * kSteps * (kContext - 1), 0.02 * kSteps * (kContext - 1));
+  a->HeldOut(2, clean);
+  b->HeldOut(2, window);
+  EXPECT_EQ(window, clean);
+}
+
+TEST(TuningTextTest, OwnWindowsComeWhole) {
+  constexpr int kContext = 16, kOwn = 10;
+  const std::vector<TokenId> ids = Numbered(1000);
+  std::vector<TokenId> own;
+  for (int i = 0; i < kOwn * kContext; ++i) own.push_back(TokenId{2000 + i});
+  const auto text = TuningText::Create(
+      ids, own, {.context = kContext, .held_out = 4, .own_share = 0.25, .vocab_size = 1000});
+  std::vector<TokenId> window(kContext);
+  std::set<int> seen;
+  int from_own = 0;
+  constexpr int kSteps = 2000;
+  for (int step = 1; step <= kSteps; ++step) {
+    text->Draw(step, 1, window);
+    if (ToInt(window[0]) < 2000) continue;
+    ++from_own;
+    EXPECT_EQ((ToInt(window[0]) - 2000) % kContext, 0);
+    EXPECT_EQ(ToInt(window[kContext - 1]), ToInt(window[0]) + kContext - 1);
+    seen.insert(ToInt(window[0]));
+  }
+  EXPECT_NEAR(from_own, 0.25 * kSteps, 0.03 * kSteps);
+  EXPECT_EQ(seen.size(), static_cast<size_t>(kOwn));
+}
+
 TEST(TuningTextTest, RefusesTextThatIsTooShortOrOfAnotherVocabulary) {
   const TuningText::Options options{
       .bos = TokenId{1}, .context = 33, .held_out = 4, .vocab_size = 256};
