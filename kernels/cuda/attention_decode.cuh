@@ -336,17 +336,6 @@ __device__ __forceinline__ void MergeWarps(const DecodeArgs& a, const DecodeUnit
   }
 }
 
-// One more arrival, and how many there were before. What the block wrote before a barrier is
-// visible to whoever arrives later, and the other way round.
-__device__ __forceinline__ uint32_t Arrive(uint32_t* arrivals) {
-  uint32_t before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
-               : "=r"(before)
-               : "l"(arrivals)
-               : "memory");
-  return before;
-}
-
 // After MergeWarps: the block that ends the last run of a part adds up its heads.
 __device__ __forceinline__ void CombineLast(const DecodeArgs& a, const DecodeUnit& u) {
   __shared__ bool last;
@@ -355,8 +344,10 @@ __device__ __forceinline__ void CombineLast(const DecodeArgs& a, const DecodeUni
     uint32_t* arrivals =
         a.arrivals +
         (static_cast<size_t>(u.item.sequence) * a.num_kv_heads + u.kv_head) * a.head_parts + u.part;
-    last = u.splits == 1 || Arrive(arrivals) + 1 == static_cast<uint32_t>(u.splits);
+    __threadfence();
+    last = u.splits == 1 || atomicAdd(arrivals, 1) + 1 == static_cast<uint32_t>(u.splits);
     if (last) *arrivals = 0;
+    __threadfence();
   }
   __syncthreads();
   if (!last) return;

@@ -36,9 +36,9 @@ cudaError_t PrepareAttention(const AttentionPlan& plan);
 
 // Once per step, after the step's memory is filled and before its first layer: work lists, and the
 // cosines and sines of the step's positions. frequencies: [rotary_dim / 2] radians per position, as
-// RopeFrequencies() gives them, device memory. It is no dependent launch, and the next kernel (or
-// copy) on the stream must let none start before it has waited for this one: later kernels read the
-// lists, and keys and values of earlier steps, without waiting for the kernels before them.
+// RopeFrequencies() gives them, device memory. Neither this nor the next kernel (or copy) on the
+// stream may be a dependent launch: later kernels read the lists, and keys and values of earlier
+// steps, without waiting for the kernels before them.
 cudaError_t LaunchAttentionStep(const AttentionPlan& plan, const StepView& step,
                                 const double* frequencies, void* workspace, cudaStream_t stream);
 

@@ -82,7 +82,6 @@ __device__ void FillTurns(const StepArgs& a, int first, int stride) {
 }
 
 __global__ __launch_bounds__(kThreads) void StepKernel(const __grid_constant__ StepArgs a) {
-  LetNextKernelStart();
   if (blockIdx.x == 0) {
     MakeLists(a);
   } else {

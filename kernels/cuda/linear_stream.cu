@@ -78,14 +78,6 @@ __device__ __forceinline__ void Produce(const StreamArgs& a, const StreamPart& p
     const uint32_t to = place.slot * a.layout.stage_bytes;
     const TileWork work =
         WorkOf<kTokens, kZeroPoints>(a, p, row_block, tile, slot, to + lead + at - begin);
-    if (stage == a.stages && a.prefetch) {
-      // The ring is full, and a block that started early has nothing to do yet but fill the L2
-      // cache.
-      constexpr uint32_t kPiece = 8192;
-      for (uint32_t i = begin + lane * kPiece; i < all_bytes; i += 32 * kPiece) {
-        BulkPrefetch(from + i, min(kPiece, all_bytes - i));
-      }
-    }
     if (stage >= a.stages) BarrierWait(b.empty[place.slot], place.parity ^ 1);
     if (lane == 0) {
       BarrierExpectBytes(b.full[place.slot], bytes);
@@ -332,7 +324,6 @@ cudaError_t LaunchStream(const Desc& desc, const StreamPlan& plan, const DeviceG
   args.term_slots = plan.term_slots;
   args.layout = plan.layout;
   args.lets_next = plan.lets_next;
-  args.prefetch = plan.early && plan.prefetch;
   args.cols = desc.shapes[0].cols;
   if (plan.input != RowKind::kStaged) args.source = in.source;
   const Kernel kernel = kKernels[plan.form][desc.shapes[0].zero_points];

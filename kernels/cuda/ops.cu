@@ -47,8 +47,8 @@ struct FromHidden {
   }
 };
 
-// Starts a step: it lets the next kernel start only when all of its blocks have waited for the
-// step's preparation, so that what that wrote is visible to every later kernel from its start on.
+// Starts a step: launched without dependence on a kernel, so that what the step's preparation wrote
+// is visible to every later kernel from its start on.
 struct FromEmbedding {
   static constexpr bool kFirstOfStep = true;
   DeviceDense table;
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int segments = NormSegments(call.cols), token = blockIdx.y;
   const int blocks = gridDim.x, rank = blockIdx.x;
-  if (!Source::kFirstOfStep) LetNextKernelStart();
+  LetNextKernelStart();
   PrefetchOrder(out, warp / 4 * blocks + rank);
   float4 w[kPerWarp], x[kPerWarp];
 #pragma unroll
@@ -118,7 +118,6 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
     if (i < call.cols) w[k] = *reinterpret_cast<const float4*>(call.weight + i);
   }
   WaitForPreviousKernels();
-  if (Source::kFirstOfStep) LetNextKernelStart();
   const typename Source::Row row = source.Of(token);
 #pragma unroll
   for (int k = 0; k < kPerWarp; ++k) {
@@ -172,8 +171,14 @@ template <int kPerWarp, typename Source>
 cudaError_t LaunchNormWith(const Source& source, const NormArgs& args, int warps, int blocks,
                            const LinearInput& out, cudaStream_t stream) {
   const NormCall call = {args.hidden_out, args.weight, args.eps, args.cols};
-  return LaunchDependent(NormKernel<kPerWarp, Source>, dim3(blocks, args.tokens), dim3(32 * warps),
-                         sizeof(float) * args.cols, stream, source, call, out);
+  const auto kernel = NormKernel<kPerWarp, Source>;
+  const dim3 grid(blocks, args.tokens), block(32 * warps);
+  const size_t shared = sizeof(float) * args.cols;
+  if (!Source::kFirstOfStep) {
+    return LaunchDependent(kernel, grid, block, shared, stream, source, call, out);
+  }
+  kernel<<<grid, block, shared, stream>>>(source, call, out);
+  return cudaGetLastError();
 }
 
 template <typename Source>

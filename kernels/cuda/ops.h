@@ -38,9 +38,9 @@ struct NormArgs {
 cudaError_t LaunchAddNorm(const NormArgs& args, const LinearInput& out, cudaStream_t stream);
 
 // hidden_out[t] = row token_ids[t] of `table` (kLastSampledId: the last id of the token's slot; ids
-// outside the table count as 0), then as above. hidden, rows and delta are not read. Kernels that
-// follow start only after this one has waited for all before it: what the step's preparation wrote
-// (attention_launch.h) is visible to them even before they wait.
+// outside the table count as 0), then as above. hidden, rows and delta are not read. A launch that
+// waits for everything before it: what the step's preparation wrote (attention_launch.h) is visible
+// to all kernels that follow, even before they wait.
 cudaError_t LaunchEmbedNorm(const DeviceDense& table, const StepView& step, const NormArgs& args,
                             const LinearInput& out, cudaStream_t stream);
 

@@ -60,7 +60,6 @@ struct StreamPlan {
   // kernel's blocks would find room only where a block has ended, two at a time, and be packed onto
   // the multiprocessors that end first.
   bool lets_next = true;
-  bool prefetch = true;  // what the ring has no room for, into the L2 cache
   StreamLayout layout;
 
   int tokens() const { return kStreamForms[form].tokens; }

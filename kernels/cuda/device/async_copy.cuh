@@ -87,11 +87,6 @@ __device__ __forceinline__ void BulkCopyOnce(uint32_t shared, const void* global
       "l"(global), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
-
-// Brings `bytes`, a multiple of 16, into the L2 cache.
-__device__ __forceinline__ void BulkPrefetch(const void* global, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-}
 #endif
 
 // A barrier of some warps of the block; id 0 is that of __syncthreads().

@@ -30,7 +30,7 @@ struct StreamArgs {
   DType y_type;
   int m;
   int stages, stage_tiles, term_slots;
-  bool lets_next, prefetch;
+  bool lets_next;
   int cols;
   RowSource source;
   StreamLayout layout;

@@ -35,31 +35,24 @@ struct TileChannels {
   static constexpr int kRounds = kStageRounds;
   int at[kRounds];
 
-  __device__ __forceinline__ TileChannels(const StageTarget& to, int tile) {
-    const TileStrips place(to.shape, tile);
+  __device__ __forceinline__ TileChannels(const StageTarget& to, int tile, int tiles) {
+    const TileStrips place(to.shape, min(tile, tiles - 1));
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) at[i] = SourceChannel(to, place, i);
   }
 };
 
-// x from load(token, channel), which reads what earlier kernels wrote. Warps take tiles in turn,
-// each block from another one on: not all of them ask the L2 cache for the same lines at once.
+// x from load(token, channel), which reads what earlier kernels wrote. Warps take tiles in turn.
 template <typename Load>
 __device__ __forceinline__ void StageRows(const StreamArgs& a, const StageTarget& to, int tiles,
                                           const Loaders& loaders, const Load& load) {
-  const int first = static_cast<int>(blockIdx.x) % tiles;
-  const auto tile_of = [&](int turn) {
-    const int tile = first + min(turn, tiles - 1);
-    return tile < tiles ? tile : tile - tiles;
-  };
-  int turn = loaders.warp(), tile = tile_of(turn);
-  TileChannels channels(to, tile);
+  int tile = loaders.warp();
+  TileChannels channels(to, tile, tiles);
   WaitForPreviousKernels();
 #pragma unroll 1
-  while (turn < tiles) {
-    turn += loaders.warps();
-    const int next = tile_of(turn);
-    const TileChannels next_channels(to, next);
+  while (tile < tiles) {
+    const int next = tile + loaders.warps();
+    const TileChannels next_channels(to, next, tiles);
 #pragma unroll 1
     for (int token = 0; token < a.m; ++token) {
       float4 x[TileChannels::kRounds];
@@ -108,7 +101,7 @@ __device__ __forceinline__ void StageNorms(const StreamArgs& a, const StageTarge
   bool first = true;
 #pragma unroll 1
   for (int tile = loaders.warp(); first || tile < tiles; tile += loaders.warps()) {
-    const TileChannels channels(to, min(tile, tiles - 1));
+    const TileChannels channels(to, tile, tiles);
     float4 weight[TileChannels::kRounds] = {};
 #pragma unroll
     for (int i = 0; i < TileChannels::kRounds; ++i) {
