@@ -43,11 +43,14 @@ def decode_table(path):
     batches = sorted({int(r["batch"]) for r in rows} - {0})
     peers = [r for r in rows_of(PEERS) if r["shape"] in {r["shape"] for r in rows}]
     first = rows[0]
-    lines = [f"{first['gpu']}, {first['date']}, commit {first['commit']}: tokens per second through the engine (GPU busy), context {first['context']}", "",
+    others = [c for c in dict.fromkeys(r["commit"] for r in rows) if c != first["commit"]]
+    marks = {c: "*" * (i + 1) for i, c in enumerate(others)}  # numbers of other commits than the first row's
+    notes = "".join(f"; {mark}: commit {c}" for c, mark in marks.items())
+    lines = [f"{first['gpu']}, {first['date']}, commit {first['commit']}{notes}: tokens per second through the engine (GPU busy), context {first['context']}", "",
              "| | " + " | ".join(f"batch {b}" for b in batches) + " | prefill |", "|---" * (len(batches) + 2) + "|"]
     for shape, kv in dict.fromkeys((r["shape"], r["kv"]) for r in rows):
         of = {int(r["batch"]): r for r in rows if (r["shape"], r["kv"]) == (shape, kv)}
-        cells = [f"{float(of[b]['tokens_per_s']):,.0f} ({float(of[b]['gpu_busy_pct']):.0f} %)" if b in of else "-" for b in batches + [0]]
+        cells = [f"{float(of[b]['tokens_per_s']):,.0f}{marks.get(of[b]['commit'], '')} ({float(of[b]['gpu_busy_pct']):.0f} %)" if b in of else "-" for b in batches + [0]]
         lines.append(f"| {shape}, {kv} KV | " + " | ".join(cells) + " |")
     for shape, program in dict.fromkeys((r["shape"], r["program"]) for r in peers):
         of = {int(r["batch"]): float(r["tokens_per_s"]) for r in peers if (r["shape"], r["program"]) == (shape, program)}
