@@ -56,17 +56,15 @@ struct AdamArgs {
   float beta1 = 0.9f;
   float beta2 = 0.99f;
   float epsilon = 1e-8f;
-  int step = 1;  // from 1; corrects the moments' bias
-  float gradient_scale = 1.0f;
+  int step = 1;                // from 1; corrects the moments' bias
   float min_value = -3.4e38f;  // values are clamped afterwards
   float max_value = 3.4e38f;
 };
 
 // Sums over rows.
 struct LossSums {
-  double kl = 0.0;         // nats
-  double same_top = 0.0;   // rows in which both have the same most likely token
-  double gradient_sq = 0;  // of whatever SumSquares was asked for
+  double kl = 0.0;        // nats
+  double same_top = 0.0;  // rows in which both have the same most likely token
 };
 
 }  // namespace fewbit::tune

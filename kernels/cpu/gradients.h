@@ -36,13 +36,12 @@ template <typename T>
 struct AdamConstants {
   T learning_rate, beta1, beta2, epsilon;
   T first_correction, second_correction;  // 1 / (1 - beta^step)
-  T gradient_scale, min_value, max_value;
+  T min_value, max_value;
 };
 
 template <typename T>
 struct GradientTable {
   void (*add)(const T* x, int64_t count, T* y);  // y += x
-  double (*sum_squares)(const T* x, int64_t count);
   // y = bfloat16 nearest to factor * x, halves to even; NaN stays NaN.
   void (*to_bfloat16)(const T* x, T factor, int64_t count, uint16_t* y);
 
@@ -77,7 +76,7 @@ struct GradientTable {
   void (*scaled_gradients)(const ScaledRow<T>& row, const T* d_weights, T* d_sub_scales,
                            T* d_second_order);
 
-  // g = gradient_scale * gradient * reference; the moments follow; value -= learning_rate *
+  // g = gradient * reference; the moments follow; value -= learning_rate *
   // reference * m^ / (sqrt(v^) + epsilon), then clamped. `reference` null: 1.
   void (*adam)(const AdamConstants<T>& c, int64_t count, const T* gradients, const T* reference,
                T* values, T* first_moments, T* second_moments);

@@ -3,11 +3,11 @@
 // its anonymous namespace. No standard header is used here: an inline function of one, compiled
 // for AVX-512, could replace the portable copy at link time.
 
-#define FEWBIT_GRADIENT_TABLE(T)                                                                 \
-  {                                                                                              \
-    AddTo<T>, SumSquares<T>, ToBFloat16<T>, RmsNorm<T>, RmsNormBackward<T>, Rope<T>, Softmax<T>, \
-        SoftmaxBackward<T>, SiluMul<T>, SiluMulBackward<T>, Divergence<T>, ScaledWeights<T>,     \
-        ScaledGradients<T>, Adam<T>                                                              \
+#define FEWBIT_GRADIENT_TABLE(T)                                                             \
+  {                                                                                          \
+    AddTo<T>, ToBFloat16<T>, RmsNorm<T>, RmsNormBackward<T>, Rope<T>, Softmax<T>,            \
+        SoftmaxBackward<T>, SiluMul<T>, SiluMulBackward<T>, Divergence<T>, ScaledWeights<T>, \
+        ScaledGradients<T>, Adam<T>                                                          \
   }
 
 constexpr int kLanes = 16;
@@ -143,16 +143,6 @@ inline void StoreGroup(T* p, const Vec<T>& v, int used) {
 template <typename T>
 void AddTo(const T* x, int64_t count, T* y) {
   for (int64_t i = 0; i < count; ++i) y[i] += x[i];
-}
-
-template <typename T>
-double SumSquares(const T* x, int64_t count) {
-  DoubleVec sum = {};
-  Groups(count, [&](int64_t i, int used) {
-    const DoubleVec v = Widen(LoadGroup(x + i, used));
-    sum += v * v;
-  });
-  return Fold<double>(sum);
 }
 
 template <typename T>
@@ -386,7 +376,7 @@ void Adam(const AdamConstants<T>& c, int64_t count, const T* gradients, const T*
           T* values, T* first_moments, T* second_moments) {
   for (int64_t i = 0; i < count; ++i) {
     const T unit = reference != nullptr ? reference[i] : T(1);
-    const T g = c.gradient_scale * gradients[i] * unit;
+    const T g = gradients[i] * unit;
     const T m = c.beta1 * first_moments[i] + (T(1) - c.beta1) * g;
     const T v = c.beta2 * second_moments[i] + (T(1) - c.beta2) * g * g;
     first_moments[i] = m;

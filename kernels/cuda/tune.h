@@ -53,8 +53,6 @@ cudaError_t TuneKlDivergence(const float* teacher, int rows, int vocab, float sc
                              cudaStream_t stream);
 
 // tune_scales.cu
-cudaError_t TuneSumSquares(const float* x, int64_t count, tune::LossSums* sums, void* scratch,
-                           cudaStream_t stream);
 cudaError_t TuneAdam(const tune::AdamArgs& args, cudaStream_t stream);
 
 // `to` [rows, cols] in bf16 = `from`, whose rows lie `row_stride` elements apart. cols is a

@@ -8,7 +8,6 @@
 
 #include "kernels/cuda/device/for_each.cuh"
 #include "kernels/cuda/device/load4.cuh"
-#include "kernels/cuda/device/ordered_sum.cuh"
 #include "kernels/cuda/tune.h"
 #include "kernels/quant_layout.h"
 
@@ -163,7 +162,7 @@ struct AdamElement {
   template <int N>
   __device__ void At(int64_t i) const {
     const float reference = a.reference == nullptr ? 1.0f : a.reference[i];
-    const float g = a.gradients[i] * a.gradient_scale * reference;
+    const float g = a.gradients[i] * reference;
     const float m = a.beta1 * a.first_moments[i] + (1.0f - a.beta1) * g;
     const float v = a.beta2 * a.second_moments[i] + (1.0f - a.beta2) * g * g;
     a.first_moments[i] = m;
@@ -184,24 +183,6 @@ struct FillAddress {
     addresses[i] = data + (i / inner) * outer_stride + (i % inner) * inner_stride;
   }
 };
-
-constexpr int kSumBlocks = 1024, kSumThreads = 512;
-
-__global__ void __launch_bounds__(kSumThreads)
-    SumSquaresKernel(const float* x, int64_t count, double* partial) {
-  double sum = 0.0;
-  for (int64_t i = int64_t{blockIdx.x} * kSumThreads + threadIdx.x; i < count;
-       i += int64_t{kSumBlocks} * kSumThreads) {
-    sum += static_cast<double>(x[i]) * x[i];
-  }
-  sum = RowSum(sum);
-  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
-}
-
-__global__ void __launch_bounds__(kSumBlocks) AddSquares(const double* partial, double* total) {
-  const double sum = RowSum(partial[threadIdx.x]);
-  if (threadIdx.x == 0) *total += sum;
-}
 
 }  // namespace
 
@@ -242,15 +223,6 @@ cudaError_t TuneWeightGradients(const ScaledMatrix& matrix, const float* d_weigh
   if (error != cudaSuccess) return error;
   return ForEachOne(matrix.num_outliers,
                     TakeOutlierGradient{matrix.outlier_at, d_weights, gradients.outliers}, stream);
-}
-
-cudaError_t TuneSumSquares(const float* x, int64_t count, tune::LossSums* sums, void* scratch,
-                           cudaStream_t stream) {
-  static_assert(kSumBlocks * sizeof(double) <= kTuneScratchBytes);
-  auto* partial = static_cast<double*>(scratch);
-  SumSquaresKernel<<<kSumBlocks, kSumThreads, 0, stream>>>(x, count, partial);
-  AddSquares<<<1, kSumBlocks, 0, stream>>>(partial, &sums->gradient_sq);
-  return cudaGetLastError();
 }
 
 cudaError_t TuneAdam(const tune::AdamArgs& args, cudaStream_t stream) {

@@ -157,9 +157,6 @@ class CudaOps final : public Ops {
                                  scratch_.get(), Stream()),
           "KlDivergence", rows, vocab);
   }
-  void SumSquares(const float* x, int64_t count, LossSums* sums) override {
-    Check(cuda::TuneSumSquares(x, count, sums, scratch_.get(), Stream()), "SumSquares", 1, count);
-  }
   void Adam(const AdamArgs& args) override {
     Check(cuda::TuneAdam(args, Stream()), "Adam", 1, args.count);
   }

@@ -216,27 +216,13 @@ class CpuOps final : public Ops {
     }
   }
 
-  void SumSquares(const float* x, int64_t count, LossSums* sums) override {
-    squares_.resize(Pieces(count, kPieceElements));
-    Share(count, kPieceElements, [&](int64_t begin, int64_t end) {
-      squares_[begin / kPieceElements] = table_.sum_squares(x + begin, end - begin);
-    });
-    for (const double square : squares_) sums->gradient_sq += square;
-  }
-
   void Adam(const AdamArgs& args) override {
     const auto correction = [&](double beta) {
       return static_cast<float>(1.0 / (1.0 - std::pow(beta, args.step)));
     };
-    const cpu::AdamConstants<float> constants = {args.learning_rate,
-                                                 args.beta1,
-                                                 args.beta2,
-                                                 args.epsilon,
-                                                 correction(args.beta1),
-                                                 correction(args.beta2),
-                                                 args.gradient_scale,
-                                                 args.min_value,
-                                                 args.max_value};
+    const cpu::AdamConstants<float> constants = {
+        args.learning_rate,     args.beta1,     args.beta2,    args.epsilon, correction(args.beta1),
+        correction(args.beta2), args.min_value, args.max_value};
     Share(args.count, kPieceElements, [&](int64_t begin, int64_t end) {
       table_.adam(constants, end - begin, args.gradients + begin,
                   args.reference != nullptr ? args.reference + begin : nullptr, args.values + begin,
@@ -287,7 +273,6 @@ class CpuOps final : public Ops {
   size_t allocated_ = 0;
   size_t peak_ = 0;
   std::vector<float> partial_;
-  std::vector<double> squares_;
   std::vector<cpu::RowDivergence> divergences_;
 };
 

@@ -103,7 +103,6 @@ class Ops {
   virtual void KlDivergence(const float* teacher, int rows, int vocab, float scale, bool gradient,
                             float* student, LossSums* sums) = 0;
 
-  virtual void SumSquares(const float* x, int64_t count, LossSums* sums) = 0;  // adds
   virtual void Adam(const AdamArgs& args) = 0;
 };
 

@@ -95,9 +95,6 @@ class ClockedOps final : public tune::Ops {
     Clock("divergence",
           [&] { ops_->KlDivergence(teacher, rows, vocab, scale, gradient, student, sums); });
   }
-  void SumSquares(const float* x, int64_t count, tune::LossSums* sums) override {
-    Clock("add", [&] { ops_->SumSquares(x, count, sums); });
-  }
   void Adam(const tune::AdamArgs& args) override {
     Clock("adam", [&] { ops_->Adam(args); });
   }

@@ -356,17 +356,6 @@ TEST_F(TuneGpu, KlDivergence) {
   }
 }
 
-TEST_F(TuneGpu, SumSquares) {
-  std::mt19937 rng(11);
-  for (const int count : {0, 1, 1000, 3000017}) {
-    ExpectSame({RandomFloats(count, &rng)}, 1e-6,
-               [count](Ops* ops, const Arrays& a, LossSums* sums) {
-                 ops->SumSquares(a[0], count, sums);
-                 ops->SumSquares(a[0], count / 2, sums);
-               });
-  }
-}
-
 TEST_F(TuneGpu, Adam) {
   std::mt19937 rng(12);
   constexpr int kCount = 2005;
@@ -382,8 +371,7 @@ TEST_F(TuneGpu, Adam) {
                                      .first_moments = a[2],
                                      .second_moments = a[3],
                                      .reference = relative ? a[4] : nullptr,
-                                     .learning_rate = 0.1f,
-                                     .gradient_scale = 0.3f};
+                                     .learning_rate = 0.1f};
                  args.min_value = -1.0f;
                  args.max_value = 1.5f;
                  for (args.step = 1; args.step <= 3; ++args.step) ops->Adam(args);
