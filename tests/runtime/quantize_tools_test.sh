@@ -5,26 +5,7 @@ set -u
 quantize=$1
 eval_program=$2
 source=$3
-golden=$source/tests/golden/llama2
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failures=0
-
-fail() {
-  echo "FAILED: $1" >&2
-  failures=$((failures + 1))
-}
-
-# refuses TEXT COMMAND...: exits 1 with TEXT on stderr and nothing on stdout
-refuses() {
-  text=$1
-  shift
-  "$@" > "$dir/stdout" 2> "$dir/stderr"
-  code=$?
-  [ $code -eq 1 ] || fail "exit $code instead of 1: $*"
-  grep -qF -- "$text" "$dir/stderr" || { fail "no \"$text\" from: $*"; cat "$dir/stderr" >&2; }
-  [ ! -s "$dir/stdout" ] || fail "output despite an error: $*"
-}
+. "$source/tests/runtime/tool_checks.sh"
 
 ids=$(sed 's/.*"prompt_ids": \[\([^]]*\)\].*/\1/; s/ //g' "$golden/golden.json")
 greedy=$(sed 's/.*"greedy_ids": \[\([^]]*\)\].*/\1/; s/ //g' "$golden/golden.json")

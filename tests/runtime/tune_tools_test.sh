@@ -6,26 +6,7 @@ tune=$1
 quantize=$2
 eval_program=$3
 source=$4
-golden=$source/tests/golden/llama2
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-failures=0
-
-fail() {
-  echo "FAILED: $1" >&2
-  failures=$((failures + 1))
-}
-
-# refuses TEXT COMMAND...: exits 1 with TEXT on stderr and nothing on stdout
-refuses() {
-  text=$1
-  shift
-  "$@" > "$dir/stdout" 2> "$dir/stderr"
-  code=$?
-  [ $code -eq 1 ] || fail "exit $code instead of 1: $*"
-  grep -qF -- "$text" "$dir/stderr" || { fail "no \"$text\" from: $*"; cat "$dir/stderr" >&2; }
-  [ ! -s "$dir/stdout" ] || fail "output despite an error: $*"
-}
+. "$source/tests/runtime/tool_checks.sh"
 
 # 2000 token ids below 320, as an .npy file.
 write_ids() {
