@@ -1,5 +1,7 @@
+#!/bin/sh
 # For tests of the offline programs, which source it with $source set: a golden checkpoint $golden, a directory $dir that goes
 # at the end, and checks that count $failures.
+# shellcheck disable=SC2034,SC2154  # source comes from who sources this, golden goes there
 golden=$source/tests/golden/llama2
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
