@@ -21,7 +21,7 @@ struct Config {
                           // or what gpu_memory_utilization leaves
   std::string kv_type = "f16";          // cpu: f16, f32; cuda: f16, bf16, i8
   double gpu_memory_utilization = 0.9;  // of the GPU's memory: weights, buffers and KV cache
-  double canary_kl_limit = 0.05;         // nats that the canary's answers may be off (warm_up.h)
+  double canary_kl_limit = 0.05;        // nats that the canary's answers may be off (warm_up.h)
   int32_t lm_head_bits = 0;  // cuda: rounds the output layer to 16, 8 or 4 bits; 0: as it is
 
   // Addresses.
