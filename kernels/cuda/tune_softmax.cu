@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   float* x = scores + row * context;
   RunningSoftmax mine;
   for (int c = kept.first + threadIdx.x; c < kept.end; c += 32) mine.Take(x[c], c);
-  const float max = RowReduce(mine.max, -FLT_MAX, Max{});
+  const float max = RowReduce(mine.max, -FLT_MAX, TakeMax{});
   const float inverse = 1.0f / RowSum(mine.sum * expf(mine.max - max));
   for (int c = threadIdx.x; c < context; c += 32) {
     x[c] = c >= kept.first && c < kept.end ? expf(x[c] - max) * inverse : 0.0f;
@@ -90,7 +90,7 @@ struct LogSoftmax {
 
   __device__ explicit LogSoftmax(const RunningSoftmax& mine) {
     const uint64_t key = uint64_t{Ordered(mine.max)} << 32 | static_cast<uint32_t>(~mine.at);
-    const uint64_t best = RowReduce(key, uint64_t{0}, Max{});
+    const uint64_t best = RowReduce(key, uint64_t{0}, TakeMax{});
     const float max = FromOrdered(static_cast<uint32_t>(best >> 32));
     top = ~static_cast<uint32_t>(best);
     log_sum = max + logf(RowSum(mine.sum * expf(mine.max - max)));

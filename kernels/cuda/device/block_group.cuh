@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/device/warp_reduce.cuh"
+
 namespace fewbit::cuda {
 
 inline constexpr int kGroupThreads = 512;  // of each block
@@ -43,19 +45,6 @@ __device__ __forceinline__ void GroupSync() {
   __syncthreads();
 }
 
-// A meeting in two halves, for groups of more than one block: what is done in between overlaps with
-// the other blocks. What was read before Arrive may be overwritten by any block after Await.
-__device__ __forceinline__ void GroupArrive() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void GroupAwait() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-#endif
-}
-
 // The same variable in the shared memory of block `rank` of the group.
 template <typename T>
 __device__ __forceinline__ const T* OfRank(const T* shared, int rank) {
@@ -66,20 +55,6 @@ __device__ __forceinline__ const T* OfRank(const T* shared, int rank) {
 #else
   return shared;
 #endif
-}
-
-struct TakeMax {
-  __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a > b ? a : b; }
-};
-struct TakeSum {
-  __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a + b; }
-};
-
-template <typename Op>
-__device__ __forceinline__ uint64_t WarpReduce(uint64_t v, Op op) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) v = op(v, __shfl_xor_sync(~0u, v, offset));
-  return v;
 }
 
 // Shared memory of GroupReduce. Two slots in turn: a block may start the next reduction while
@@ -95,7 +70,7 @@ template <typename Op, typename T>
 __device__ __forceinline__ uint64_t GroupTotal(const T* shared, Op op, uint64_t* before = nullptr) {
   const int lane = threadIdx.x % 32;
   const uint64_t v = lane < GroupSize() ? static_cast<uint64_t>(*OfRank(shared, lane)) : 0;
-  if (before != nullptr) *before = WarpReduce(lane < GroupRank() ? v : 0, op);
+  if (before != nullptr) *before = WarpReduce(lane < GroupRank() ? v : uint64_t{0}, op);
   return WarpReduce(v, op);
 }
 
@@ -109,7 +84,7 @@ __device__ uint64_t GroupReduce(uint64_t v, Op op, ReduceBoard* board, int* turn
   __syncthreads();
   uint64_t* slot = &board->slots[(*turn)++ & 1];
   if (threadIdx.x < 32) {
-    v = WarpReduce(threadIdx.x < kGroupWarps ? board->warps[threadIdx.x] : 0, op);
+    v = WarpReduce(threadIdx.x < kGroupWarps ? board->warps[threadIdx.x] : uint64_t{0}, op);
     if (threadIdx.x == 0) *slot = v;
   }
   GroupSync();

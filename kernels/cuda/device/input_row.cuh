@@ -3,17 +3,12 @@
 #pragma once
 
 #include "kernels/cuda/device/load4.cuh"
+#include "kernels/cuda/device/warp_reduce.cuh"
 #include "kernels/cuda/stream_plan.h"
 
 namespace fewbit::cuda {
 
 constexpr int NormSegments(int cols) { return (cols + kNormSegment - 1) / kNormSegment; }
-
-__device__ __forceinline__ float WarpSum(float v) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(~0u, v, offset);
-  return v;
-}
 
 __device__ __forceinline__ float4 Add4(const float4& a, const float4& b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
@@ -24,14 +19,14 @@ __device__ __forceinline__ float SegmentSquare(const float4& x) {
   float square = x.x * x.x;
   square = fmaf(x.y, x.y, square);
   square = fmaf(x.z, x.z, square);
-  return WarpSum(fmaf(x.w, x.w, square));
+  return WarpReduce(fmaf(x.w, x.w, square), TakeSum{});
 }
 
 // 1 / sqrt(mean square + eps) from the sums of all segments.
 __device__ __forceinline__ float NormScale(const float* squares, int cols, float eps) {
   float sum = 0;
   for (int s = threadIdx.x % 32; s < NormSegments(cols); s += 32) sum += squares[s];
-  const float mean = WarpSum(sum) / static_cast<float>(cols);
+  const float mean = WarpReduce(sum, TakeSum{}) / static_cast<float>(cols);
   return 1.0f / sqrtf(mean + eps);
 }
 
