@@ -242,31 +242,7 @@ void Calibration::DoneWith(LinearRole role) {
 absl::Status Calibration::Observe(const LayerWeights& weights, bool full, Then then,
                                   const std::atomic<bool>* stop) {
   for (Hessian& hessian : hessians_) hessian = Hessian{};
-  Keeper keeper(-1);
-  const bool drift = full && !original_.empty();
-  Observer observer(this, -1, full, drift ? &keeper : nullptr);
-  const size_t batch =
-      WindowFloats(spec_, windows_.context) * BatchWindows(spec_, windows_.context);
-  std::vector<float> scratch;
-  for (size_t begin = 0; begin < hidden_.size(); begin += batch) {
-    const size_t count = std::min(batch, hidden_.size() - begin);
-    const auto run = [&](std::span<float> hidden, LinearInputObserver* to) {
-      return RunWindows(spec_, weights, windows_.context, hidden, team_, isa_, to, stop);
-    };
-    std::span<float> inputs = hidden_.values().subspan(begin, count);
-    if (then == Then::kStay) {
-      scratch.assign(inputs.begin(), inputs.end());
-      inputs = scratch;
-    }
-    if ((drift && !run(original_.values().subspan(begin, count), &keeper)) ||
-        !run(inputs, &observer)) {
-      return absl::CancelledError("stopped");
-    }
-    hidden_.Release(begin, count);
-    if (drift) original_.Release(begin, count);
-  }
-  observer.Finish();
-  return absl::OkStatus();
+  return ObserveBatches(-1, full, then, weights, weights, stop);
 }
 
 bool Calibration::IsFirstWithItsInput(LinearRole role) {
@@ -279,25 +255,40 @@ absl::Status Calibration::ObserveInput(LinearRole role, const LayerWeights& orig
   FEWBIT_CHECK(IsFirstWithItsInput(role)) << LinearRoleName(role);
   const int input = InputOf(role);
   hessians_[input] = Hessian{};
-  Keeper keeper(input);
-  const bool drift = !original_.empty();
-  Observer observer(this, input, true, drift ? &keeper : nullptr);
+  // A layer that ends early leaves its hidden states alone.
+  return ObserveBatches(input, true, Then::kAdvance, original, altered, stop);
+}
+
+// only: as Observer's. A few windows at a time through the original model, whose inputs the
+// observer compares with, and through `altered`.
+absl::Status Calibration::ObserveBatches(int only, bool full, Then then,
+                                         const LayerWeights& original, const LayerWeights& altered,
+                                         const std::atomic<bool>* stop) {
+  Keeper keeper(only);
+  const bool drift = full && !original_.empty();
+  Observer observer(this, only, full, drift ? &keeper : nullptr);
   const size_t batch =
       WindowFloats(spec_, windows_.context) * BatchWindows(spec_, windows_.context);
+  std::vector<float> scratch;
   for (size_t begin = 0; begin < hidden_.size(); begin += batch) {
     const size_t count = std::min(batch, hidden_.size() - begin);
-    // A layer that ends early leaves its hidden states alone.
-    const auto run = [&](const LayerWeights& weights, ScratchFloats* hidden,
+    const auto run = [&](const LayerWeights& weights, std::span<float> hidden,
                          LinearInputObserver* to) {
-      const bool finished =
-          RunWindows(spec_, weights, windows_.context, hidden->values().subspan(begin, count),
-                     team_, isa_, to, stop);
-      hidden->Release(begin, count);
-      return finished;
+      return RunWindows(spec_, weights, windows_.context, hidden, team_, isa_, to, stop);
     };
-    if ((drift && !run(original, &original_, &keeper)) || !run(altered, &hidden_, &observer)) {
-      return absl::CancelledError("stopped");
+    std::span<float> inputs = hidden_.values().subspan(begin, count);
+    if (then == Then::kStay) {
+      scratch.assign(inputs.begin(), inputs.end());
+      inputs = scratch;
     }
+    if (drift) {
+      if (!run(original, original_.values().subspan(begin, count), &keeper)) {
+        return absl::CancelledError("stopped");
+      }
+      original_.Release(begin, count);
+    }
+    if (!run(altered, inputs, &observer)) return absl::CancelledError("stopped");
+    hidden_.Release(begin, count);
   }
   observer.Finish();
   return absl::OkStatus();

@@ -101,6 +101,8 @@ class Calibration {
   class Keeper;
   static constexpr int kNumInputs = 4;  // of q/k/v, o, gate/up, down
   static int InputOf(LinearRole role);
+  absl::Status ObserveBatches(int only, bool full, Then then, const LayerWeights& original,
+                              const LayerWeights& altered, const std::atomic<bool>* stop);
   Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
               ThreadTeam* team, cpu::Isa isa, ScratchFloats hidden, ScratchFloats original);
 
