@@ -21,7 +21,6 @@
 namespace fewbit::tune {
 namespace {
 
-constexpr size_t kAlignment = 256;
 // Bytes that the system would still give; 0 if it does not say.
 int64_t AvailableBytes() {
   std::ifstream in("/proc/meminfo");
@@ -51,7 +50,8 @@ class CpuOps final : public Ops {
 
   absl::StatusOr<void*> Allocate(size_t bytes) override {
     const int64_t available = AvailableBytes();
-    const size_t rounded = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+    const auto rounded =
+        static_cast<size_t>(RoundUp(std::max<int64_t>(static_cast<int64_t>(bytes), 1), kAlignment));
     void* data = nullptr;
     if (available == 0 || rounded <= static_cast<size_t>(available)) {
       data = std::aligned_alloc(kAlignment, rounded);

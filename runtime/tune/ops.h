@@ -45,6 +45,12 @@ struct Product {
   float beta = 0.0f;
 };
 
+// Of what Allocate gives, in bytes; arrays that share an allocation keep to it.
+inline constexpr int64_t kAlignment = 256;
+inline constexpr int64_t kAlignedFloats = kAlignment / static_cast<int64_t>(sizeof(float));
+
+constexpr int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
 // Thread rule: one caller at a time.
 class Ops {
  public:
@@ -52,7 +58,7 @@ class Ops {
 
   virtual const std::string& device() const = 0;  // "cpu: 2 threads", "cuda:0 NVIDIA H200"
 
-  // Aligned to 256 bytes. RESOURCE_EXHAUSTED names the bytes asked for and what is free.
+  // Aligned to kAlignment. RESOURCE_EXHAUSTED names the bytes asked for and what is free.
   virtual absl::StatusOr<void*> Allocate(size_t bytes) = 0;
   virtual void Free(void* data) = 0;
   virtual void Upload(const void* host, size_t bytes, void* device) = 0;  // `host` may be reused

@@ -22,13 +22,6 @@ constexpr VectorPlace kVectors[] = {
     {&LayerWeights::q_bias, &LayerParams::q_bias},
     {&LayerWeights::k_bias, &LayerParams::k_bias},
     {&LayerWeights::v_bias, &LayerParams::v_bias}};
-constexpr int64_t kAlignment = 256;  // bytes
-constexpr size_t kAlignedFloats = kAlignment / sizeof(float);
-
-template <typename T>
-T RoundUp(T value, T step) {
-  return (value + step - 1) / step * step;
-}
 
 int64_t BytesOf(DType type) { return type == DType::kF32 ? 4 : 2; }
 
@@ -68,7 +61,8 @@ absl::StatusOr<Teacher::Layer> Teacher::Describe(const ModelSource& source, int 
     const std::vector<float>& values = (*weights).*kVectors[v].weights;
     layer.offsets[v] = values.empty() ? -1 : static_cast<int64_t>(layer.vectors.size());
     layer.vectors.insert(layer.vectors.end(), values.begin(), values.end());
-    layer.vectors.resize(RoundUp(layer.vectors.size(), kAlignedFloats));
+    layer.vectors.resize(
+        static_cast<size_t>(RoundUp(static_cast<int64_t>(layer.vectors.size()), kAlignedFloats)));
   }
   return layer;
 }

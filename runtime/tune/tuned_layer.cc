@@ -15,11 +15,6 @@
 namespace fewbit::tune {
 namespace {
 
-constexpr int64_t kAlignment = 256;  // bytes
-constexpr int64_t kAlignedFloats = kAlignment / static_cast<int64_t>(sizeof(float));
-
-int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
-
 // Fills a TunedLayer array by array.
 class Builder {
  public:
