@@ -69,7 +69,7 @@ absl::Status Planner::ProbeLayer(int layer, Calibration* calibration, Sensitivit
   absl::StatusOr<LayerWeights> weights = reader_.Layer(layer);
   if (!weights.ok()) return weights.status();
   if (absl::Status status = step_(layer, "probing"); !status.ok()) return status;
-  absl::Status status = calibration->Observe(*weights, settings_.method->error_feedback,
+  absl::Status status = calibration->Observe(*weights, settings_.method->full_hessian(),
                                              Calibration::Then::kAdvance, stop_);
   if (!status.ok()) return status;
   reader_.ReleaseLayer(layer);

@@ -289,7 +289,7 @@ absl::Status CheckpointJob::DoLayer(int layer, Calibration* calibration) {
   if (settings_.method->inputs != Inputs::kMatrices) {
     using Then = Calibration::Then;
     status = calibration->Observe(
-        *weights, settings_.method->error_feedback,
+        *weights, settings_.method->full_hessian(),
         settings_.method->inputs == Inputs::kLayers ? Then::kStay : Then::kAdvance, stop_);
   }
   QuantizedLayer quantized;

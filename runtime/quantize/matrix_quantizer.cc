@@ -77,6 +77,7 @@ class MatrixJob {
                ? strip
                : quant::ChunkStrips(2) * counts_.shape.chunks2 + strip - counts_.strips2;
   }
+  bool corrects() const { return method_.correction > 0.0f && !hessian_.drift.empty(); }
   bool IsOutlier(int row, int strip, int channel) const {
     return !masks_.empty() && strip < counts_.strips2 &&
            ((masks_[static_cast<size_t>(row) * counts_.strips2 + strip] >> channel) & 1) != 0;
@@ -117,7 +118,7 @@ class MatrixJob {
   std::vector<uint16_t> order_;     // [num_positions]
   std::vector<uint16_t> masks_;     // [16 * row_blocks, strips2] bit k: channel k is an outlier
   std::vector<StripPlace> places_;  // [strips]
-  std::unique_ptr<ErrorFeedback> feedback_;
+  std::unique_ptr<ErrorFeedback> factor_;  // null: neither error feedback nor a correction
 };
 
 template <typename Fn>
@@ -131,11 +132,12 @@ void MatrixJob::ForRowBlocks(const Fn& fn) {
   });
 }
 
-// `work`: the row block in compact order as error feedback has changed it, or null for the weights
-// themselves.
+// `work`: the row block in compact order as a correction and error feedback have changed it, or
+// null for the weights themselves.
 void MatrixJob::LoadTile(int row_block, int bits, int tile, const float* work, Rank* rank) const {
   TileBlock* block = &rank->tile;
   const int begin = tile * tile_strips(bits);
+  const bool feedback = method_.error_feedback && factor_ != nullptr;
   block->bits = bits;
   block->strips = std::min(tile_strips(bits), num_strips(bits) - begin);
   for (int g = 0; g < block->strips; ++g) {
@@ -145,7 +147,7 @@ void MatrixJob::LoadTile(int row_block, int bits, int tile, const float* work, R
         work != nullptr ? work + static_cast<size_t>(strip) * kGroup * kLanes : rank->group(source);
     std::copy_n(group, kGroup * kLanes, block->w[g]);
     for (int k = 0; k < kGroup; ++k) {
-      const float h = feedback_ ? feedback_->weight(strip * kGroup + k) : h_[source * kGroup + k];
+      const float h = feedback ? factor_->weight(strip * kGroup + k) : h_[source * kGroup + k];
       for (int l = 0; l < kLanes; ++l) {
         const int row = row_block * quant::kBlockRows + l;
         block->h[g][k * kLanes + l] = IsOutlier(row, strip, k) ? 0.0f : h;
@@ -307,7 +309,7 @@ std::vector<float> MatrixJob::InCompactOrder(const std::vector<float>& source) c
 // much of that as the method says.
 std::vector<float> MatrixJob::Targets(const Rank& rank) const {
   std::vector<float> targets = rank.rows;
-  if (!feedback_ || hessian_.drift.empty()) return targets;
+  if (!corrects()) return targets;
   std::vector<float> missing(targets.size());  // -W D
   for (int begin = 0; begin < cols_; begin += kGroup) {
     const float* rows[kGroup];
@@ -318,7 +320,7 @@ std::vector<float> MatrixJob::Targets(const Rank& rank) const {
                              rows, kGroup, cols_);
   }
   std::vector<float> change = InCompactOrder(missing);
-  feedback_->Solve(kernels_, change.data());
+  factor_->Solve(kernels_, change.data());
   for (int i = 0; i < cols_; ++i) {
     float* target =
         targets.data() + static_cast<size_t>(places_[i / kGroup].source + i % kGroup) * kLanes;
@@ -333,16 +335,16 @@ void MatrixJob::Encode(int row_block, const std::vector<float>& targets, Rank* r
                        EncodedBlock* encoded) const {
   TileBlock* block = &rank->tile;
   std::vector<float> work;
-  if (feedback_) work = InCompactOrder(targets);
+  if (factor_) work = InCompactOrder(targets);
   for (const int bits : {2, 4}) {
     for (int tile = 0; tile < counts_.shape.tiles(bits); ++tile) {
       const int first = first_strip(bits) + tile * tile_strips(bits);
       TileFit& fit = encoded->fits[places_[first].fit];
-      LoadTile(row_block, bits, tile, feedback_ ? work.data() : nullptr, rank);
+      LoadTile(row_block, bits, tile, factor_ ? work.data() : nullptr, rank);
       Fit(*block, &fit);
       for (int g = 0; g < block->strips; ++g) {
         const int strip = first + g;
-        if (feedback_) {
+        if (method_.error_feedback) {
           float* group = work.data() + static_cast<size_t>(strip) * kGroup * kLanes;
           std::copy_n(group, kGroup * kLanes, block->w[g]);
           if (method_.search_scales) RefitSubScale(kernels_, *block, g, &fit);
@@ -350,13 +352,13 @@ void MatrixJob::Encode(int row_block, const std::vector<float>& targets, Rank* r
         float errors[kGroup * kLanes];
         for (int k = 0; k < kGroup; ++k) {
           const float* targets_of =
-              feedback_ ? work.data() + (static_cast<size_t>(strip) * kGroup + k) * kLanes
-                        : block->w[g] + k * kLanes;
+              factor_ ? work.data() + (static_cast<size_t>(strip) * kGroup + k) * kLanes
+                      : block->w[g] + k * kLanes;
           ChooseCodes(row_block, strip, k, targets_of, encoded, errors + k * kLanes);
-          if (!feedback_) continue;
-          feedback_->SpreadInStrip(kernels_, strip * kGroup + k, errors + k * kLanes, work.data());
+          if (!method_.error_feedback) continue;
+          factor_->SpreadInStrip(kernels_, strip * kGroup + k, errors + k * kLanes, work.data());
         }
-        if (feedback_) feedback_->SpreadStrip(kernels_, strip, errors, work.data());
+        if (method_.error_feedback) factor_->SpreadStrip(kernels_, strip, errors, work.data());
       }
     }
   }
@@ -432,17 +434,17 @@ absl::StatusOr<QuantizedMatrix> MatrixJob::Run(const std::string& name) {
   order_ = OrderStrips(counts_, sensitivity, importance);
   PlaceStrips();
   ChooseOutliers();
-  if (method_.error_feedback) {
+  if (method_.error_feedback || corrects()) {
     std::vector<int> channels;  // source channels in compact order
     for (const StripPlace& place : places_) {
       for (int k = 0; k < kGroup; ++k) channels.push_back(place.source + k);
     }
-    auto feedback = ErrorFeedback::Create(hessian_.matrix, channels, team_, kernels_);
-    if (!feedback.ok()) {
-      return absl::Status(feedback.status().code(),
-                          absl::StrCat(name, ": ", feedback.status().message()));
+    auto factor = ErrorFeedback::Create(hessian_.matrix, channels, team_, kernels_);
+    if (!factor.ok()) {
+      return absl::Status(factor.status().code(),
+                          absl::StrCat(name, ": ", factor.status().message()));
     }
-    feedback_ = *std::move(feedback);
+    factor_ = *std::move(factor);
   }
 
   QuantizedMatrix result;

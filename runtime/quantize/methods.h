@@ -39,10 +39,15 @@ struct QuantizeMethod {
   Descent descent = Descent::kCodesAndScales;
   bool shared_bits = false;  // 4-bit strips are shared out among the matrices by what they gain
   Inputs inputs = Inputs::kOriginal;
-  // With error_feedback, and inputs that are not the original ones: the share of what quantization
-  // has changed in a matrix' inputs that its targets make up for.
+  // With inputs that are not the original ones: the share of what quantization has changed in a
+  // matrix' inputs that its targets make up for.
   float correction = 0.0f;
   const char* summary = "";
+
+  // Whether a matrix needs its whole Hessian, not only the diagonal.
+  constexpr bool full_hessian() const {
+    return error_feedback || descent_sweeps > 0 || correction > 0.0f;
+  }
 };
 
 inline constexpr QuantizeMethod kQuantizeMethods[] = {
@@ -138,6 +143,46 @@ inline constexpr QuantizeMethod kStepMethods[] = {
      .shared_bits = true,
      .inputs = Inputs::kMatrices,
      .summary = "default without making up for earlier matrices"},
+    {.name = "without-feedback",
+     .search_scales = true,
+     .descent_sweeps = 2,
+     .shared_bits = true,
+     .inputs = Inputs::kMatrices,
+     .correction = 0.5f,
+     .summary = "default without error feedback: descent begins at the nearest codes"},
+    {.name = "channel-order",
+     .search_scales = true,
+     .error_feedback = true,
+     .descent_sweeps = 2,
+     .shared_bits = true,
+     .inputs = Inputs::kMatrices,
+     .correction = 0.5f,
+     .summary = "default with the channels of a width in their own order"},
+    {.name = "layer-inputs",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .descent_sweeps = 2,
+     .shared_bits = true,
+     .inputs = Inputs::kLayers,
+     .correction = 0.5f,
+     .summary = "default, calibrated through the layers already quantized"},
+    {.name = "original-inputs",
+     .search_scales = true,
+     .error_feedback = true,
+     .large_first = true,
+     .descent_sweeps = 2,
+     .shared_bits = true,
+     .summary = "default, calibrated on the original model: nothing to make up for"},
+    {.name = "descent-alone",
+     .search_scales = true,
+     .descent_sweeps = 2,
+     .summary = "searched, and descent on codes and scales"},
+    {.name = "correction-alone",
+     .search_scales = true,
+     .inputs = Inputs::kMatrices,
+     .correction = 0.5f,
+     .summary = "searched, and half of what the matrices before changed made up for"},
 };
 
 // Of either table; null for an unknown name.
