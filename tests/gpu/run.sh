@@ -27,7 +27,8 @@ status=0
 "$build/bin/fewbit-gpu-tune-test" || status=1
 
 reduced='LinearGpu.ManyOutliersInOneTile:LinearGpu.ZeroAndNonFiniteActivations:*.ReducedSet*'
-reduced_tuning='*Scales.*/[0-3]:*.RmsNorm:*.Rope:*.CausalSoftmax:*.KlDivergence:*.Adam:*/llama'
+# No brackets: their '-' would begin what is left out.
+reduced_tuning='*Scales.*/0:*Scales.*/1:*Scales.*/2:*.RmsNorm:*.Rope:*.CausalSoftmax:*.KlDivergence:*.Adam:*/llama'
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     # racecheck does not see that a warp's writes come before an mbarrier arrival of one of its lanes
