@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/wide_instances.h"
 #include "tests/gpu/gpu_linear.h"
+#include "tests/gpu/stage_rows.h"
 #include "tests/kernels/random_matrix.h"
 
 namespace fewbit::testing {
@@ -155,6 +156,41 @@ TEST(LinearWideGpu, GroupsInAChain) {
         }
       }
     }
+  }
+}
+
+// Races between copies and readers are rare: this is one launch many times over, on an idle machine
+// each time. (Stages that were handed back before the last load from them had come made about one
+// launch of a thousand wrong.)
+TEST(LinearWideGpu, ManyLaunchesGiveTheSameBits) {
+  if (!HasWide()) GTEST_SKIP() << "needs sm_90";
+  constexpr int kLaunches = 3000;
+  std::mt19937 rng(25);
+  Case c({6016, 4096, 0.25, false, 0.002}, &rng);
+  const cuda::DeviceGroup group = {1, {c.gpu.view()}};
+  for (int m : {16, 32, 64, 128}) {
+    c.SetTokens(m);
+    const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
+    const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(c.desc, plan));
+    const cuda::LinearInput in = cuda::InputOf(c.desc, plan, group, staged.get(), nullptr);
+    std::vector<uint16_t> bits;
+    for (float v : c.Tokens(m, &rng)) bits.push_back(quant::FloatToHalf(v));
+    const cuda::DeviceBuffer<uint16_t> x(bits);
+    cuda::CheckCuda(cuda::StageActivations(c.desc, x.get(), c.plain.shape.cols, in, nullptr),
+                    "stage");
+    const int64_t count = int64_t{m} * c.plain.shape.rows;
+    const cuda::DeviceBuffer<float> first(count), again(count);
+    const cuda::DeviceBuffer<unsigned long long> differences(std::vector<unsigned long long>{0});
+    for (int i = 0; i < kLaunches; ++i) {
+      cuda::LinearOutput out;
+      out.y = i == 0 ? first.get() : again.get();
+      out.stride = c.plain.shape.rows;
+      ASSERT_EQ(cuda::LaunchLinear(c.desc, plan, group, in, out, {}, nullptr), "");
+      if (i == 0) continue;
+      cuda::CheckCuda(CountDifferences(first.get(), again.get(), count, differences.get(), nullptr),
+                      "CountDifferences");
+    }
+    EXPECT_EQ(differences.Download()[0], 0u) << "m " << m;
   }
 }
 

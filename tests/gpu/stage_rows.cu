@@ -18,6 +18,14 @@ __global__ void StageRowsKernel(const float* x, int64_t x_stride, int cols, floa
   cuda::StageToken(to, row, cols, blockIdx.x);
 }
 
+__global__ void CountDifferencesKernel(const float* a, const float* b, int64_t count,
+                                       unsigned long long* differences) {
+  const int64_t step = int64_t{1} * gridDim.x * blockDim.x;
+  for (int64_t i = int64_t{1} * blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
+    if (__float_as_uint(a[i]) != __float_as_uint(b[i])) atomicAdd(differences, 1ull);
+  }
+}
+
 }  // namespace
 
 cudaError_t StageRows(const float* x, int64_t x_stride, int m, int cols, float factor,
@@ -25,6 +33,13 @@ cudaError_t StageRows(const float* x, int64_t x_stride, int m, int cols, float f
   constexpr int kThreads = 160;
   return cuda::LaunchDependent(StageRowsKernel, dim3(m), dim3(kThreads), cols * sizeof(float),
                                stream, x, x_stride, cols, factor, to);
+}
+
+cudaError_t CountDifferences(const float* a, const float* b, int64_t count,
+                             unsigned long long* differences, cudaStream_t stream) {
+  constexpr int kBlocks = 256, kThreads = 256;
+  CountDifferencesKernel<<<kBlocks, kThreads, 0, stream>>>(a, b, count, differences);
+  return cudaGetLastError();
 }
 
 }  // namespace fewbit::testing

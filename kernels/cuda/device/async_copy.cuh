@@ -46,6 +46,21 @@ __device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
   BarrierArrive(SharedAddress(barrier));
 }
 
+// Arrives when `value`, what this warp loaded last from the memory that it hands back, has come. A
+// plain arrival does not wait for loads that are under way: under load it was seen to overtake them
+// by a whole bulk copy, which then was what they read. %ctaid.y is 0 in the grids here, which the
+// compiler cannot know, so the address depends on the value.
+__device__ __forceinline__ void BarrierArriveAfter(uint32_t barrier, uint32_t value) {
+  asm volatile(
+      "{ .reg .b32 t; mov.u32 t, %%ctaid.y; and.b32 t, t, %1; add.u32 t, t, %0; "
+      "mbarrier.arrive.shared::cta.b64 _, [t]; }" ::"r"(barrier),
+      "r"(value)
+      : "memory");
+}
+__device__ __forceinline__ void BarrierArriveAfter(uint64_t* barrier, uint32_t value) {
+  BarrierArriveAfter(SharedAddress(barrier), value);
+}
+
 __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   do {

@@ -290,7 +290,8 @@ __device__ __forceinline__ void RunProducts(const WideArgs& a, uint8_t* shared,
       AddTerms<kF.tokens>(sums, weights + tile.bytes - quant::kSecondOrderBytes,
                           shared + kL.meta + at.stage * kL.meta_bytes, parts);
       __syncwarp();
-      if (lane == 0) BarrierArrive(barriers.tiles.empty + at.stage);
+      const uint32_t last = __float_as_uint(parts[kF.tokens / 2 - 1]);
+      if (lane == 0) BarrierArriveAfter(barriers.tiles.empty + at.stage, last);
     }
     if (turn == 0) ClusterWait();
     BarrierWaitCluster(barriers.inbox.empty + box.stage, box.parity ^ 1);
