@@ -8,6 +8,7 @@ target_link_libraries(bench_scrape PRIVATE fewbit_server_testing fewbit_fake_nvm
 add_executable(bench_sensors ${CMAKE_CURRENT_LIST_DIR}/bench_sensors.cc)
 target_link_libraries(bench_sensors PRIVATE fewbit_server)
 
-add_executable(quality_simulate ${CMAKE_CURRENT_LIST_DIR}/quality_simulate.cc)
+add_executable(quality_simulate ${CMAKE_CURRENT_LIST_DIR}/quality_simulate.cc
+  ${CMAKE_CURRENT_LIST_DIR}/simulated_matrix.cc)
 target_link_libraries(quality_simulate PRIVATE fewbit_options fewbit_tool fewbit_quantize fewbit_eval fewbit_models
   nlohmann_json::nlohmann_json absl::flags absl::strings)
