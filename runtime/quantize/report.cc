@@ -31,6 +31,11 @@ std::string FormatReport(const QuantizeOptions& options, const QuantizeReport& r
   absl::StrAppend(&text, Row("all", report.all), "\n");
   absl::StrAppendFormat(&text, "  linear layers       %6.3f bits per weight (%.2f MB)\n",
                         report.average_bits, static_cast<double>(report.bytes.linear_bytes) / 1e6);
+  if (FindQuantizeMethod(options.method)->shared_bits && report.average_bits > options.bits) {
+    absl::StrAppendFormat(
+        &text, "    more than the %g asked for: the least for these shapes and outliers\n",
+        options.bits);
+  }
   absl::StrAppendFormat(&text, "  embedding and head  %6.3f bits per weight (%.2f MB)\n",
                         report.embedding_bits,
                         static_cast<double>(report.bytes.embedding_bytes) / 1e6);

@@ -75,6 +75,18 @@ TEST(QuantizeCheckpointTest, ReportCountsTheBytesOfTheFiles) {
   EXPECT_EQ(config["quantization_config"]["outliers"], 0.01);
 }
 
+TEST(QuantizeCheckpointTest, SaysThatFewerBitsCannotBe) {
+  const TempDirectory directory;
+  QuantizeOptions options = GoldenOptions(directory);
+  options.bits = 2.25;
+  const auto report = QuantizeGolden(options);
+  ASSERT_TRUE(report.ok()) << report.status();
+  EXPECT_GT(report->average_bits, 2.25);
+  EXPECT_THAT(FormatReport(options, *report), HasSubstr("more than the 2.25 asked for"));
+  options.bits = 8.0;
+  EXPECT_THAT(FormatReport(options, *report), Not(HasSubstr("asked for")));
+}
+
 // Perplexity, divergence and canary of the run are those that the finished directory has.
 TEST(QuantizeCheckpointTest, MeasuresWhatBecameOfIt) {
   const TempDirectory directory;
