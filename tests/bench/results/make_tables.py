@@ -123,7 +123,7 @@ def quality_rows(path):
 
 
 def is_default(record):
-    return record["section"] == "curve" and record["bits_from"] == "bytes" or (record["section"], record["row"]) == ("default", "default")
+    return record["section"] == "curve" and record["row"].startswith("default at") or (record["section"], record["row"]) == ("default", "default")
 
 
 def curve_of(records, text):
@@ -159,15 +159,14 @@ def quality_table(path):
 
 def curve_table(path):
     records = quality_rows(path)
-    text = next(iter(records[0]["texts"]))
-    curve = curve_of(records, text)
-    lines = [f"| bits | the default, ratio on {text} | something else | its ratio |", "|---|---|---|---|"]
+    texts = list(dict.fromkeys(t for r in records for t in r["texts"]))
+    curve = curve_of(records, texts[0])
+    lines = ["| bits | | " + " | ".join(f"{t}, ratio" for t in texts) + " | KL | the default at these bits |", "|---" * (len(texts) + 4) + "|"]
     for r in sorted((r for r in records if r["section"] == "curve" or is_default(r)), key=lambda r: r["bits"]):
-        ratio = f"{r['texts'][text][1]:.3f}"
-        if is_default(r):
-            lines.append(f"| {r['bits']:.3f} | {ratio} | | |")
-        else:
-            lines.append(f"| {r['bits']:.3f} * | {on_curve(curve, r['bits'])} | {r['row']} | {ratio} |")
+        cells = [f"{r['bits']:.3f}" + ("" if r["bits_from"] == "bytes" else " *"), "default" if is_default(r) else r["row"]]
+        cells += [f"{r['texts'][t][1]:.3f}" if t in r["texts"] else "" for t in texts]
+        cells += [f"{float(r['kl']):.3f}" if r["kl"] else "", "" if is_default(r) else on_curve(curve, r["bits"])]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
