@@ -107,8 +107,9 @@ absl::Status Measure(const TuneBenchOptions& options, const RandomPair& models, 
   if (!word.ok()) return word.status();
   testing::ClockedOps clocked(ops, *word);
   tune::Ops* with = options.profile ? static_cast<tune::Ops*>(&clocked) : ops;
-  const auto trainer = tune::Trainer::Create(models.original, models.quantized, *text, with,
-                                             {.batch = windows, .context = options.context});
+  const auto trainer = tune::Trainer::Create(
+      models.original, models.quantized, *text, with,
+      {.batch = windows, .context = options.context, .stream = options.low_memory});
   if (!trainer.ok()) return trainer.status();
   if (const auto first = (*trainer)->Step(RatesOf(1)); !first.ok()) return first.status();
   clocked.Reset();
@@ -126,9 +127,10 @@ absl::Status Measure(const TuneBenchOptions& options, const RandomPair& models, 
     }
   }
   if (options.csv) {
-    std::printf("%s,%s,%s,%s,%d,%s,%d,%d,%.1f,%.0f,%.1f\n", GpuName().c_str(), Today().c_str(),
+    std::printf("%s,%s,%s,%s,%d,%s,%s,%d,%d,%.1f,%.0f,%.1f\n", GpuName().c_str(), Today().c_str(),
                 FEWBIT_COMMIT, options.shape.c_str(), models.original.spec.num_layers,
-                factors.c_str(), windows, options.context, ms, tokens_per_s, gib);
+                factors.c_str(), options.low_memory ? "low" : "all", windows, options.context, ms,
+                tokens_per_s, gib);
   } else {
     std::printf(
         "%s, %d layers, %s, %d x %d tokens: %.1f ms a step, %.0f tokens/s, peak %.1f GiB, %d "
@@ -160,6 +162,7 @@ bool ParseTune(const std::string& argument, TuneBenchOptions* o) {
   if (name == "--context") return (o->context = std::atoi(value)) > 0;
   if (name == "--steps") return (o->steps = std::atoi(value)) > 0;
   if (name == "--layers") return (o->layers = std::atoi(value)) > 0;
+  if (argument == "--low_memory") return o->low_memory = true;
   if (argument == "--csv") return o->csv = true;
   if (argument == "--profile") return o->profile = true;
   return false;
@@ -176,7 +179,8 @@ int RunTune(const TuneBenchOptions& options) {
   const RandomPair models(*spec, options.mix);
   if (options.csv) {
     std::printf(
-        "gpu,date,commit,shape,layers,factors,windows,context,ms_per_step,tokens_per_s,peak_gib\n");
+        "gpu,date,commit,shape,layers,factors,memory,windows,context,ms_per_step,tokens_per_s,"
+        "peak_gib\n");
   }
   for (const int windows : options.windows) {
     for (const std::string& factors : options.factors) {

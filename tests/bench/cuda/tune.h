@@ -11,7 +11,8 @@ namespace fewbit::bench {
 
 inline constexpr char kTuneUsage[] =
     "       fewbit-bench tune [--shape=NAME] [--windows=16] [--context=512] [--steps=5]\n"
-    "         [--layers=N] [--factors=tf32,bf16] [--csv] [--profile] [--share4=0.25] "
+    "         [--layers=N] [--factors=tf32,bf16] [--low_memory] [--csv] [--profile] "
+    "[--share4=0.25] "
     "[--outliers=0.002]\n";
 
 struct TuneBenchOptions {
@@ -22,6 +23,7 @@ struct TuneBenchOptions {
   int steps = 5;                                // that are measured, after one that is not
   int layers = 0;                               // of the shape's; 0: all
   WeightMix mix;
+  bool low_memory = false;  // one layer of each model on the device at a time
   bool csv = false;
   bool profile = false;  // prints where a step's time goes instead
 };

@@ -102,10 +102,10 @@ def tune_table(path):
     rows = rows_of(path)
     first = rows[0]
     lines = [f"{first['gpu']}, {first['date']}, {first['shape']}", "",
-             "| layers | factors | windows x tokens | ms per step | tokens per second | 800 steps, minutes | peak GiB | commit |", "|---" * 8 + "|"]
+             "| layers | factors | layers on the device | windows x tokens | ms per step | tokens per second | 800 steps, minutes | peak GiB | commit |", "|---" * 9 + "|"]
     for r in rows:
         ms = float(r["ms_per_step"])
-        lines.append(f"| {r['layers']} | {r['factors']} | {r['windows']} x {r['context']} | {ms:,.0f} | {float(r['tokens_per_s']):,.0f} | {800 * ms / 60000:.1f} | {float(r['peak_gib']):.1f} | {r['commit']} |")
+        lines.append(f"| {r['layers']} | {r['factors']} | {'all' if r['memory'] == 'all' else 'one (`--low_memory`)'} | {r['windows']} x {r['context']} | {ms:,.0f} | {float(r['tokens_per_s']):,.0f} | {800 * ms / 60000:.1f} | {float(r['peak_gib']):.1f} | {r['commit']} |")
     return "\n".join(lines)
 
 
