@@ -1,19 +1,20 @@
 // The end of attention: the runs of a decoded row become one, and every row, decoded or prefilled,
 // is left as the o layer reads it (staging.h).
 //
-// A block has one tile of one matrix' staged form and one token, a thread 4 channels of it; more
-// blocks write the plain copy if there is one.
+// A block has one tile of one matrix' staged form and one token, a thread 4 channels of it, and one
+// warp stages the tile. More blocks write the plain copy if there is one.
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/device/async_copy.cuh"
 #include "kernels/cuda/device/combine_runs.cuh"
 #include "kernels/cuda/device/fragment.cuh"
 #include "kernels/cuda/device/stage_token.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_launch.h"
 
 namespace fewbit::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 32 * kStageRounds;
 constexpr int kTileChannels = 512;
 
 struct CombineArgs {
@@ -25,21 +26,17 @@ struct CombineArgs {
 };
 
 __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant__ CombineArgs a) {
-  __shared__ StageBoard board;
+  __shared__ float4 values[kStageRounds][32];
   LetNextKernelStart();
-  const int token = blockIdx.y;
-  int tile = blockIdx.x, part = 0;
-  for (; part < a.out.count; ++part) {
-    const int tiles = NumTiles(a.out.parts[part].shape);
-    if (tile < tiles) break;
-    tile -= tiles;
-  }
+  const int token = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int tile = blockIdx.x;
+  const int part = PartOf(a.out, &tile);
   const bool plain = part == a.out.count;
   const int cols = a.num_heads * a.head_dim;
   int channel = kTileChannels * tile + 4 * static_cast<int>(threadIdx.x);
   if (!plain) {
     const StageTarget& to = a.out.parts[part];
-    channel = SourceChannel(to, TileStrips(to.shape, tile), 0, FourWarps{&board});
+    channel = SourceChannel(to, TileStrips(to.shape, tile), warp);
   } else if (channel >= cols) {
     channel = -1;
   }
@@ -67,9 +64,13 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant_
     StorePlain4(a.out.plain, a.out.plain_type, at, value);
     return;
   }
-  // StageTile asks every thread for the channels that it has.
-  StageTile(
-      a.out.parts[part], [&](int) { return value; }, token, tile, FourWarps{&board});
+  values[warp][lane] = value;
+  __syncthreads();
+  if (warp > 0) return;
+  float4 x[kStageRounds];
+#pragma unroll
+  for (int i = 0; i < kStageRounds; ++i) x[i] = values[i][lane];
+  StageValues(a.out.parts[part], x, token, tile);
 }
 
 }  // namespace
@@ -92,7 +93,9 @@ cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, uint8
   const int cols = d.num_heads * d.head_dim;
   int blocks = out.plain == nullptr ? 0 : (cols + kTileChannels - 1) / kTileChannels;
   for (int p = 0; p < out.count; ++p) blocks += NumTiles(out.parts[p].shape);
-  return LaunchDependent(CombineKernel, dim3(blocks, step.tokens), dim3(kThreads), 0, stream, a);
+  const cudaError_t error =
+      LaunchDependent(CombineKernel, dim3(blocks, step.tokens), dim3(kThreads), 0, stream, a);
+  return error != cudaSuccess ? error : LaunchSlabFloats(out, step.tokens, stream);
 }
 
 }  // namespace fewbit::cuda

@@ -20,6 +20,9 @@ cudaError_t PrepareLinearKernels(const DeviceProps& props);
 // into everything that `to` asks for. On the token path producers do this themselves.
 cudaError_t StageActivations(const Desc& desc, const void* x, int64_t x_stride,
                              const LinearInput& to, cudaStream_t stream);
+// Behind every kernel that stages `tokens` tokens into slabs: the floats that outliers read, where
+// a target wants them. A launch of its own, because a token's float is 4 bytes of a sector.
+cudaError_t LaunchSlabFloats(const LinearInput& to, int tokens, cudaStream_t stream);
 cudaError_t PrepareStaging();  // by PrepareLinearKernels
 
 // Result r of part p and token i goes to y[i * stride + column[p] + r], of desc.y_type.

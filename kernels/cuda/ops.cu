@@ -4,6 +4,7 @@
 #include "kernels/cuda/device/input_row.cuh"
 #include "kernels/cuda/device/stage_token.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"
 
 namespace fewbit::cuda {
@@ -77,46 +78,36 @@ struct NormCall {
   int cols;
 };
 
-// Brings the strip order of the tile that a warp stages first near, before there is an x to stage.
-__device__ __forceinline__ void PrefetchOrder(const LinearInput& to, int item) {
-  for (int p = 0; p < to.count; ++p) {
-    const quant::PackedShape& s = to.parts[p].shape;
-    if (item < NumTiles(s)) {
-      const uint16_t* order = to.parts[p].strip_order + 4 * FirstQuad(s, item);
-      if (threadIdx.x % 32 == 0) asm volatile("prefetch.global.L1 [%0];" ::"l"(order));
-      return;
+// What a warp knows of a tile before there is a row.
+struct NormTile {
+  int part, tile;
+  TileChannels channels;
+  float4 weight[kStageRounds] = {};
+
+  __device__ __forceinline__ NormTile(const LinearInput& out, const float* weights, int item)
+      : part(PartOf(out, &item)), tile(item) {
+    if (part == out.count) return;
+    channels = TileChannels(out.parts[part], tile);
+#pragma unroll
+    for (int i = 0; i < kStageRounds; ++i) {
+      if (channels.at[i] >= 0) weight[i] = Load4(weights + channels.at[i]);
     }
-    item -= NumTiles(s);
   }
-}
+};
 
-__device__ __forceinline__ void StorePlainShare(const LinearInput& to, const float* x, int cols,
-                                                int token, int rank, int blocks) {
-  if (to.plain == nullptr) return;
-  for (int i = 4 * (rank * blockDim.x + threadIdx.x); i < cols; i += 4 * blocks * blockDim.x) {
-    StorePlain4(to.plain, to.plain_type, static_cast<size_t>(token) * cols + i, Load4(x + i));
-  }
-}
-
-// Every block of a token norms the whole row and stages a share of the tiles: staging is what takes
-// the time.
+// Every block of a token sums the whole row and stages a share of the tiles, a warp each.
 template <int kPerWarp, typename Source>
-__global__ void __launch_bounds__(32 * kMaxNormWarps)
+__global__ void __launch_bounds__(32 * kMaxNormWarps, kPerWarp <= 2 ? 2 : 1)
     NormKernel(const Source source, const NormCall call, const __grid_constant__ LinearInput out) {
   extern __shared__ float4 row4[];
   __shared__ float partial[kMaxNormWarps * kMaxSegmentsPerWarp];
-  __shared__ StageBoard boards[kMaxNormWarps / 4];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int segments = NormSegments(call.cols), token = blockIdx.y;
   const int blocks = gridDim.x, rank = blockIdx.x;
   LetNextKernelStart();
-  PrefetchOrder(out, warp / 4 * blocks + rank);
-  float4 w[kPerWarp], x[kPerWarp];
-#pragma unroll
-  for (int k = 0; k < kPerWarp; ++k) {
-    const int i = (warp + k * warps) * kSegment + 4 * lane;
-    if (i < call.cols) w[k] = *reinterpret_cast<const float4*>(call.weight + i);
-  }
+  int item = warp * blocks + rank;
+  NormTile tile(out, call.weight, item);
+  float4 x[kPerWarp];
   WaitForPreviousKernels();
   const typename Source::Row row = source.Of(token);
 #pragma unroll
@@ -126,31 +117,42 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps)
   }
 #pragma unroll
   for (int k = 0; k < kPerWarp; ++k) {
-    const int segment = warp + k * warps;
+    const int segment = warp + k * warps, i = segment * kSegment + 4 * lane;
     if (segment >= segments) break;
+    if (i < call.cols) row4[i / 4] = x[k];
     const float square = SegmentSquare(x[k]);
     if (lane == 0) partial[segment] = square;
   }
   __syncthreads();
-  const float scale = NormScale(partial, call.cols, call.eps);
+  const auto scale = [&] { return NormScale(partial, call.cols, call.eps); };
+#pragma unroll 1
+  while (tile.part < out.count) {
+    float4 values[kStageRounds];
 #pragma unroll
-  for (int k = 0; k < kPerWarp; ++k) {
-    const int i = (warp + k * warps) * kSegment + 4 * lane;
-    if (i < call.cols) row4[i / 4] = Norm4(x[k], scale, w[k]);
+    for (int i = 0; i < kStageRounds; ++i) {
+      values[i] = tile.channels.at[i] < 0 ? make_float4(0, 0, 0, 0)
+                                          : Mul4(row4[tile.channels.at[i] / 4], tile.weight[i]);
+    }
+    StageValues(out.parts[tile.part], values, token, tile.tile, scale);
+    item += warps * blocks;
+    tile = NormTile(out, call.weight, item);
   }
 #pragma unroll
   for (int k = 0; k < kPerWarp; ++k) {
     const int segment = warp + k * warps, i = segment * kSegment + 4 * lane;
-    if (call.hidden_out == nullptr || segment % blocks != rank || i >= call.cols) continue;
-    *reinterpret_cast<float4*>(call.hidden_out + static_cast<int64_t>(token) * call.cols + i) =
-        x[k];
+    if (segment % blocks != rank || i >= call.cols) continue;
+    const size_t at = static_cast<size_t>(token) * call.cols + i;
+    if (call.hidden_out != nullptr) *reinterpret_cast<float4*>(call.hidden_out + at) = x[k];
   }
-  __syncthreads();
-  const float* normed = reinterpret_cast<const float*>(row4);
-  StageTiles(
-      out, [=](int channel) { return Load4(normed + channel); }, token, warp / 4 * blocks + rank,
-      warps / 4 * blocks, FourWarps{&boards[warp / 4]});
-  StorePlainShare(out, normed, call.cols, token, rank, blocks);
+  if (out.plain == nullptr) return;
+  const float factor = scale();
+#pragma unroll
+  for (int k = 0; k < kPerWarp; ++k) {
+    const int segment = warp + k * warps, i = segment * kSegment + 4 * lane;
+    if (segment % blocks != rank || i >= call.cols) continue;
+    StorePlain4(out.plain, out.plain_type, static_cast<size_t>(token) * call.cols + i,
+                Norm4(x[k], factor, Load4(call.weight + i)));
+  }
 }
 
 int TotalTiles(const LinearInput& out) {
@@ -159,9 +161,9 @@ int TotalTiles(const LinearInput& out) {
   return tiles;
 }
 
-// As many as find work and are resident at once on a GPU of 132 multiprocessors.
+// As many as find work and have a multiprocessor each on a GPU of 132.
 int BlocksPerToken(int tokens, int tiles) {
-  constexpr int kMostBlocks = 8, kResident = 264;
+  constexpr int kMostBlocks = 8, kResident = 132;
   int blocks = kMostBlocks;
   while (blocks > 1 && (blocks * tokens > kResident || blocks > tiles)) blocks /= 2;
   return blocks;
@@ -174,11 +176,14 @@ cudaError_t LaunchNormWith(const Source& source, const NormArgs& args, int warps
   const auto kernel = NormKernel<kPerWarp, Source>;
   const dim3 grid(blocks, args.tokens), block(32 * warps);
   const size_t shared = sizeof(float) * args.cols;
-  if (!Source::kFirstOfStep) {
-    return LaunchDependent(kernel, grid, block, shared, stream, source, call, out);
+  cudaError_t error;
+  if (Source::kFirstOfStep) {
+    kernel<<<grid, block, shared, stream>>>(source, call, out);
+    error = cudaGetLastError();
+  } else {
+    error = LaunchDependent(kernel, grid, block, shared, stream, source, call, out);
   }
-  kernel<<<grid, block, shared, stream>>>(source, call, out);
-  return cudaGetLastError();
+  return error != cudaSuccess ? error : LaunchSlabFloats(out, args.tokens, stream);
 }
 
 template <typename Source>
@@ -199,22 +204,34 @@ cudaError_t LaunchNorm(const Source& source, const NormArgs& args, const LinearI
   return LaunchNormWith<kMaxSegmentsPerWarp>(source, args, warps, blocks, out, stream);
 }
 
-constexpr int kSiluWarps = 4;  // of a block: those that stage a tile together
+constexpr int kSiluWarps = 4;  // of a block
 
-// Four warps per (token, tile); the plain form is shared out among the blocks of the token.
+// A warp per (token, tile); the plain form is shared out among the blocks of the token.
 template <typename T>
 __global__ void __launch_bounds__(32 * kSiluWarps)
     SiluKernel(const SiluArgs args, const __grid_constant__ LinearInput out) {
-  __shared__ StageBoard board;
   LetNextKernelStart();
-  PrefetchOrder(out, blockIdx.x);
-  WaitForPreviousKernels();
   const int token = blockIdx.y;
+  int tile = blockIdx.x * kSiluWarps + static_cast<int>(threadIdx.x) / 32;
+  const int part = PartOf(out, &tile);
+  TileChannels channels;
+  if (part < out.count) channels = TileChannels(out.parts[part], tile);
+  WaitForPreviousKernels();
   const T* gate = static_cast<const T*>(args.gate) + token * args.stride;
   const T* up = static_cast<const T*>(args.up) + token * args.stride;
-  StageTiles(
-      out, [&](int channel) { return SiluMul4(Load4(gate + channel), Load4(up + channel)); }, token,
-      blockIdx.x, gridDim.x, FourWarps{&board});
+  if (part < out.count) {
+    float4 x[kStageRounds], y[kStageRounds];
+#pragma unroll
+    for (int i = 0; i < kStageRounds; ++i) {
+      x[i] = y[i] = make_float4(0, 0, 0, 0);
+      if (channels.at[i] < 0) continue;
+      x[i] = Load4(gate + channels.at[i]);
+      y[i] = Load4(up + channels.at[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kStageRounds; ++i) x[i] = SiluMul4(x[i], y[i]);
+    StageValues(out.parts[part], x, token, tile);
+  }
   if (out.plain == nullptr) return;
   for (int i = 4 * (blockIdx.x * blockDim.x + threadIdx.x); i < args.cols;
        i += 4 * gridDim.x * blockDim.x) {
@@ -268,13 +285,15 @@ cudaError_t LaunchEmbedNorm(const DeviceDense& table, const StepView& step, cons
 
 cudaError_t LaunchSiluMul(const SiluArgs& args, const LinearInput& out, cudaStream_t stream) {
   if (args.tokens == 0) return cudaSuccess;
-  const int tiles = TotalTiles(out);
+  const int staged = (TotalTiles(out) + kSiluWarps - 1) / kSiluWarps;
   constexpr int kPlainElements = 4 * 32 * kSiluWarps;
   const int plain = out.plain == nullptr ? 0 : (args.cols + kPlainElements - 1) / kPlainElements;
-  const dim3 grid(std::max({tiles, plain, 1}), args.tokens), block(32 * kSiluWarps);
-  return args.type == DType::kF16
-             ? LaunchDependent(SiluKernel<__half>, grid, block, 0, stream, args, out)
-             : LaunchDependent(SiluKernel<float>, grid, block, 0, stream, args, out);
+  const dim3 grid(std::max({staged, plain, 1}), args.tokens), block(32 * kSiluWarps);
+  const cudaError_t error =
+      args.type == DType::kF16
+          ? LaunchDependent(SiluKernel<__half>, grid, block, 0, stream, args, out)
+          : LaunchDependent(SiluKernel<float>, grid, block, 0, stream, args, out);
+  return error != cudaSuccess ? error : LaunchSlabFloats(out, args.tokens, stream);
 }
 
 }  // namespace fewbit::cuda

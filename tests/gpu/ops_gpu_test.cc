@@ -1,6 +1,7 @@
 // Embedding, add + RMSNorm and SiLU kernels on a real device: against float64, in poisoned memory;
 // the staged forms against the ones that the staging kernel makes of the same values.
 #include <cmath>
+#include <cstring>
 
 #include "kernels/cuda/ops.h"
 #include "tests/gpu/gpu_values.h"
@@ -42,16 +43,49 @@ struct Group {
     return in;
   }
 
-  // Staging the plain values gives the bytes that the kernel has staged.
-  void ExpectStagedLikePlain() {
-    if (staged.size() == 0) return;
+  // What StageActivations makes of `x` [tokens, cols].
+  std::vector<uint8_t> StagedOf(const cuda::DeviceBuffer<float>& x) {
     const cuda::LinearInput in = cuda::InputOf(desc, plan, group, expected.get(), nullptr);
     cuda::Desc from_floats = desc;
     from_floats.x_type = DType::kF32;
     const int64_t stride = desc.shapes[0].cols;
-    cuda::CheckCuda(cuda::StageActivations(from_floats, plain.get(), stride, in, nullptr),
-                    "staging");
-    EXPECT_TRUE(staged.Download() == expected.Download()) << "staged forms differ";
+    cuda::CheckCuda(cuda::StageActivations(from_floats, x.get(), stride, in, nullptr), "staging");
+    return expected.Download();
+  }
+
+  // Staging the plain values gives the bytes that the kernel has staged.
+  void ExpectStagedLikePlain() {
+    if (staged.size() == 0) return;
+    EXPECT_TRUE(staged.Download() == StagedOf(plain)) << "staged forms differ";
+  }
+
+  // Staging x gives what the kernel has staged, but for the scales: those of token t are
+  // factors[t] times as large.
+  void ExpectStagedTimes(const std::vector<float>& x, const std::vector<double>& factors) {
+    if (staged.size() == 0) return;
+    std::vector<uint8_t> got = staged.Download(), want = StagedOf(cuda::DeviceBuffer<float>(x));
+    const cuda::LinearInput in = cuda::InputOf(desc, plan, group, staged.get(), nullptr);
+    int scales = 0;
+    for (int p = 0; p < in.count; ++p) {
+      const cuda::StageTarget& to = in.parts[p];
+      const bool slabs = to.form == cuda::StagedForm::kSlabs;
+      const int places = slabs ? to.group_tokens : cuda::EvenTokens(to.group_tokens);
+      for (int t = 0; t < desc.m; ++t) {
+        const size_t begin = (to.staged - staged.get()) + t / to.group_tokens * to.group_bytes +
+                             8 * (t % to.group_tokens);
+        for (int tile = 0; tile < cuda::NumTiles(to.shape); ++tile, ++scales) {
+          const size_t at = begin + size_t{8} * tile * places;
+          float got_scale, want_scale;
+          std::memcpy(&got_scale, &got[at], sizeof(float));
+          std::memcpy(&want_scale, &want[at], sizeof(float));
+          const double product = want_scale * factors[t];
+          ASSERT_NEAR(got_scale, product, 1e-6 * product) << "token " << t << ", tile " << tile;
+          std::memcpy(&got[at], &want[at], sizeof(float));
+        }
+      }
+    }
+    EXPECT_GE(scales, desc.m);
+    EXPECT_TRUE(got == want) << "staged forms differ";
   }
 };
 
@@ -66,20 +100,27 @@ double SquareMean(const float* x, int n) {
   return sum / n;
 }
 
-// The norm's plain output and hidden state against float64.
+// The norm's plain output against float64, and its staged form, whose scales take the factor of the
+// row.
 void ExpectNorm(const std::vector<float>& sums, const std::vector<float>& weight, int cols,
-                float eps, const std::vector<float>& out) {
+                float eps, Group* group) {
+  const std::vector<float> out = group->plain.Download();
   ASSERT_EQ(out.size(), sums.size());
   double error = 0, norm = 0;
+  std::vector<float> products;
+  std::vector<double> factors;
   for (size_t begin = 0; begin < sums.size(); begin += cols) {
     const double scale = 1.0 / std::sqrt(SquareMean(sums.data() + begin, cols) + eps);
+    factors.push_back(scale);
     for (int c = 0; c < cols; ++c) {
+      products.push_back(sums[begin + c] * weight[c]);
       const double want = sums[begin + c] * scale * weight[c], difference = out[begin + c] - want;
       error += difference * difference;
       norm += want * want;
     }
   }
   EXPECT_LT(std::sqrt(error / norm), 3e-7);
+  group->ExpectStagedTimes(products, factors);
 }
 
 void RunNorm(const NormCase& c, std::mt19937* rng) {
@@ -115,8 +156,7 @@ void RunNorm(const NormCase& c, std::mt19937* rng) {
   args.weight = d_weight.get();
   args.eps = eps;
   cuda::CheckCuda(cuda::LaunchAddNorm(args, group.Input(), nullptr), "LaunchAddNorm");
-  ExpectNorm(sums, weight, c.cols, eps, group.plain.Download());
-  group.ExpectStagedLikePlain();
+  ExpectNorm(sums, weight, c.cols, eps, &group);
   if (!c.keep) return;
   EXPECT_TRUE(d_out.Download() == sums) << "hidden rows differ";
 }
@@ -247,8 +287,7 @@ TEST(OpsGpu, ReducedSetEmbedding) {
       rows.insert(rows.end(), row, row + kCols);
     }
     EXPECT_TRUE(hidden.Download() == rows) << "type " << static_cast<int>(type);
-    ExpectNorm(rows, weight, kCols, args.eps, group.plain.Download());
-    group.ExpectStagedLikePlain();
+    ExpectNorm(rows, weight, kCols, args.eps, &group);
   }
 }
 

@@ -1,6 +1,7 @@
 #include "kernels/cuda/device/async_copy.cuh"
 #include "kernels/cuda/device/stage_token.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_launch.h"
 #include "tests/gpu/stage_rows.h"
 
 namespace fewbit::testing {
@@ -31,8 +32,10 @@ __global__ void CountDifferencesKernel(const float* a, const float* b, int64_t c
 cudaError_t StageRows(const float* x, int64_t x_stride, int m, int cols, float factor,
                       const cuda::LinearInput& to, cudaStream_t stream) {
   constexpr int kThreads = 160;
-  return cuda::LaunchDependent(StageRowsKernel, dim3(m), dim3(kThreads), cols * sizeof(float),
-                               stream, x, x_stride, cols, factor, to);
+  const cudaError_t error =
+      cuda::LaunchDependent(StageRowsKernel, dim3(m), dim3(kThreads), cols * sizeof(float), stream,
+                            x, x_stride, cols, factor, to);
+  return error != cudaSuccess ? error : cuda::LaunchSlabFloats(to, m, stream);
 }
 
 cudaError_t CountDifferences(const float* a, const float* b, int64_t count,

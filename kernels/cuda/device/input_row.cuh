@@ -14,6 +14,10 @@ __device__ __forceinline__ float4 Add4(const float4& a, const float4& b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
 
+__device__ __forceinline__ float4 Mul4(const float4& a, const float4& b) {
+  return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
+}
+
 // The sum of squares of a segment of a row, of which each lane has 4 elements.
 __device__ __forceinline__ float SegmentSquare(const float4& x) {
   float square = x.x * x.x;
@@ -30,12 +34,19 @@ __device__ __forceinline__ float NormScale(const float* squares, int cols, float
   return 1.0f / sqrtf(mean + eps);
 }
 
+// A norm that is staged leaves `scale` to the tiles' scales (StageValues): what it rounds does then
+// not wait for the row's sum.
 __device__ __forceinline__ float4 Norm4(const float4& x, float scale, const float4& w) {
   return make_float4(x.x * scale * w.x, x.y * scale * w.y, x.z * scale * w.z, x.w * scale * w.w);
 }
 
 __device__ __forceinline__ float4 SiluMul4(const float4& g, const float4& u) {
-  const auto one = [](float a, float b) { return __fdividef(a, 1.0f + __expf(-a)) * b; };
+  const auto one = [](float a, float b) {
+    // A power of two that is no normal number vanishes beside 1.
+    float power = a * -1.4426950408889634f;
+    asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(power));
+    return __fdividef(a, 1.0f + power) * b;
+  };
   return make_float4(one(g.x, u.x), one(g.y, u.y), one(g.z, u.z), one(g.w, u.w));
 }
 

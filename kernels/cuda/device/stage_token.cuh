@@ -11,66 +11,9 @@
 
 namespace fewbit::cuda {
 
-// A lane has 4 neighbouring channels of every eighth strip of a tile.
-inline constexpr int kStageRounds = 4;
-
-// Where the staged form has the 4 high bytes of position `position` (in strips), channels
-// 4 * quarter and up, and how far behind them the low ones.
-__device__ __forceinline__ uint8_t* StagedBytesAt(const StageTarget& to, int token, int position,
-                                                  int quarter, int* to_low) {
-  if (to.form == StagedForm::kSlabs) return SlabBytesAt(to, token, position, quarter, to_low);
-  const int group = token / to.group_tokens, in_group = token - group * to.group_tokens;
-  const int meta_bytes = NumTiles(to.shape) * EvenTokens(to.group_tokens) * 8;
-  *to_low = kColumnBytes;
-  return to.staged + static_cast<size_t>(group) * to.group_bytes + meta_bytes +
-         (position / 4 * to.group_tokens + in_group) * 2 * kColumnBytes + 16 * (position % 4) +
-         4 * quarter;
-}
-
-__device__ __forceinline__ void StoreStagedMeta(const StageTarget& to, int token, int tile,
-                                                float scale, int bias) {
-  const int group = token / to.group_tokens, in_group = token - group * to.group_tokens;
-  int2* meta = reinterpret_cast<int2*>(to.staged + static_cast<size_t>(group) * to.group_bytes);
-  meta[tile * EvenTokens(to.group_tokens) + in_group] = make_int2(__float_as_int(scale), bias);
-}
-
-// Who stages a tile: one warp, or four warps with one round each, which is sooner done.
-struct OneWarp {
-  static constexpr int kRounds = kStageRounds;
-  __device__ int first_round() const { return 0; }
-  __device__ uint32_t Max(uint32_t v) const { return __reduce_max_sync(0xFFFFFFFFu, v); }
-  __device__ int Sum(int v) const { return __reduce_add_sync(0xFFFFFFFFu, v); }
-};
-
-// In shared memory, one per four warps.
-struct StageBoard {
-  uint32_t largest[4];
-  int sums[4];
-};
-
-// Warps 4 q .. 4 q + 3 of a block; they meet at the block's named barrier 1 + q.
-struct FourWarps {
-  static constexpr int kRounds = 1;
-  StageBoard* board;
-
-  __device__ int first_round() const { return threadIdx.x / 32 % 4; }
-  __device__ uint32_t Max(uint32_t v) const {
-    v = __reduce_max_sync(0xFFFFFFFFu, v);
-    if (threadIdx.x % 32 == 0) board->largest[first_round()] = v;
-    Meet();
-    return max(max(board->largest[0], board->largest[1]),
-               max(board->largest[2], board->largest[3]));
-  }
-  __device__ int Sum(int v) const {
-    v = __reduce_add_sync(0xFFFFFFFFu, v);
-    if (threadIdx.x % 32 == 0) board->sums[first_round()] = v;
-    Meet();
-    return board->sums[0] + board->sums[1] + board->sums[2] + board->sums[3];
-  }
-  __device__ void Meet() const {
-    asm volatile("bar.sync %0, 128;" ::"r"(1 + static_cast<int>(threadIdx.x) / 128) : "memory");
-  }
-};
+// A lane has one quarter, 4 neighbouring channels, of each of the 4 strips of a quad of the tile:
+// lane = 4 * quad + quarter. Those are 16 neighbouring bytes of a slab.
+inline constexpr int kStageRounds = kQuadStrips;
 
 // The strips of a tile.
 struct TileStrips {
@@ -83,134 +26,235 @@ struct TileStrips {
         strips(shape.tile_chunks(bits(), of_width) * quant::ChunkStrips(bits())),
         first(4 * FirstQuad(shape, tile)) {}
   __device__ int bits() const { return two ? 2 : 4; }
+  __device__ int quads() const { return strips / kQuadStrips; }
 };
 
 // The first of the 4 channels of x that this lane has in a round, or -1: none. It is a matter of
 // weights alone.
-template <typename Warps = OneWarp>
 __device__ __forceinline__ int SourceChannel(const StageTarget& to, const TileStrips& tile,
-                                             int round, const Warps& warps = {}) {
-  const int strip = 8 * (warps.first_round() + round) + static_cast<int>(threadIdx.x) % 32 / 4;
+                                             int round) {
+  const int lane = threadIdx.x % 32, strip = kQuadStrips * (lane / 4) + round;
   const uint16_t source =
       strip < tile.strips ? to.strip_order[tile.first + strip] : quant::kNoStrip;
-  return source == quant::kNoStrip
-             ? -1
-             : source * quant::kStripChannels + 4 * static_cast<int>(threadIdx.x % 4);
+  return source == quant::kNoStrip ? -1 : source * quant::kStripChannels + 4 * (lane % 4);
 }
 
-// |x| < 2^22, to the nearest integer, ties to even: the last bits of a sum with 1.5 * 2^23. (The
-// conversion instruction runs at a quarter of the rate.)
-__device__ __forceinline__ int RoundToInt(float x) {
-  constexpr float kMagic = 12582912.0f;
-  return __float_as_int(__fadd_rn(x, kMagic)) - 0x4B400000;
+// Where a lane's channels of a tile are, -1: none.
+struct TileChannels {
+  int at[kStageRounds];
+
+  TileChannels() = default;
+  __device__ __forceinline__ TileChannels(const StageTarget& to, int tile) {
+    const TileStrips place(to.shape, tile);
+    const int lane = threadIdx.x % 32;
+    uint2 strips = {0xFFFFFFFFu, 0xFFFFFFFFu};
+    if (lane < 4 * place.quads()) {
+      strips =
+          *reinterpret_cast<const uint2*>(to.strip_order + place.first + kQuadStrips * (lane / 4));
+    }
+    const auto channel = [lane](uint32_t strip) {
+      return strip == quant::kNoStrip
+                 ? -1
+                 : static_cast<int>(strip) * quant::kStripChannels + 4 * (lane % 4);
+    };
+    at[0] = channel(strips.x & 0xFFFFu);
+    at[1] = channel(strips.x >> 16);
+    at[2] = channel(strips.y & 0xFFFFu);
+    at[3] = channel(strips.y >> 16);
+  }
+};
+
+// The larger of a and |b|, NaN if either is.
+__device__ __forceinline__ float MaxAbs(float a, float b) {
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(fabsf(b)));
+  return a;
 }
 
 // Byte kByte of each, the first one lowest.
 template <int kByte>
-__device__ __forceinline__ uint32_t PackBytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+__device__ __forceinline__ uint32_t PackBytes(const uint32_t (&v)[4]) {
   constexpr uint32_t kPair = kByte | (4 + kByte) << 4;
-  return __byte_perm(__byte_perm(a, b, kPair), __byte_perm(c, d, kPair), 0x5410);
+  return __byte_perm(__byte_perm(v[0], v[1], kPair), __byte_perm(v[2], v[3], kPair), 0x5410);
 }
 
-// One tile of one matrix by converged warps; x: this lane's channels, 0 where it has none. A tile
-// whose largest |x| is infinite or NaN gets that as its scale, so that it reaches the result.
-template <typename Warps = OneWarp>
-__device__ __forceinline__ void StageValues(const StageTarget& to,
-                                            const float4 (&x)[Warps::kRounds], int token, int tile,
-                                            const Warps& warps = {}) {
-  const int lane = threadIdx.x % 32, quarter = lane % 4;
-  const TileStrips place(to.shape, tile);
-  const bool two = place.two;
-  const int bits = place.bits(), of_width = place.of_width, strips = place.strips,
-            first = place.first;
-  const bool slabs = to.form == StagedForm::kSlabs;
-  uint32_t largest = 0;
+// The 16 numbers of a lane in fixed point, by the last bits of a sum with 1.5 * 2^23 (the
+// conversion instruction runs at a quarter of the rate): the nearest integer, ties to even.
+struct FixedQuarters {
+  static constexpr float kMagic = 12582912.0f;
+  static constexpr uint32_t kMagicBits = 0x4B400000;
+  // raw = kMagicBits + v + excess. The excess makes the byte above the lowest that of v + 128,
+  // which is `high` of v = 256 high + low with signed bytes; if 2 v is wanted, of v + 64.
+  uint32_t raw[kStageRounds][4];
+  int excess;
+  bool twice;
+
+  __device__ __forceinline__ FixedQuarters(const float4 (&x)[kStageRounds], float to_fixed,
+                                           bool twice)
+      : excess(twice ? 64 : 128), twice(twice) {
+    const float magic = kMagic + static_cast<float>(excess);
 #pragma unroll
-  for (int i = 0; i < Warps::kRounds; ++i) {
-    for (float v : {x[i].x, x[i].y, x[i].z, x[i].w}) {
-      largest = max(largest, __float_as_uint(v) & 0x7FFFFFFFu);
+    for (int i = 0; i < kStageRounds; ++i) {
+      raw[i][0] = __float_as_uint(__fmaf_rn(x[i].x, to_fixed, magic));
+      raw[i][1] = __float_as_uint(__fmaf_rn(x[i].y, to_fixed, magic));
+      raw[i][2] = __float_as_uint(__fmaf_rn(x[i].z, to_fixed, magic));
+      raw[i][3] = __float_as_uint(__fmaf_rn(x[i].w, to_fixed, magic));
     }
   }
-  const float top = __uint_as_float(warps.Max(largest));
+  __device__ __forceinline__ int Value(int i, int k) const {
+    return static_cast<int>(raw[i][k] - (kMagicBits + excess));
+  }
+  // Of v.
+  __device__ __forceinline__ int Sum(int i) const {
+    return static_cast<int>(raw[i][0] + raw[i][1] + raw[i][2] + raw[i][3] -
+                            4 * (kMagicBits + excess));
+  }
+  __device__ __forceinline__ void Bytes(int i, uint32_t* high, uint32_t* low) const {
+    uint32_t v[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) v[k] = twice ? 2 * raw[i][k] : raw[i][k];
+    *high = PackBytes<1>(v);
+    *low = PackBytes<0>(v) ^ 0x80808080u;
+  }
+};
+
+__device__ __forceinline__ void StoreStagedMeta(const StageTarget& to, int token, int tile,
+                                                float scale, int bias) {
+  const int group = GroupOfToken(to, token), in_group = token - group * to.group_tokens;
+  int2* meta = reinterpret_cast<int2*>(to.staged + static_cast<size_t>(group) * to.group_bytes);
+  meta[tile * EvenTokens(to.group_tokens) + in_group] = make_int2(__float_as_int(scale), bias);
+}
+
+__device__ __forceinline__ void StoreColumns(const StageTarget& to, const FixedQuarters& v,
+                                             int token, int first_quad) {
+  const int lane = threadIdx.x % 32, group = GroupOfToken(to, token);
+  const int in_group = token - group * to.group_tokens;
+  const int meta_bytes = NumTiles(to.shape) * EvenTokens(to.group_tokens) * 8;
+  uint8_t* at = to.staged + static_cast<size_t>(group) * to.group_bytes + meta_bytes +
+                ((first_quad + lane / 4) * to.group_tokens + in_group) * 2 * kColumnBytes +
+                4 * (lane % 4);
+#pragma unroll
+  for (int i = 0; i < kStageRounds; ++i) {
+    uint32_t high, low;
+    v.Bytes(i, &high, &low);
+    *reinterpret_cast<uint32_t*>(at + quant::kStripChannels * i) = high;
+    *reinterpret_cast<uint32_t*>(at + quant::kStripChannels * i + kColumnBytes) = low;
+  }
+}
+
+// Neighbouring lanes have neighbouring slabs. One store instruction of both writes a slab's 32
+// bytes: half of a sector at a time takes the L2 cache several times as long.
+__device__ __forceinline__ void StoreSlabs(const StageTarget& to, const FixedQuarters& v,
+                                           const SlabToken& at, int tile, int slabs) {
+  uint32_t high[kStageRounds], low[kStageRounds];
+#pragma unroll
+  for (int i = 0; i < kStageRounds; ++i) v.Bytes(i, &high[i], &low[i]);
+  const int lane = threadIdx.x % 32;
+  const bool odd = lane % 2 != 0;
+  // The even lane keeps its high bytes and gets those of the other, which gets low ones.
+#pragma unroll
+  for (int i = 0; i < kStageRounds; ++i) {
+    const uint32_t other = __shfl_xor_sync(0xFFFFFFFFu, odd ? high[i] : low[i], 1);
+    high[i] = odd ? other : high[i];
+    low[i] = odd ? low[i] : other;
+  }
+  if (lane >= slabs) return;
+  uint8_t* slab = at.Slab(to, FirstSlab(to.shape, tile) + lane / 2 * 2) + (odd ? kSlabBytes : 0);
+  *reinterpret_cast<uint4*>(slab) = make_uint4(high[0], high[1], high[2], high[3]);
+  *reinterpret_cast<uint4*>(slab + 2 * kSlabBytes * to.group_tokens) =
+      make_uint4(low[0], low[1], low[2], low[3]);
+}
+
+// What a tile is multiplied by beside its scale; asked for when its bytes are on their way.
+struct NoFactor {
+  __device__ float operator()() const { return 1.0f; }
+};
+
+// One tile of one matrix by a converged warp, but for the floats of outliers (LaunchSlabFloats); x:
+// this lane's channels, 0 where it has none. The staged numbers are those of x times factor(). A
+// tile whose largest |x| is infinite or NaN gets that as its scale, so that it reaches the result.
+template <typename Factor = NoFactor>
+__device__ __forceinline__ void StageValues(const StageTarget& to, float4 (&x)[kStageRounds],
+                                            int token, int tile, const Factor& factor = {}) {
+  const int lane = threadIdx.x % 32;
+  const TileStrips place(to.shape, tile);
+  const bool slabs = to.form == StagedForm::kSlabs;
+  float largest = 0;
+#pragma unroll
+  for (int i = 0; i < kStageRounds; ++i) {
+    largest = MaxAbs(MaxAbs(MaxAbs(MaxAbs(largest, x[i].x), x[i].y), x[i].z), x[i].w);
+  }
+  const float top = __uint_as_float(__reduce_max_sync(0xFFFFFFFFu, __float_as_uint(largest)));
   // Below 1e-34 the factor would overflow, and the tile counts as zero, as one that is not finite.
   const bool usable = top > 1e-34f && top < __int_as_float(0x7F800000);
   const float to_fixed = usable ? __fdiv_rn(static_cast<float>(kMaxActivation), top) : 0.0f;
-  const float scale = __fdiv_rn(top, static_cast<float>(kMaxActivation));
-  const bool twice = slabs && !two && !to.shape.zero_points;
-  const int padded = slabs ? 4 * PaddedQuads(to.shape, bits, of_width) : strips;
-  int sum = 0;
+  if (!usable) {
 #pragma unroll
-  for (int i = 0; i < Warps::kRounds; ++i) {
-    const int round = warps.first_round() + i, strip = 8 * round + lane / 4;
-    const float values[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
-    int v[4];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) v[k] = usable ? RoundToInt(__fmul_rn(values[k], to_fixed)) : 0;
-    const int of_strip = v[0] + v[1] + v[2] + v[3];
-    if (slabs && to.floats && two && strip < strips) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        StoreSlabFloat(to, token, 16 * (first + strip) + 4 * quarter + k,
-                       __fmul_rn(__int2float_rn(v[k]), scale));
-      }
-    }
-    if (twice) {
-#pragma unroll
-      for (int& u : v) u *= 2;
-    }
-    // v = 256 high + low with signed bytes: high is that of v + 128.
-    const uint32_t low = PackBytes<0>(v[0], v[1], v[2], v[3]);
-    const uint32_t high = PackBytes<1>(v[0] + 128, v[1] + 128, v[2] + 128, v[3] + 128);
-    sum += of_strip;
-    if (twice && round < 2) StoreParitySlabs(to, token, tile, strip, of_strip);
-    if (strip < padded) {
-      int to_low;
-      uint8_t* at = StagedBytesAt(to, token, first + strip, quarter, &to_low);
-      *reinterpret_cast<uint32_t*>(at) = high;
-      *reinterpret_cast<uint32_t*>(at + to_low) = low;
-    }
+    for (int i = 0; i < kStageRounds; ++i) x[i] = make_float4(0, 0, 0, 0);
   }
-  sum = warps.Sum(sum);
-  const bool first_lane = lane == 0 && warps.first_round() == 0;
-  if (slabs) {
-    if (first_lane) StoreSlabMeta(to, token, tile, scale, sum);
+  const FixedQuarters v(x, to_fixed, slabs && !place.two && !to.shape.zero_points);
+  int sums[kStageRounds], sum = 0;
+#pragma unroll
+  for (int i = 0; i < kStageRounds; ++i) {
+    sums[i] = v.Sum(i);
+    sum += sums[i];
+  }
+  sum = __reduce_add_sync(0xFFFFFFFFu, sum);
+  const auto scale = [&] {
+    return __fmul_rn(__fmul_rn(top, 1.0f / static_cast<float>(kMaxActivation)), factor());
+  };
+  if (!slabs) {
+    if (lane < place.quads() * 4) StoreColumns(to, v, token, place.first / 4);
+    // The bytes of a weight are 128 too large, in both planes of a 4-bit code.
+    const uint32_t excess = place.two ? 128u : 128u * 5u;
+    const float of_tile = scale();
+    if (lane == 0) {
+      StoreStagedMeta(to, token, tile, of_tile,
+                      static_cast<int>(0u - excess * static_cast<uint32_t>(sum)));
+    }
     return;
   }
-  // The bytes of a weight are 128 too large, in both planes of a 4-bit code.
-  const uint32_t excess = two ? 128u : 128u * 5u;
-  if (first_lane) {
-    StoreStagedMeta(to, token, tile, scale,
-                    static_cast<int>(0u - excess * static_cast<uint32_t>(sum)));
-  }
+  const SlabToken at(to, token);
+  StoreSlabs(to, v, at, tile, 4 * PaddedQuads(to.shape, place.bits(), place.of_width));
+  if (v.twice) StoreParitySlabs(to, at, tile, sums);
+  const float of_tile = scale();
+  if (lane == 0) StoreSlabMeta(to, at, tile, of_tile, sum);
 }
 
 // The same; load(channel) gives the float4 of 4 channels.
-template <typename Load, typename Warps = OneWarp>
+template <typename Load, typename Factor = NoFactor>
 __device__ __forceinline__ void StageTile(const StageTarget& to, const Load& load, int token,
-                                          int tile, const Warps& warps = {}) {
-  const TileStrips place(to.shape, tile);
-  float4 x[Warps::kRounds];
+                                          int tile, const Factor& factor = {}) {
+  const TileChannels channels(to, tile);
+  float4 x[kStageRounds];
 #pragma unroll
-  for (int i = 0; i < Warps::kRounds; ++i) {
-    const int channel = SourceChannel(to, place, i, warps);
-    x[i] = channel < 0 ? make_float4(0, 0, 0, 0) : load(channel);
+  for (int i = 0; i < kStageRounds; ++i) {
+    x[i] = channels.at[i] < 0 ? make_float4(0, 0, 0, 0) : load(channels.at[i]);
   }
-  StageValues(to, x, token, tile, warps);
+  StageValues(to, x, token, tile, factor);
 }
 
-// The staged forms of one token, the tiles of all parts dealt out to `workers` (of warps, or of
-// four warps each).
-template <typename Load, typename Warps = OneWarp>
+// A tile of all parts: the part, and what is left of `item`; part = to.count behind the last.
+__device__ __forceinline__ int PartOf(const LinearInput& to, int* item) {
+  int part = 0;
+  for (; part < to.count; ++part) {
+    const int tiles = NumTiles(to.parts[part].shape);
+    if (*item < tiles) break;
+    *item -= tiles;
+  }
+  return part;
+}
+
+// The staged forms of one token, the tiles of all parts dealt out to `workers` warps.
+template <typename Load>
 __device__ __forceinline__ void StageTiles(const LinearInput& to, const Load& load, int token,
-                                           int worker, int workers, const Warps& warps = {}) {
-  int item = worker;
+                                           int worker, int workers) {
   // Not unrolled: it runs about once per launch, where short code is the faster.
 #pragma unroll 1
-  for (int p = 0; p < to.count; ++p) {
-    const int tiles = NumTiles(to.parts[p].shape);
-#pragma unroll 1
-    for (; item < tiles; item += workers) StageTile(to.parts[p], load, token, item, warps);
-    item -= tiles;
+  for (int item = worker;; item += workers) {
+    int tile = item;
+    const int part = PartOf(to, &tile);
+    if (part == to.count) return;
+    StageTile(to.parts[part], load, token, tile);
   }
 }
 

@@ -30,34 +30,23 @@ __device__ __forceinline__ void LoadStaged(const StreamArgs& a, const StreamPart
   for (int i = loaders.id; i < count; i += loaders.threads) to[i] = __ldcg(from + i);
 }
 
-// Where a lane's channels of a tile are, -1: none. A matter of weights: it needs no wait.
-struct TileChannels {
-  static constexpr int kRounds = kStageRounds;
-  int at[kRounds];
-
-  __device__ __forceinline__ TileChannels(const StageTarget& to, int tile, int tiles) {
-    const TileStrips place(to.shape, min(tile, tiles - 1));
-#pragma unroll
-    for (int i = 0; i < kRounds; ++i) at[i] = SourceChannel(to, place, i);
-  }
-};
-
 // x from load(token, channel), which reads what earlier kernels wrote. Warps take tiles in turn.
 template <typename Load>
 __device__ __forceinline__ void StageRows(const StreamArgs& a, const StageTarget& to, int tiles,
                                           const Loaders& loaders, const Load& load) {
+  const auto channels_of = [&](int t) { return TileChannels(to, min(t, tiles - 1)); };
   int tile = loaders.warp();
-  TileChannels channels(to, tile, tiles);
+  TileChannels channels = channels_of(tile);
   WaitForPreviousKernels();
 #pragma unroll 1
   while (tile < tiles) {
     const int next = tile + loaders.warps();
-    const TileChannels next_channels(to, next, tiles);
+    const TileChannels next_channels = channels_of(next);
 #pragma unroll 1
     for (int token = 0; token < a.m; ++token) {
-      float4 x[TileChannels::kRounds];
+      float4 x[kStageRounds];
 #pragma unroll
-      for (int i = 0; i < TileChannels::kRounds; ++i) {
+      for (int i = 0; i < kStageRounds; ++i) {
         x[i] = channels.at[i] < 0 ? make_float4(0, 0, 0, 0) : load(token, channels.at[i]);
       }
       StageValues(to, x, token, tile);
@@ -101,10 +90,10 @@ __device__ __forceinline__ void StageNorms(const StreamArgs& a, const StageTarge
   bool first = true;
 #pragma unroll 1
   for (int tile = loaders.warp(); first || tile < tiles; tile += loaders.warps()) {
-    const TileChannels channels(to, tile, tiles);
-    float4 weight[TileChannels::kRounds] = {};
+    const TileChannels channels(to, min(tile, tiles - 1));
+    float4 weight[kStageRounds] = {};
 #pragma unroll
-    for (int i = 0; i < TileChannels::kRounds; ++i) {
+    for (int i = 0; i < kStageRounds; ++i) {
       if (channels.at[i] >= 0) weight[i] = Load4(a.source.weight + channels.at[i]);
     }
     // With the first weights on their way; who has no tile comes for this alone.
@@ -113,15 +102,15 @@ __device__ __forceinline__ void StageNorms(const StreamArgs& a, const StageTarge
     if (tile >= tiles) break;
 #pragma unroll 1
     for (int token = 0; token < a.m; ++token) {
-      const float scale = NormScale(squares + token * NormSegments(a.cols), a.cols, a.source.eps);
-      float4 x[TileChannels::kRounds];
+      float4 x[kStageRounds];
 #pragma unroll
-      for (int i = 0; i < TileChannels::kRounds; ++i) {
-        x[i] = channels.at[i] < 0
-                   ? make_float4(0, 0, 0, 0)
-                   : Norm4(Load4(rows + token * a.cols + channels.at[i]), scale, weight[i]);
+      for (int i = 0; i < kStageRounds; ++i) {
+        x[i] = channels.at[i] < 0 ? make_float4(0, 0, 0, 0)
+                                  : Mul4(Load4(rows + token * a.cols + channels.at[i]), weight[i]);
       }
-      StageValues(to, x, token, tile);
+      StageValues(to, x, token, tile, [&] {
+        return NormScale(squares + token * NormSegments(a.cols), a.cols, a.source.eps);
+      });
     }
   }
 }
