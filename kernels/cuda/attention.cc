@@ -30,7 +30,6 @@ std::string Check(const AttentionDesc& d, const AttentionLimits& l, const Device
   }
   if (d.window < 0) return Number("window", d.window, "0 or positive");
   if (d.kv_type == kv::KvType::kF32) return "kv_type is f32: it must be f16, bf16 or i8";
-  if (d.qkv_type == DType::kBF16) return "qkv_type is bf16: it must be f32 or f16";
   if (l.max_tokens <= 0) return Number("max_tokens", l.max_tokens, "positive");
   if (l.max_sequences <= 0) return Number("max_sequences", l.max_sequences, "positive");
   if (l.max_context <= 0) return Number("max_context", l.max_context, "positive");

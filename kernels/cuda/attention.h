@@ -34,7 +34,6 @@ struct AttentionDesc {
   int32_t num_kv_heads = 0;               // K
   int32_t head_dim = 0;                   // D, a multiple of 8, at most kv::kMaxDeviceDim
   kv::KvType kv_type = kv::KvType::kF16;  // kF16, kBF16 or kI8
-  DType qkv_type = DType::kF32;           // of the q, k and v layers' output: kF32 or kF16
   int32_t window = 0;        // 0: none; else a query sees this many keys, itself included
   int32_t rotary_dim = 0;    // leading dimensions of a head that turn, even
   bool interleaved = false;  // pairs (2i, 2i + 1) instead of (i, i + rotary_dim / 2)

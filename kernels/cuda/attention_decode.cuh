@@ -134,7 +134,7 @@ template <kv::KvType kType, int kDim>
 class RowMaker {
  public:
   __device__ RowMaker(const DecodeArgs& a, uint8_t* shared)
-      : a_(a), shared_(shared), width_(a.qkv_type == DType::kF32 ? 4 : 2) {}
+      : a_(a), shared_(shared), width_(a.layer.type == DType::kF32 ? 4 : 2) {}
 
   // Each warp asks for the rows that it will prepare.
   __device__ __forceinline__ void Ask(const DecodeUnit& u, bool want_fresh) {
@@ -175,9 +175,9 @@ class RowMaker {
     const int heads = u.heads(a_);
     for (int r = warp; r < heads + (want_fresh ? 2 : 0); r += kDecodeWarps) {
 #if __CUDA_ARCH__ >= 900
-      HeadSource from = {Raw(r), a_.qkv_type};
+      HeadSource from = {Raw(r), a_.layer.type};
 #else
-      HeadSource from = {Source(u, r), a_.qkv_type};
+      HeadSource from = {Source(u, r), a_.layer.type};
 #endif
       if (r < heads) {
         const int head = u.first_head(a_) + r;

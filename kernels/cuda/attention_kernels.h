@@ -51,7 +51,6 @@ struct DecodeArgs {
   size_t block_bytes = 0;
   int head_bytes = 0;
   HeadShape head;
-  DType qkv_type = DType::kF32;
   int num_heads = 0, num_kv_heads = 0, group = 0, head_parts = 0, part_heads = 0;
   int window = 0, stages = 0, multiprocessors = 0;
   float scale = 0;  // of q: log2(e) / sqrt(D)
@@ -69,7 +68,6 @@ struct WriteArgs {
   size_t block_bytes = 0;
   int head_bytes = 0;
   HeadShape head;
-  DType qkv_type = DType::kF32;
   int num_heads = 0, num_kv_heads = 0;
   float scale = 0;
 };

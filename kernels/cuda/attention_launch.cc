@@ -32,7 +32,6 @@ DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
   a.block_bytes = plan.cache.block_bytes();
   a.head_bytes = plan.cache.head_bytes();
   a.head = HeadShapeOf(d);
-  a.qkv_type = d.qkv_type;
   a.num_heads = d.num_heads;
   a.num_kv_heads = d.num_kv_heads;
   a.group = plan.group;
@@ -49,6 +48,7 @@ DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
 template <kv::KvType kType>
 cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const AttentionLayer& layer,
                      uint8_t* base, float* rows, cudaStream_t stream) {
+  if (layer.type == DType::kBF16) return cudaErrorInvalidValue;
   DecodeArgs decode = DecodeArgsOf(plan, step, layer, base);
   decode.attended = rows;
   const int64_t most_items =
@@ -70,7 +70,6 @@ cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const Atte
   write.block_bytes = decode.block_bytes;
   write.head_bytes = decode.head_bytes;
   write.head = decode.head;
-  write.qkv_type = decode.qkv_type;
   write.num_heads = decode.num_heads;
   write.num_kv_heads = decode.num_kv_heads;
   write.scale = decode.scale;

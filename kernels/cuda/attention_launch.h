@@ -11,8 +11,8 @@ namespace fewbit::cuda {
 
 // One layer's pointers, all device memory.
 struct AttentionLayer {
-  // q, k and v of token t: q + t * stride, ... in elements of desc.qkv_type, heads one after
-  // another. 16-byte aligned, stride and head_dim multiples of 8. They may lie in one row.
+  // q, k and v of token t: q + t * stride, ... in elements of `type` (kF32 or kF16), heads one
+  // after another. 16-byte aligned, stride and head_dim multiples of 8. They may lie in one row.
   const void* q = nullptr;  // [T, H * D]
   const void* k = nullptr;  // [T, K * D]
   const void* v = nullptr;
@@ -23,6 +23,7 @@ struct AttentionLayer {
   const float* q_norm = nullptr;  // [D] or null: no norm
   const float* k_norm = nullptr;
   uint8_t* cache = nullptr;  // the layer's block 0, shape plan.cache
+  DType type = DType::kF32;  // of q, k and v
 };
 
 // Launches. They only enqueue on `stream` and may be captured in a graph that replays for any step

@@ -38,7 +38,7 @@ __global__ __launch_bounds__(32 *
                                position / kv::kBlockTokens];
   uint8_t* block = a.layer.cache + static_cast<size_t>(id) * a.block_bytes;
   const AttentionLayer& l = a.layer;
-  const int width = a.qkv_type == DType::kF32 ? 4 : 2;
+  const int width = a.layer.type == DType::kF32 ? 4 : 2;
   const auto at = [&](const void* x, int64_t stride, int head) {
     return static_cast<const uint8_t*>(x) + (token * stride + head * d) * width;
   };
@@ -48,7 +48,7 @@ __global__ __launch_bounds__(32 *
   for (int r = warp; r < a.num_heads + 2 * a.num_kv_heads; r += kPrefillWarps) {
     if (r < a.num_heads) {
       PrepareHead<kDim>(
-          a.head, {at(l.q, l.q_stride, r), a.qkv_type, part(l.q_bias, r), l.q_norm, turns}, row);
+          a.head, {at(l.q, l.q_stride, r), a.layer.type, part(l.q_bias, r), l.q_norm, turns}, row);
       uint32_t* to = reinterpret_cast<uint32_t*>(a.queries + (token * a.num_heads + r) * kDim);
       for (int i = lane; i < kDim / 2; i += 32) {
         to[i] = PackPair<kType>(row[2 * i] * a.scale, row[2 * i + 1] * a.scale);
@@ -58,7 +58,7 @@ __global__ __launch_bounds__(32 *
     const bool key = r < a.num_heads + a.num_kv_heads;
     const int head = r - a.num_heads - (key ? 0 : a.num_kv_heads);
     const HeadSource from = {key ? at(l.k, l.k_stride, head) : at(l.v, l.v_stride, head),
-                             a.qkv_type, part(key ? l.k_bias : l.v_bias, head),
+                             a.layer.type, part(key ? l.k_bias : l.v_bias, head),
                              key ? l.k_norm : nullptr, key ? turns : nullptr};
     PrepareHead<kDim>(a.head, from, row);
     const __half scale = EncodeRow<kType, kDim>(row, encoded[warp]);

@@ -16,20 +16,19 @@ std::string ThroughScratch(const Desc& desc, const DeviceGroup& group, const Lin
                            const LinearOutput& out, const LinearWorkspace& workspace,
                            cudaStream_t stream) {
   const int cols = desc.shapes[0].cols;
-  uint8_t* scratch = static_cast<uint8_t*>(workspace.scratch);
   for (int first = 0, end; first < desc.count; first = end) {
     int rows = 0;
-    uint8_t* at = scratch;
+    DeviceGroup side_by_side;
     for (end = first; end < desc.count && out.column[end] == out.column[first] + rows; ++end) {
-      const cudaError_t error = Dequantize(group.parts[end], desc.x_type, at, stream);
-      if (error != cudaSuccess) return std::string("Dequantize: ") + cudaGetErrorString(error);
+      side_by_side.parts[side_by_side.count++] = group.parts[end];
       rows += desc.shapes[end].rows;
-      at += ScratchBytes(desc.shapes[end]);
     }
+    const cudaError_t error = Dequantize(side_by_side, desc.x_type, workspace.scratch, stream);
+    if (error != cudaSuccess) return std::string("Dequantize: ") + cudaGetErrorString(error);
     void* y = static_cast<uint8_t*>(out.y) +
               out.column[first] * static_cast<int64_t>(desc.y_type == DType::kF32 ? 4 : 2);
-    if (!workspace.cublas->Gemm(desc.x_type, desc.m, rows, cols, in.plain, cols, scratch, y,
-                                desc.y_type, out.stride, stream)) {
+    if (!workspace.cublas->Gemm(desc.x_type, desc.m, rows, cols, in.plain, cols, workspace.scratch,
+                                y, desc.y_type, out.stride, stream)) {
       return "cuBLAS refuses m " + std::to_string(desc.m) + ", rows " + std::to_string(rows) +
              ", cols " + std::to_string(cols);
     }

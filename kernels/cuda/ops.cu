@@ -6,6 +6,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/ops_plain.h"
 
 namespace fewbit::cuda {
 namespace {
@@ -268,7 +269,7 @@ cudaError_t PrepareOps() {
         PreferShared(SiluKernel<__half>)}) {
     if (error != cudaSuccess) return error;
   }
-  return cudaSuccess;
+  return PreparePlainOps();
 }
 
 cudaError_t LaunchAddNorm(const NormArgs& args, const LinearInput& out, cudaStream_t stream) {
@@ -285,6 +286,7 @@ cudaError_t LaunchEmbedNorm(const DeviceDense& table, const StepView& step, cons
 
 cudaError_t LaunchSiluMul(const SiluArgs& args, const LinearInput& out, cudaStream_t stream) {
   if (args.tokens == 0) return cudaSuccess;
+  if (out.count == 0) return LaunchPlainSiluMul(args, out, stream);
   const int staged = (TotalTiles(out) + kSiluWarps - 1) / kSiluWarps;
   constexpr int kPlainElements = 4 * 32 * kSiluWarps;
   const int plain = out.plain == nullptr ? 0 : (args.cols + kPlainElements - 1) / kPlainElements;

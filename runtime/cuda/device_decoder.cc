@@ -23,12 +23,17 @@ cuda::AttentionDesc AttentionOf(const ModelSpec& spec, kv::KvType kv_type) {
   desc.num_kv_heads = spec.num_kv_heads;
   desc.head_dim = spec.head_dim;
   desc.kv_type = kv_type;
-  desc.qkv_type = DType::kF32;
   desc.window = spec.sliding_window;
   desc.rotary_dim = spec.rope.rotary_dim;
   desc.interleaved = spec.rope.interleaved;
   desc.rms_eps = spec.rms_eps;
   return desc;
+}
+
+// Element `column` of the first row of a linear group's result.
+const void* AtColumn(const float* y, DType type, int64_t column) {
+  return type == DType::kF32 ? static_cast<const void*>(y + column)
+                             : reinterpret_cast<const uint16_t*>(y) + column;
 }
 
 // Token counts at which the memory of a launch is largest within its path: all small ones, then
@@ -67,9 +72,12 @@ absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
 
 absl::Status DeviceDecoder::MakeGroups() {
   const cuda::DeviceProps& props = memory_.props;
+  using Input = LinearGroup::Input;
+  using Output = LinearGroup::Output;
   const auto make = [&](const std::string& name, std::initializer_list<const PlacedMatrix*> parts,
-                        LinearGroup* to, LinearGroup::Input input = LinearGroup::Input::kWide) {
-    auto group = LinearGroup::Create(name, parts, input, props);
+                        LinearGroup* to, Output output = Output::kWide,
+                        Input input = Input::kWide) {
+    auto group = LinearGroup::Create(name, parts, input, output, props);
     if (group.ok()) *to = *std::move(group);
     return group.status();
   };
@@ -77,9 +85,9 @@ absl::Status DeviceDecoder::MakeGroups() {
     const DeviceLayer& w = model_->layers[l];
     const std::string prefix = absl::StrCat("layer ", l, ", ");
     Layer& layer = layers_.emplace_back();
-    absl::Status status =
-        make(absl::StrCat(prefix, "q, k and v"),
-             {&w[LinearRole::kQ], &w[LinearRole::kK], &w[LinearRole::kV]}, &layer.qkv);
+    absl::Status status = make(absl::StrCat(prefix, "q, k and v"),
+                               {&w[LinearRole::kQ], &w[LinearRole::kK], &w[LinearRole::kV]},
+                               &layer.qkv, Output::kHalf);
     if (!status.ok()) return status;
     status = make(absl::StrCat(prefix, "o"), {&w[LinearRole::kO]}, &layer.o);
     if (!status.ok()) return status;
@@ -89,7 +97,7 @@ absl::Status DeviceDecoder::MakeGroups() {
     status = make(absl::StrCat(prefix, "down"), {&w[LinearRole::kDown]}, &layer.down);
     if (!status.ok()) return status;
   }
-  return make("LM head", {&model_->head}, &head_, LinearGroup::Input::kHalf);
+  return make("LM head", {&model_->head}, &head_, Output::kWide, Input::kHalf);
 }
 
 absl::Status DeviceDecoder::MeasureGroups() {
@@ -226,7 +234,7 @@ void DeviceDecoder::RunLayer(int index, const DeviceStep& step, StepPlace* place
 
   GroupCall o = layer.o.Prepare(
       tokens, memory_, step.view.max_query > 1 ? cuda::RowKind::kStaged : cuda::RowKind::kRows);
-  AttendFor(&o, index, step, place, stream);
+  AttendFor(&o, qkv.output, index, step, place, stream);
   // After the last attention only the wanted rows go on.
   const bool last = index + 1 == static_cast<int>(layers_.size());
   const int rows = last ? step.view.rows : tokens;
@@ -246,21 +254,23 @@ void DeviceDecoder::RunLayer(int index, const DeviceStep& step, StepPlace* place
   cuda::SiluArgs silu;
   silu.tokens = rows;
   silu.cols = model_->spec.ffn_size;
+  silu.type = gate_up.output;
   silu.gate = y_;
-  silu.up = y_ + silu.cols;
+  silu.up = AtColumn(y_, silu.type, silu.cols);
   silu.stride = layer.gate_up.rows();
   SiluFor(&down, silu, place, stream);
   place->Check(layer.down.Launch(down, memory_, delta_, stream), "linear down");
 }
 
-void DeviceDecoder::AttendFor(GroupCall* call, int index, const DeviceStep& step, StepPlace* place,
-                              cudaStream_t stream) {
+void DeviceDecoder::AttendFor(GroupCall* call, DType type, int index, const DeviceStep& step,
+                              StepPlace* place, cudaStream_t stream) {
   const ModelSpec& spec = model_->spec;
   const DeviceLayer& w = model_->layers[index];
   cuda::AttentionLayer layer;
+  layer.type = type;
   layer.q = y_;
-  layer.k = y_ + spec.q_size();
-  layer.v = y_ + spec.q_size() + spec.kv_size();
+  layer.k = AtColumn(y_, type, spec.q_size());
+  layer.v = AtColumn(y_, type, spec.q_size() + spec.kv_size());
   layer.q_stride = layer.k_stride = layer.v_stride = layers_[index].qkv.rows();
   layer.q_bias = w.q_bias;
   layer.k_bias = w.k_bias;

@@ -84,7 +84,8 @@ class DeviceDecoder {
                cudaStream_t stream) const;
   void SiluFor(GroupCall* call, const cuda::SiluArgs& silu, StepPlace* place,
                cudaStream_t stream) const;
-  void AttendFor(GroupCall* call, int index, const DeviceStep& step, StepPlace* place,
+  // `type`: of q, k and v.
+  void AttendFor(GroupCall* call, DType type, int index, const DeviceStep& step, StepPlace* place,
                  cudaStream_t stream);
   void RunHead(const DeviceStep& step, int32_t begin, int32_t end, StepPlace* place,
                cudaStream_t stream);

@@ -23,9 +23,11 @@ void LinearNeeds::Add(const LinearNeeds& other) {
 
 absl::StatusOr<LinearGroup> LinearGroup::Create(const std::string& name,
                                                 std::initializer_list<const PlacedMatrix*> parts,
-                                                Input input, const cuda::DeviceProps& props) {
+                                                Input input, Output output,
+                                                const cuda::DeviceProps& props) {
   LinearGroup group;
   group.input_ = input;
+  group.output_ = output;
   group.packed_ = (*parts.begin())->plan.packed;
   group.cols_ = (*parts.begin())->plan.cols;
   for (const PlacedMatrix* part : parts) {
@@ -109,12 +111,15 @@ GroupCall LinearGroup::Prepare(int m, const LinearMemory& memory, cuda::RowKind 
   call.desc.input = source;
   call.plan = cuda::Select(call.desc, memory.props);
   FEWBIT_CHECK(call.plan.error.empty()) << call.plan.error;
+  if (call.plan.path == cuda::Path::kDequantize && output_ == Output::kHalf) {
+    call.output = call.desc.y_type = DType::kF16;
+  }
   call.input = cuda::InputOf(call.desc, call.plan, group_, memory.staged,
                              call.plan.plain() ? memory.plain : nullptr);
   return call;
 }
 
-std::string LinearGroup::Launch(const GroupCall& call, const LinearMemory& memory, float* y,
+std::string LinearGroup::Launch(const GroupCall& call, const LinearMemory& memory, void* y,
                                 cudaStream_t stream) const {
   if (packed_) {
     cuda::LinearOutput out;
@@ -132,7 +137,7 @@ std::string LinearGroup::Launch(const GroupCall& call, const LinearMemory& memor
   dense.y_stride = rows_;
   for (int i = 0; i < count_; ++i) {
     dense.w = dense_[i];
-    dense.y = y + columns_[i];
+    dense.y = static_cast<float*>(y) + columns_[i];
     std::string error = cuda::RunDense(dense, memory.workspace.cublas, stream);
     if (!error.empty()) return error;
   }

@@ -37,6 +37,7 @@ struct GroupCall {
   cuda::Plan plan;
   cuda::LinearInput input;
   int m = 0;
+  DType output = DType::kF32;  // kF32 or kF16
 };
 
 // Thread rule: immutable.
@@ -47,10 +48,14 @@ class LinearGroup {
   // Of dense matrices. kWide: floats for few tokens, at three times the cost of kHalf: 16 bits.
   enum class Input : uint8_t { kWide, kHalf };
 
+  // kHalf: where many tokens go through 16-bit products anyway, so is the result rounded.
+  enum class Output : uint8_t { kWide, kHalf };
+
   // UNIMPLEMENTED, naming `name`, if packed and dense matrices are mixed or no kernel takes them.
   static absl::StatusOr<LinearGroup> Create(const std::string& name,
                                             std::initializer_list<const PlacedMatrix*> parts,
-                                            Input input, const cuda::DeviceProps& props);
+                                            Input input, Output output,
+                                            const cuda::DeviceProps& props);
 
   int32_t rows() const { return rows_; }
   int32_t cols() const { return cols_; }
@@ -63,9 +68,9 @@ class LinearGroup {
   GroupCall Prepare(int m, const LinearMemory& memory,
                     cuda::RowKind source = cuda::RowKind::kStaged) const;
 
-  // y [m, rows()] floats, the parts side by side; call.input was filled by earlier work of the
-  // stream. Empty, or what failed.
-  std::string Launch(const GroupCall& call, const LinearMemory& memory, float* y,
+  // y [m, rows()] of call.output, the parts side by side; call.input was filled by earlier work of
+  // the stream. Empty, or what failed.
+  std::string Launch(const GroupCall& call, const LinearMemory& memory, void* y,
                      cudaStream_t stream) const;
 
  private:
@@ -74,6 +79,7 @@ class LinearGroup {
 
   bool packed_ = true;
   Input input_ = Input::kWide;
+  Output output_ = Output::kWide;
   cuda::DeviceGroup group_;
   int count_ = 0;
   cuda::DeviceDense dense_[cuda::kMostParts];

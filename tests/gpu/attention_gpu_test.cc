@@ -118,7 +118,7 @@ TEST(AttentionGpu, RopeBiasesAndNorms) {
     for (DType qkv_type : {DType::kF32, DType::kF16}) {
       for (bool interleaved : {false, true}) {
         AttentionOptions o = Options(type, 4, 2, 80);
-        o.desc.qkv_type = qkv_type;
+        o.qkv_type = qkv_type;
         o.desc.interleaved = interleaved;
         o.desc.rotary_dim = interleaved ? 40 : 80;
         o.biases = true;

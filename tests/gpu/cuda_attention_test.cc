@@ -164,9 +164,6 @@ TEST(SelectAttention, ErrorsNameTheFieldAndTheLimit) {
   d = DescOf(4, 4, 64);
   d.window = -1;
   EXPECT_NE(error(d).find("window is -1"), std::string::npos);
-  d = DescOf(4, 4, 64);
-  d.qkv_type = DType::kBF16;
-  EXPECT_NE(error(d).find("qkv_type"), std::string::npos);
   EXPECT_NE(error(DescOf(8, 1, 256), kL4).find("shared memory"), std::string::npos);
   DeviceProps old = kA100;
   old.major = 7;

@@ -77,7 +77,7 @@ GpuAttention::GpuAttention(const AttentionOptions& options) : options_(options),
   frequencies_device_ = DeviceBuffer<double>(frequencies_);
   arrays_ = DeviceBuffer<int32_t>(sizeof(cuda::StepSizes) / 4 + 2 * kMaxTokens + 2 * kMaxSequences +
                                   1 + kMaxSequences * kMaxStride);
-  const int width = d_.qkv_type == DType::kF32 ? 4 : 2;
+  const int width = options_.qkv_type == DType::kF32 ? 4 : 2;
   qkv_ = DeviceBuffer<uint8_t>(size_t{1} * kMaxTokens * (q + 2 * k) * width);
   order_ = DeviceBuffer<uint8_t>(16);
   out_ = DeviceBuffer<uint8_t>(2 * kGuard + sizeof(float) * kMaxTokens * q);
@@ -116,7 +116,7 @@ std::vector<float> GpuAttention::Projections(const Sequence& s, int position) co
   std::mt19937 rng(s.seed * 7919u + position);
   const int q = d_.num_heads * d_.head_dim, k = d_.num_kv_heads * d_.head_dim;
   std::vector<float> row = Normal(q + 2 * k, &rng, 0, 1.2f);
-  if (d_.qkv_type == DType::kF16) row = RoundTo(DType::kF16, row);
+  if (options_.qkv_type == DType::kF16) row = RoundTo(DType::kF16, row);
   return row;
 }
 
@@ -262,7 +262,7 @@ void GpuAttention::Upload(const std::vector<StepPart>& parts, int padding_tokens
   step_.tokens = static_cast<int>(positions.size());
   step_.sequences = static_cast<int>(kv_len.size());
   step_.max_query = max_query;
-  const int width = d_.qkv_type == DType::kF32 ? 4 : 2;
+  const int width = options_.qkv_type == DType::kF32 ? 4 : 2;
   CheckCuda(cudaMemset(qkv_.get(), kPoison, qkv_.bytes()), "poison");
   if (width == 4) {
     CheckCuda(cudaMemcpy(qkv_.get(), rows.data(), 4 * rows.size(), cudaMemcpyHostToDevice), "qkv");
@@ -285,7 +285,8 @@ void GpuAttention::Upload(const std::vector<StepPart>& parts, int padding_tokens
             or_null(v_bias_device_),
             or_null(q_norm_device_),
             or_null(k_norm_device_),
-            cache_.get()};
+            cache_.get(),
+            options_.qkv_type};
   CheckCuda(cudaMemset(out_.get(), kPoison, out_.bytes()), "poison");
 }
 

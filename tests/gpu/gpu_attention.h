@@ -14,6 +14,7 @@ namespace fewbit::testing {
 
 struct AttentionOptions {
   cuda::AttentionDesc desc;
+  DType qkv_type = DType::kF32;
   bool biases = false;
   bool norms = false;
   double theta = 10000.0;

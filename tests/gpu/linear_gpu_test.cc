@@ -201,7 +201,8 @@ TEST(LinearGpu, DequantizeMatchesFloat64) {
       Case c(options, &rng);
       cuda::DeviceBuffer<uint8_t> out(cuda::ScratchBytes(c.desc.shapes[0]));
       cuda::CheckCuda(cudaMemset(out.get(), 0xFF, out.bytes()), "poison");
-      cuda::CheckCuda(cuda::Dequantize(c.gpu.view(), type, out.get(), nullptr), "Dequantize");
+      cuda::CheckCuda(cuda::Dequantize({1, {c.gpu.view()}}, type, out.get(), nullptr),
+                      "Dequantize");
       cuda::CheckCuda(cudaDeviceSynchronize(), "Dequantize");
       const std::vector<uint8_t> raw = out.Download();
       std::vector<float> unit(size_t{1} * options.cols * options.cols, 0.0f), weights;

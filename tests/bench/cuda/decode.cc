@@ -30,8 +30,10 @@ struct StepMark {
 // Thread-safe: mu_; steps_ belongs to the engine thread until all requests have finished.
 class Watch : public EventSink {
  public:
-  // A profile begins with the first step in which `requests` sequences decode.
-  Watch(const CudaExecutor* executor, int requests) : executor_(executor), requests_(requests) {
+  // A profile begins with the first step in which `requests` sequences decode, or, of prompts, with
+  // the second step.
+  Watch(const CudaExecutor* executor, int requests, bool of_prompts)
+      : executor_(executor), requests_(requests), of_prompts_(of_prompts) {
     steps_.reserve(1 << 14);
   }
 
@@ -48,8 +50,9 @@ class Watch : public EventSink {
     changed_.NotifyAll();
   }
   void OnStep(const StepReport& report) override {
-    decoding_ = decoding_ || (report.prefill_tokens == 0 && report.tokens == requests_);
-    if (executor_->clock() != nullptr && !decoding_) executor_->clock()->Reset();
+    const bool decoding = report.prefill_tokens == 0 && report.tokens == requests_;
+    counting_ = counting_ || (of_prompts_ ? !steps_.empty() : decoding);
+    if (executor_->clock() != nullptr && !counting_) executor_->clock()->Reset();
     steps_.push_back({Clock::now(), report, executor_->device_seconds()});
   }
 
@@ -65,7 +68,8 @@ class Watch : public EventSink {
   const CudaExecutor* const executor_;
   std::vector<StepMark> steps_;
   const int requests_;
-  bool decoding_ = false;
+  const bool of_prompts_;
+  bool counting_ = false;
   Mutex mu_;
   CondVar changed_;
   int finished_ FEWBIT_GUARDED_BY(mu_) = 0;
@@ -107,7 +111,7 @@ std::unique_ptr<Request> RandomRequest(int index, int prompt, int new_tokens, in
 // Runs `requests` requests at once; empty, and why on stderr, if one failed.
 std::vector<StepMark> RunRequests(CudaExecutor* executor, int requests, int prompt, int new_tokens,
                                   bool greedy) {
-  Watch watch(executor, requests);
+  Watch watch(executor, requests, new_tokens == 1);
   const ExecutorInfo& info = executor->info();
   EngineOptions options;
   options.max_running = std::min(info.max_sequences, requests);
@@ -148,7 +152,7 @@ class Bench {
       for (const int batch : options_.batches) {
         if (!Decode(kv, batch)) return 1;
       }
-      if (options_.prefill > 0 && !options_.profile && !Prefill(kv)) return 1;
+      if (options_.prefill > 0 && !Prefill(kv)) return 1;
       executor_.reset();
     }
     return 0;
@@ -191,7 +195,9 @@ class Bench {
     const int prompt = std::max(1, options_.context - options_.steps / 2 - kWarmUp - early);
     const std::vector<StepMark> steps =
         RunRequests(executor_.get(), batch, prompt, new_tokens, options_.greedy);
-    if (options_.profile && !steps.empty()) return PrintProfile(batch);
+    if (options_.profile && !steps.empty()) {
+      return PrintProfile("batch " + std::to_string(batch) + ": one decode step");
+    }
     int seen = 0;
     const Rate rate = RateOf(steps, [&](const StepMark& step) {
       const bool decoding = step.report.prefill_tokens == 0 && step.report.tokens == batch;
@@ -210,12 +216,12 @@ class Bench {
     return true;
   }
 
-  bool PrintProfile(int batch) const {
+  bool PrintProfile(const std::string& what) const {
     const OpClock& clock = *executor_->clock();
     double all = 0.0;
     for (const auto& [op, total] : clock.totals()) all += total.seconds;
-    std::printf("%s, batch %d: one decode step, launches one after the other: %.1f us\n",
-                spec_.family.c_str(), batch, 1e6 * all / clock.steps());
+    std::printf("%s, %s, launches one after the other: %.1f us\n", spec_.family.c_str(),
+                what.c_str(), 1e6 * all / clock.steps());
     for (const auto& [op, total] : clock.totals()) {
       std::printf("  %-36s %8.1f us  %4.1f %%  %3d x %.2f us\n", op.c_str(),
                   1e6 * total.seconds / clock.steps(), 100.0 * total.seconds / all,
@@ -230,6 +236,9 @@ class Bench {
     constexpr int kPrompts = 6;
     const std::vector<StepMark> steps =
         RunRequests(executor_.get(), kPrompts, options_.prefill, 1, options_.greedy);
+    if (options_.profile && !steps.empty()) {
+      return PrintProfile("prefill of " + std::to_string(options_.prefill) + " tokens");
+    }
     const Rate rate = RateOf(steps, [](const StepMark& step) { return step.report.tokens > 0; });
     if (rate.tokens_per_second <= 0.0) {
       std::fprintf(stderr, "prefill: a request failed\n");

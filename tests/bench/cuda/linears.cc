@@ -72,12 +72,14 @@ class Linears {
     x_ = DeviceBuffer<uint16_t>(x);
     y_ = DeviceBuffer<uint16_t>(widest * most_tokens);
     std::string error;
-    if (!options.only_default) cublas_ = cuda::Cublas::Open(&error);
-    if (!error.empty()) std::fprintf(stderr, "without cublas_fp16: %s\n", error.c_str());
+    cublas_ = cuda::Cublas::Open(&error);
+    if (!error.empty()) std::fprintf(stderr, "without cuBLAS: %s\n", error.c_str());
     if (cublas_ != nullptr) PrepareCublas();
+    if (compares()) MakeDense();
   }
 
-  bool has_cublas() const { return cublas_ != nullptr; }
+  // With cuBLAS on plain fp16 weights.
+  bool compares() const { return cublas_ != nullptr && !options_.only_default; }
 
   // Microseconds of the layers [first, last) of one decoder layer; negative if it cannot run.
   double Micros(const Variant& v, int m, size_t first, size_t last) {
@@ -93,15 +95,14 @@ class Linears {
     if (v.kind == Kind::kLinear) {
       for (size_t l = first; l < last; ++l) Stage(v, m, l);
     }
-    const int copies = v.kind == Kind::kCublas ? kDenseCopies : kCopies;
     const double all = MedianReplayMicros(
         [&](cudaStream_t stream) {
-          for (int c = 0; c < copies; ++c) {
+          for (int c = 0; c < kCopies; ++c) {
             for (size_t l = first; l < last; ++l) Enqueue(v, m, l, c, stream);
           }
         },
         options_.repeats);
-    return all / copies;
+    return all / kCopies;
   }
 
   // Bytes that one decoder layer has to move: weights, activations in and out.
@@ -150,7 +151,7 @@ class Linears {
     CheckCuda(cudaDeviceSynchronize(), "stage");
   }
 
-  void PrepareCublas() {
+  void MakeDense() {
     for (const LinearShape& l : layers_) {
       const size_t weights = size_t{1} * l.rows * l.cols;
       dense_.emplace_back(weights * kDenseCopies);
@@ -161,6 +162,9 @@ class Linears {
         at += n;
       }
     }
+  }
+
+  void PrepareCublas() {
     size_t most = 0;
     for (const RandomMatrix& m : matrices_) most = std::max(most, cuda::ScratchBytes(m.shape()));
     scratch_ = DeviceBuffer<uint8_t>(most);
@@ -172,7 +176,7 @@ class Linears {
   void Enqueue(const Variant& v, int m, size_t l, int copy, cudaStream_t stream) {
     const int rows = layers_[l].rows, cols = layers_[l].cols;
     if (v.kind == Kind::kCublas) {
-      const uint16_t* w = dense_[l].get() + size_t{1} * copy * rows * cols;
+      const uint16_t* w = dense_[l].get() + size_t{1} * (copy % kDenseCopies) * rows * cols;
       if (!cublas_->Gemm(DType::kF16, m, rows, cols, x_.get(), cols, w, y_.get(), DType::kF16, rows,
                          stream)) {
         std::fprintf(stderr, "cuBLAS fails at m %d, layer %zu\n", m, l);
@@ -257,10 +261,10 @@ int RunLinears(const LinearsOptions& options) {
   }
   for (int m : options.m) {
     const double dense =
-        linears.has_cublas() ? linears.Micros(kVariants[5], m, 0, linears.layers()) : 0;
+        linears.compares() ? linears.Micros(kVariants[5], m, 0, linears.layers()) : 0;
     for (const Variant& v : kVariants) {
       if (options.only_default && v.name != std::string_view("default")) continue;
-      if (v.kind == Kind::kCublas && !linears.has_cublas()) continue;
+      if (v.kind == Kind::kCublas && !linears.compares()) continue;
       const double micros =
           v.kind == Kind::kCublas ? dense : linears.Micros(v, m, 0, linears.layers());
       if (micros < 0) continue;
