@@ -336,6 +336,17 @@ __device__ __forceinline__ void MergeWarps(const DecodeArgs& a, const DecodeUnit
   }
 }
 
+// Counts one more arrival and returns how many there were. What this thread may read, and after a
+// barrier its block, includes all that was written before the arrivals that it has counted.
+__device__ __forceinline__ uint32_t ArriveAndSee(uint32_t* arrivals) {
+  uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(arrivals)
+               : "memory");
+  return before;
+}
+
 // After MergeWarps: the block that ends the last run of a part adds up its heads.
 __device__ __forceinline__ void CombineLast(const DecodeArgs& a, const DecodeUnit& u) {
   __shared__ bool last;
@@ -344,10 +355,8 @@ __device__ __forceinline__ void CombineLast(const DecodeArgs& a, const DecodeUni
     uint32_t* arrivals =
         a.arrivals +
         (static_cast<size_t>(u.item.sequence) * a.num_kv_heads + u.kv_head) * a.head_parts + u.part;
-    __threadfence();
-    last = u.splits == 1 || atomicAdd(arrivals, 1) + 1 == static_cast<uint32_t>(u.splits);
+    last = u.splits == 1 || ArriveAndSee(arrivals) + 1 == static_cast<uint32_t>(u.splits);
     if (last) *arrivals = 0;
-    __threadfence();
   }
   __syncthreads();
   if (!last) return;

@@ -123,6 +123,9 @@ struct Plan {
   // The launch takes a LinearInput::source of desc.input, and nothing has to be staged before.
   bool makes_input() const { return path == Path::kStream && stream.input != RowKind::kStaged; }
 
+  // The launch can add rows to its result (LinearOutput::add).
+  bool adds() const { return path == Path::kStream; }
+
   // What the producer of the input has to leave.
   bool staged() const { return path != Path::kDequantize; }
   bool plain() const { return path == Path::kDequantize; }  // [m, cols] of x_type

@@ -30,6 +30,9 @@ struct LinearOutput {
   void* y = nullptr;
   int64_t stride = 0;
   int64_t column[kMostParts] = {};
+  // If not null: rows like those of y, which is of kF32, that are added to the result. REQUIRES:
+  // Plan::adds(); not y.
+  const float* add = nullptr;
 };
 
 // For plans that go through 16-bit weights; unused by the others.

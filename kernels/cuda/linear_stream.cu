@@ -91,10 +91,11 @@ __device__ __forceinline__ void Produce(const StreamArgs& a, const StreamPart& p
   }
 }
 
-// One float per row and token of the tile: the exact sum, d and the scale of x.
+// One float per row and token of the tile: the exact sum, d and the scale of x. `factor`: of the
+// lane's token's scales, where the block has made x.
 template <int kTokens, bool kZeroPoints>
 __device__ __forceinline__ void StoreTerms(const int (&sums)[(kTokens + 3) / 4][4], __half2 halves,
-                                           const int2* meta, int lane, float* terms) {
+                                           const int2* meta, float factor, int lane, float* terms) {
   const int g = lane / 4, t = lane % 4;
   constexpr float kUnit = 1.0f / (quant::kStoredSecondOrderFactor * (kZeroPoints ? 2.0f : 4.0f));
   const float2 d = __half22float2(halves);
@@ -102,7 +103,9 @@ __device__ __forceinline__ void StoreTerms(const int (&sums)[(kTokens + 3) / 4][
   for (int j = 0; j < (kTokens + 3) / 4; ++j) {
     const int token = 4 * j + t;
     if (token >= kTokens) continue;
-    const float scale = __fmul_rn(__int_as_float(meta[token].x), kUnit);
+    const float made = kTokens <= kMostMadeTokens ? __fmul_rn(__int_as_float(meta[token].x), factor)
+                                                  : __int_as_float(meta[token].x);
+    const float scale = __fmul_rn(made, kUnit);
     const uint32_t bias = meta[token].y;
     // Wraps around on the way; the sum itself fits.
     const auto total = [&](int high, int low) {
@@ -119,12 +122,16 @@ __device__ __forceinline__ void Consume(const StreamArgs& a, const StreamPart& p
                                         const StreamShare& s, const StreamBlock& b, int warp,
                                         int warps) {
   constexpr int kTiles = (kTokens + 3) / 4;
-  const int lane = threadIdx.x % 32, step = warps / a.stage_tiles, ring = a.stages;
+  const int lane = threadIdx.x % 32, ring = a.stages;
   const uint8_t* lane_planes = b.shared + ColumnOffset<kTokens>(lane);
   int left = s.row_blocks * p.num_tiles - warp;
+  int step = 1, first = 0;  // stages: from one tile to the next, and before the warp's first one
+  while (step * a.stage_tiles < warps) ++step;
+  while ((first + 1) * a.stage_tiles <= warp) ++first;
   RingPlace place;
-  place.Advance(warp / a.stage_tiles, ring);
-  const TileWork* works = b.works + warp % a.stage_tiles;
+  place.Advance(first, ring);
+  const TileWork* works = b.works + warp - first * a.stage_tiles;
+  const float factor = InputFactor<kTokens>(a, b, lane % kTokens);
 #pragma unroll 1
   for (; left > 0; left -= warps) {
     BarrierWait(b.full[place.slot], place.parity);
@@ -134,9 +141,9 @@ __device__ __forceinline__ void Consume(const StreamArgs& a, const StreamPart& p
     const int chunks = w.terms >> TileWork::kChunksShift & 7;
     int sums[kTiles][4];
     __half2 d;
-    const auto release = [&] {
+    const auto release = [&](uint32_t last_loaded) {
       __syncwarp();
-      if (lane == 0) BarrierArrive(b.empty[place.slot]);
+      if (lane == 0) BarrierArriveAfter(b.empty[place.slot], last_loaded);
     };
     if (w.terms & TileWork::kWide) {
       WholeTileProduct<kTokens, 4, kZeroPoints>(data, chunks, lane, lane_planes + w.planes, sums,
@@ -149,7 +156,8 @@ __device__ __forceinline__ void Consume(const StreamArgs& a, const StreamPart& p
     if (w.terms & TileWork::kWait) BarrierWait(b.free[slot], (w.terms & TileWork::kParity) != 0);
     constexpr uint32_t kPlace = (1u << TileWork::kPlaceBits) - 1;
     StoreTerms<kTokens, kZeroPoints>(sums, d, reinterpret_cast<const int2*>(b.shared + w.meta),
-                                     lane, reinterpret_cast<float*>(b.shared + (w.terms & kPlace)));
+                                     factor, lane,
+                                     reinterpret_cast<float*>(b.shared + (w.terms & kPlace)));
     __syncwarp();
     if (lane == 0) BarrierArrive(b.ready[slot]);
     place.Advance(step, ring);
@@ -201,7 +209,7 @@ __device__ __forceinline__ float SumTerms(const float* from, const int (&begin)[
 template <int kTokens>
 __device__ __forceinline__ void Finish(const StreamArgs& a, const StreamPart& p,
                                        const StreamShare& s, const StreamBlock& b) {
-  constexpr int kOutputs = quant::kBlockRows * kTokens;
+  constexpr int kOutputs = quant::kBlockRows * kTokens, kPerLane = (kOutputs + 31) / 32;
   const int lane = threadIdx.x % 32;
   const float* terms = reinterpret_cast<const float*>(b.shared + a.layout.terms);
   int begin[kSegments + 1];
@@ -212,14 +220,25 @@ __device__ __forceinline__ void Finish(const StreamArgs& a, const StreamPart& p,
 #pragma unroll 1
   for (int row_block = 0; row_block < s.row_blocks; ++row_block) {
     const float* from = terms + slot.slot * StreamTermFloats(p.num_tiles, kTokens);
+    int64_t place[kPerLane];  // of the lane's outputs; -1: none
+    float add[kPerLane];
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int output = lane + 32 * i, token = output % kTokens;
+      const int row = (s.first_row_block + row_block) * quant::kBlockRows + output / kTokens;
+      const bool mine = output < kOutputs && token < a.m && row < p.rows;
+      place[i] = mine ? token * a.y_stride + p.column + row : -1;
+      if (mine && a.add != nullptr) add[i] = __ldcg(a.add + place[i]);
+    }
     BarrierWait(b.ready[slot.slot], slot.parity);
 #pragma unroll
-    for (int output = lane; output < kOutputs; output += 32) {
-      const int row = output / kTokens, token = output % kTokens;
+    for (int i = 0; i < kPerLane; ++i) {
+      if (place[i] < 0) continue;
+      const int output = lane + 32 * i;
       float sum = SumTerms<kOutputs>(from + output, begin);
       if (p.outliers != nullptr) sum = __fadd_rn(sum, from[p.num_tiles * kOutputs + output]);
-      const int at = (s.first_row_block + row_block) * quant::kBlockRows + row;
-      if (token < a.m && at < p.rows) StoreOutput(a, token * a.y_stride + p.column + at, sum);
+      if (a.add != nullptr) sum = __fadd_rn(sum, add[i]);
+      StoreOutput(a, place[i], sum);
     }
     __syncwarp();
     if (lane == 0) BarrierArrive(b.free[slot.slot]);
@@ -238,7 +257,9 @@ __global__ void __launch_bounds__(32 * kStreamForms[kForm].warps(), 2)
   const StreamShare s(p);
   const StreamBlock b(a, shared);
   constexpr int kLoaders = 32 * (kF.outliers + kF.consumers);
-  const int warp = threadIdx.x / 32;
+  // By a shuffle the compiler sees that it is the same in all lanes: branches on it diverge
+  // nowhere.
+  const int warp = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / 32, 0);
   if (a.lets_next) LetNextKernelStart();
   if (warp == 0) {
     b.InitBarriers(a, p.num_tiles + (p.outliers != nullptr ? 2 : 0), threadIdx.x);
@@ -249,16 +270,19 @@ __global__ void __launch_bounds__(32 * kStreamForms[kForm].warps(), 2)
     Finish<kF.tokens>(a, p, s, b);
   } else {
     __syncthreads();
-    const int loader = threadIdx.x - 64, id = warp - 2;
-    StreamOutliers<kF.tokens> outliers(a, p, s, b);
+    const int id = warp - 2, loader = 32 * id + static_cast<int>(threadIdx.x) % 32;
+    OutlierShare lists;
     if (id < kF.outliers && p.outliers != nullptr) {
-      outliers.Fetch(a, p, s, loader, 32 * kF.outliers);
-      CopyAsyncWait<0>();
+      lists.Fetch(a, p, s, shared, loader, 32 * kF.outliers);
     }
-    BringInput<kF.tokens>(a, p, b, loader, kLoaders);
+    BringInput<kF.tokens, kLoaders, kF.outliers>(a, p, shared, loader);
+    const StreamBlock b(a, shared);
     if (id >= kF.outliers) {
       Consume<kF.tokens, kZeroPoints>(a, p, s, b, id - kF.outliers, kF.consumers);
     } else if (p.outliers != nullptr) {
+      CopyAsyncWait<0>();
+      NamedBarrier(2, 32 * kF.outliers);
+      const StreamOutliers<kF.tokens> outliers(a, p, b, lists);
       SumOutliers<kF.tokens>(a, p, s, b, outliers, id, kF.outliers);
     }
   }
@@ -312,10 +336,13 @@ cudaError_t LaunchStream(const Desc& desc, const StreamPlan& plan, const DeviceG
   args.count = desc.count;
   for (int i = 0; i < desc.count; ++i) {
     FillPart(group.parts[i], in.parts[i], out.column[i], &args.part[i]);
+    const int blocks = plan.first_block[i + 1] - plan.first_block[i];
     args.part[i].first_block = plan.first_block[i];
-    args.part[i].blocks = plan.first_block[i + 1] - plan.first_block[i];
+    args.part[i].share = args.part[i].row_blocks / blocks;
+    args.part[i].larger = args.part[i].row_blocks % blocks;
   }
   args.y = out.y;
+  args.add = out.add;
   args.y_stride = out.stride;
   args.y_type = desc.y_type;
   args.m = desc.m;

@@ -57,12 +57,13 @@ StreamLayout Layout(const Desc& d, const StreamPlan& plan) {
   const int tile =
       static_cast<int>(quant::TileBytes(2, quant::kTileChunks, d.shapes[0].zero_points));
   out.stage_bytes = AlignUp(plan.stage_tiles * tile + 2 * kLine, kLine);
-  int x = 0, tiles = 0, rows = 0;
+  int x = 0, tiles = 0, rows = 0, positions = 0;
   for (int p = 0; p < d.count; ++p) {
     const quant::PackedShape& s = d.shapes[p];
     const int blocks = plan.first_block[p + 1] - plan.first_block[p];
     x = std::max(x, static_cast<int>(StagedGroupBytes(s, plan.tokens())));
     tiles = std::max(tiles, NumTiles(s));
+    positions = std::max(positions, s.num_positions());
     rows = std::max(rows, CeilDiv(s.row_blocks(), blocks) * quant::kBlockRows);
   }
   // Room for outliers at 0.22 % of all weights.
@@ -73,11 +74,11 @@ StreamLayout Layout(const Desc& d, const StreamPlan& plan) {
   out.entries = out.bounds + 4 * (rows * kSegments + 1);
   out.works = AlignUp(out.entries + 4 * out.entry_capacity, 16);
   out.barriers = out.works + plan.stages * plan.stage_tiles * 16;
-  out.rows = AlignUp(out.barriers + 8 * (2 * plan.stages + 2 * plan.term_slots), 16);
-  out.total = out.rows;
-  if (plan.input == RowKind::kAddNorm) {
-    const int cols = d.shapes[0].cols;
-    out.total += 4 * plan.tokens() * (cols + CeilDiv(cols, kNormSegment));
+  out.total = out.barriers + 8 * (2 * plan.stages + 2 * plan.term_slots);
+  if (plan.input == RowKind::kNorm) {
+    out.norm = AlignUp(out.total, 16);
+    out.total =
+        out.norm + static_cast<int>(sizeof(NormBoard)) + 4 * positions * quant::kStripChannels;
   }
   out.total = AlignUp(out.total, 128);
   return out;

@@ -44,7 +44,7 @@ struct StageTarget {
 enum class RowKind : uint8_t {
   kStaged,   // nothing: the producer staged it
   kRows,     // first[t]
-  kAddNorm,  // RMSNorm(first[from] + second[from]) * weight, as LaunchAddNorm (ops.h)
+  kNorm,     // RMSNorm(first[from]) * weight, as LaunchAddNorm (ops.h)
   kSiluMul,  // silu(first[t]) * second[t], as LaunchSiluMul
 };
 struct RowSource {
@@ -52,8 +52,8 @@ struct RowSource {
   const float* first = nullptr;
   const float* second = nullptr;
   int64_t stride = 0;  // of both, in elements
-  // kAddNorm: from = rows ? rows[t] : t; the sum is kept in hidden_out [tokens, cols], which must
-  // be neither `first` nor `second`.
+  // kNorm: from = rows ? rows[t] : t; first[from] is copied to hidden_out [tokens, cols], if that
+  // is not null, which must not be `first`.
   const int32_t* rows = nullptr;
   const float* weight = nullptr;
   float eps = 0;

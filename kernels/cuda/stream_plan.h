@@ -32,6 +32,14 @@ inline constexpr int kMostMadeBytes = 128 << 10;
 inline constexpr int kNormSegment = 128;
 inline constexpr int kMostTermSlots = 8;
 
+// In shared memory, of the tokens of a block that norms its input: the sums of squares of their
+// segments, and 1 / RMS.
+struct alignas(16) NormBoard {
+  static constexpr int kMostSegments = kMostMadeBytes / (2 * sizeof(float)) / kNormSegment;
+  float squares[kMostMadeTokens][kMostSegments];
+  float factors[kMostMadeTokens];
+};
+
 // Floats of a row block's terms: [tiles, and one for the outliers][16 rows][tokens of the form].
 constexpr int StreamTermFloats(int tiles, int tokens) {
   return (tiles + 1) * quant::kBlockRows * tokens;
@@ -41,7 +49,7 @@ constexpr int StreamTermFloats(int tiles, int tokens) {
 struct StreamLayout {
   int stage_bytes = 0;
   int x = 0, terms = 0, bounds = 0, entries = 0, works = 0, barriers = 0, total = 0;
-  int rows = 0;            // kAddNorm: [tokens][cols] before the norm, [tokens][segments] squares
+  int norm = 0;            // kNorm: NormBoard, then the norm's weights in strip order
   int entry_capacity = 0;  // outliers; longer lists are read from global memory
 };
 

@@ -164,12 +164,13 @@ void DeviceDecoder::Run(const DeviceStep& step, StepPlace* place, cudaStream_t s
   place->Check(cuda::LaunchAttentionStep(attention_, step.view, model_->frequencies,
                                          attention_workspace_, stream),
                "LaunchAttentionStep");
+  Hidden hidden;
   for (size_t l = 0; l < layers_.size(); ++l) {
-    RunLayer(static_cast<int>(l), step, place, stream);
+    RunLayer(static_cast<int>(l), step, &hidden, place, stream);
   }
   place->layer = -1;
   for (int32_t begin = 0; begin < step.view.rows; begin += logit_rows_) {
-    RunHead(step, begin, std::min(begin + logit_rows_, step.view.rows), place, stream);
+    RunHead(step, hidden, begin, std::min(begin + logit_rows_, step.view.rows), place, stream);
   }
 }
 
@@ -180,9 +181,8 @@ void DeviceDecoder::NormFor(GroupCall* call, const cuda::NormArgs& norm, const c
     return;
   }
   cuda::RowSource& source = call->input.source;
-  source.kind = cuda::RowKind::kAddNorm;
+  source.kind = cuda::RowKind::kNorm;
   source.first = norm.hidden;
-  source.second = static_cast<const float*>(norm.delta);
   source.stride = norm.cols;
   source.rows = norm.rows;
   source.weight = norm.weight;
@@ -203,32 +203,61 @@ void DeviceDecoder::SiluFor(GroupCall* call, const cuda::SiluArgs& silu, StepPla
   source.stride = silu.stride;
 }
 
-void DeviceDecoder::RunLayer(int index, const DeviceStep& step, StepPlace* place,
+void DeviceDecoder::NormHidden(GroupCall* call, const float* weight, const int32_t* wanted,
+                               const char* what, Hidden* hidden, StepPlace* place,
+                               cudaStream_t stream) const {
+  cuda::NormArgs norm;
+  norm.tokens = call->m;
+  norm.cols = model_->spec.hidden_size;
+  norm.hidden = hidden->rows;
+  norm.rows = wanted;
+  norm.delta = hidden->delta;
+  norm.delta_stride = norm.cols;
+  if (wanted != nullptr) {
+    norm.hidden_out = wanted_;
+  } else if (hidden->delta != nullptr) {
+    norm.hidden_out = Other(*hidden);
+  }
+  norm.weight = weight;
+  norm.eps = model_->spec.rms_eps;
+  NormFor(call, norm, what, place, stream);
+  if (norm.hidden_out != nullptr) *hidden = {norm.hidden_out, nullptr};
+}
+
+void DeviceDecoder::AddTo(const LinearGroup& group, const GroupCall& call, const char* what,
+                          Hidden* hidden, StepPlace* place, cudaStream_t stream) const {
+  if (!call.plan.adds()) {
+    place->Check(group.Launch(call, memory_, delta_, stream), what);
+    hidden->delta = delta_;
+    return;
+  }
+  float* sum = Other(*hidden);
+  place->Check(group.Launch(call, memory_, sum, stream, hidden->rows), what);
+  hidden->rows = sum;
+}
+
+void DeviceDecoder::RunLayer(int index, const DeviceStep& step, Hidden* hidden, StepPlace* place,
                              cudaStream_t stream) {
   const Layer& layer = layers_[index];
   const DeviceLayer& w = model_->layers[index];
   const int tokens = step.view.tokens;
   place->layer = index;
 
-  // A layer that makes its input itself reads hidden rows in all blocks while they are replaced, so
-  // every sum goes to the other buffer.
-  cuda::NormArgs norm;
-  norm.tokens = tokens;
-  norm.cols = model_->spec.hidden_size;
-  norm.hidden = hidden_[0];
-  norm.delta = delta_;
-  norm.delta_stride = norm.cols;
-  norm.hidden_out = hidden_[1];
-  norm.weight = w.input_norm;
-  norm.eps = model_->spec.rms_eps;
-  GroupCall qkv = layer.qkv.Prepare(tokens, memory_,
-                                    index == 0 ? cuda::RowKind::kStaged : cuda::RowKind::kAddNorm);
+  GroupCall qkv =
+      layer.qkv.Prepare(tokens, memory_, index == 0 ? cuda::RowKind::kStaged : hidden->norm_kind());
   if (index == 0) {
+    cuda::NormArgs norm;
+    norm.tokens = tokens;
+    norm.cols = model_->spec.hidden_size;
+    norm.hidden_out = hidden_[0];
+    norm.weight = w.input_norm;
+    norm.eps = model_->spec.rms_eps;
     place->Check(
         cuda::LaunchEmbedNorm(model_->embedding.dense(), step.view, norm, qkv.input, stream),
         "LaunchEmbedNorm");
+    *hidden = {hidden_[0], nullptr};
   } else {
-    NormFor(&qkv, norm, "LaunchAddNorm (attention)", place, stream);
+    NormHidden(&qkv, w.input_norm, nullptr, "LaunchAddNorm (attention)", hidden, place, stream);
   }
   place->Check(layer.qkv.Launch(qkv, memory_, y_, stream), "linear q, k, v");
 
@@ -239,15 +268,11 @@ void DeviceDecoder::RunLayer(int index, const DeviceStep& step, StepPlace* place
   const bool last = index + 1 == static_cast<int>(layers_.size());
   const int rows = last ? step.view.rows : tokens;
   if (rows == 0) return;
-  place->Check(layer.o.Launch(o, memory_, delta_, stream), "linear o");
+  AddTo(layer.o, o, "linear o", hidden, place, stream);
 
-  GroupCall gate_up = layer.gate_up.Prepare(rows, memory_, cuda::RowKind::kAddNorm);
-  norm.tokens = rows;
-  norm.rows = last ? step.view.row_tokens : nullptr;
-  norm.hidden = hidden_[1];
-  norm.hidden_out = last ? wanted_ : hidden_[0];
-  norm.weight = w.post_attention_norm;
-  NormFor(&gate_up, norm, "LaunchAddNorm (mlp)", place, stream);
+  GroupCall gate_up = layer.gate_up.Prepare(rows, memory_, hidden->norm_kind());
+  NormHidden(&gate_up, w.post_attention_norm, last ? step.view.row_tokens : nullptr,
+             "LaunchAddNorm (mlp)", hidden, place, stream);
   place->Check(layer.gate_up.Launch(gate_up, memory_, y_, stream), "linear gate, up");
 
   GroupCall down = layer.down.Prepare(rows, memory_, cuda::RowKind::kSiluMul);
@@ -259,7 +284,7 @@ void DeviceDecoder::RunLayer(int index, const DeviceStep& step, StepPlace* place
   silu.up = AtColumn(y_, silu.type, silu.cols);
   silu.stride = layer.gate_up.rows();
   SiluFor(&down, silu, place, stream);
-  place->Check(layer.down.Launch(down, memory_, delta_, stream), "linear down");
+  AddTo(layer.down, down, "linear down", hidden, place, stream);
 }
 
 void DeviceDecoder::AttendFor(GroupCall* call, DType type, int index, const DeviceStep& step,
@@ -292,16 +317,16 @@ void DeviceDecoder::AttendFor(GroupCall* call, DType type, int index, const Devi
   call->input.source.stride = spec.q_size();
 }
 
-void DeviceDecoder::RunHead(const DeviceStep& step, int32_t begin, int32_t end, StepPlace* place,
-                            cudaStream_t stream) {
+void DeviceDecoder::RunHead(const DeviceStep& step, const Hidden& hidden, int32_t begin,
+                            int32_t end, StepPlace* place, cudaStream_t stream) {
   const ModelSpec& spec = model_->spec;
   const size_t e = spec.hidden_size;
   const GroupCall head = head_.Prepare(end - begin, memory_);
   cuda::NormArgs norm;
   norm.tokens = end - begin;
   norm.cols = spec.hidden_size;
-  norm.hidden = wanted_ + begin * e;
-  norm.delta = delta_ + begin * e;
+  norm.hidden = hidden.rows + begin * e;
+  if (hidden.delta != nullptr) norm.delta = hidden.delta + begin * e;
   norm.delta_stride = norm.cols;
   norm.weight = model_->final_norm;
   norm.eps = spec.rms_eps;

@@ -69,6 +69,16 @@ class DeviceDecoder {
   struct Layer {
     LinearGroup qkv, o, gate_up, down;
   };
+  // The hidden state between two launches: rows + delta, or rows alone where delta is null.
+  struct Hidden {
+    const float* rows = nullptr;
+    const float* delta = nullptr;
+
+    // What a layer can make its norm from.
+    cuda::RowKind norm_kind() const {
+      return delta == nullptr ? cuda::RowKind::kNorm : cuda::RowKind::kStaged;
+    }
+  };
 
   DeviceDecoder(const DeviceModel* model, const DeviceDecoderLimits& limits,
                 const cuda::DeviceProps& props)
@@ -77,7 +87,18 @@ class DeviceDecoder {
   }
   absl::Status MakeGroups();
   absl::Status MeasureGroups();
-  void RunLayer(int index, const DeviceStep& step, StepPlace* place, cudaStream_t stream);
+  void RunLayer(int index, const DeviceStep& step, Hidden* hidden, StepPlace* place,
+                cudaStream_t stream);
+  // The buffer in which a sum of hidden rows goes: a launch may read them in one block while
+  // another one writes.
+  float* Other(const Hidden& hidden) const { return hidden_[hidden.rows == hidden_[0]]; }
+  // The norm of hidden rows for `call`; `wanted` rows alone go on, into memory of their own, if
+  // that is not null.
+  void NormHidden(GroupCall* call, const float* weight, const int32_t* wanted, const char* what,
+                  Hidden* hidden, StepPlace* place, cudaStream_t stream) const;
+  // o or down, whose result goes onto hidden rows.
+  void AddTo(const LinearGroup& group, const GroupCall& call, const char* what, Hidden* hidden,
+             StepPlace* place, cudaStream_t stream) const;
   // Leaves the input of a layer's q, k and v; o; gate and up; or down with the call, or for it in
   // memory.
   void NormFor(GroupCall* call, const cuda::NormArgs& norm, const char* what, StepPlace* place,
@@ -87,8 +108,8 @@ class DeviceDecoder {
   // `type`: of q, k and v.
   void AttendFor(GroupCall* call, DType type, int index, const DeviceStep& step, StepPlace* place,
                  cudaStream_t stream);
-  void RunHead(const DeviceStep& step, int32_t begin, int32_t end, StepPlace* place,
-               cudaStream_t stream);
+  void RunHead(const DeviceStep& step, const Hidden& hidden, int32_t begin, int32_t end,
+               StepPlace* place, cudaStream_t stream);
 
   const DeviceModel* const model_;
   const DeviceDecoderLimits limits_;

@@ -120,11 +120,12 @@ GroupCall LinearGroup::Prepare(int m, const LinearMemory& memory, cuda::RowKind 
 }
 
 std::string LinearGroup::Launch(const GroupCall& call, const LinearMemory& memory, void* y,
-                                cudaStream_t stream) const {
+                                cudaStream_t stream, const float* add) const {
   if (packed_) {
     cuda::LinearOutput out;
     out.y = y;
     out.stride = rows_;
+    out.add = add;
     std::copy(columns_, columns_ + count_, out.column);
     return cuda::LaunchLinear(call.desc, call.plan, group_, call.input, out, memory.workspace,
                               stream);

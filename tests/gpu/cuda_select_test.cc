@@ -133,12 +133,12 @@ TEST(CudaSelect, FewTokensMakeTheirInput) {
     RowKind input;
     int most_tokens;  // 0: never
   };
-  for (const Case& c : {Case{12288, 4096, RowKind::kAddNorm, 2},
-                        {27648, 5120, RowKind::kAddNorm, 2},
+  for (const Case& c : {Case{12288, 4096, RowKind::kNorm, 2},
+                        {27648, 5120, RowKind::kNorm, 2},
                         {4096, 4096, RowKind::kRows, 2},
-                        {22016, 4096, RowKind::kAddNorm, 2},
+                        {22016, 4096, RowKind::kNorm, 2},
                         {4096, 11008, RowKind::kSiluMul, 1},
-                        {57344, 8192, RowKind::kAddNorm, 0},
+                        {57344, 8192, RowKind::kNorm, 0},
                         {8192, 28672, RowKind::kSiluMul, 0}}) {
     for (int m : {1, 2, 3, 8, 9, 64}) {
       Desc d = DescOf(c.rows, c.cols, 0.25, m);

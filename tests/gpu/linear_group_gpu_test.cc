@@ -152,8 +152,9 @@ class MadeInput {
     rows_ = DeviceBuffer<int32_t>(std::vector<int32_t>{2, 0, 1});
   }
 
-  // False if the plan stages for this kind and number of tokens.
-  bool Check(cuda::RowKind kind) {
+  // False if the plan stages for this kind and number of tokens. `keep`: a norm's rows are copied.
+  bool Check(cuda::RowKind kind, bool keep = true) {
+    keep_ = keep;
     group_.desc.m = m_;
     group_.desc.input = cuda::RowKind::kStaged;
     Launch staged(group_);
@@ -167,7 +168,7 @@ class MadeInput {
     CheckCuda(cudaDeviceSynchronize(), "LaunchLinear");
     EXPECT_TRUE(SameBits(staged.y.Download(), made.y.Download()))
         << "kind " << static_cast<int>(kind) << " m " << m_ << " cols " << cols_;
-    if (kind == cuda::RowKind::kAddNorm) {
+    if (kind == cuda::RowKind::kNorm && keep) {
       EXPECT_TRUE(SameBits(kept_[0].Download(), kept_[1].Download()));
     }
     return true;
@@ -180,11 +181,12 @@ class MadeInput {
     s.first = first_.get();
     s.second = second_.get();
     s.stride = cols_;
-    if (kind != cuda::RowKind::kAddNorm) return s;
+    if (kind != cuda::RowKind::kNorm) return s;
     s.rows = m_ == 1 ? nullptr : rows_.get();
     s.weight = weight_.get();
     s.eps = 1e-5f;
-    s.hidden_out = kept_[1].get();
+    s.second = nullptr;
+    if (keep_) s.hidden_out = kept_[1].get();
     return s;
   }
   void Stage(cuda::RowKind kind, const cuda::LinearInput& to) {
@@ -201,9 +203,7 @@ class MadeInput {
       norm.cols = cols_;
       norm.hidden = s.first;
       norm.rows = s.rows;
-      norm.delta = s.second;
-      norm.delta_stride = s.stride;
-      norm.hidden_out = kept_[0].get();
+      norm.hidden_out = keep_ ? kept_[0].get() : nullptr;
       norm.weight = s.weight;
       norm.eps = s.eps;
       CheckCuda(cuda::LaunchAddNorm(norm, to, nullptr), "LaunchAddNorm");
@@ -212,6 +212,7 @@ class MadeInput {
 
   Group group_;
   const int m_, cols_;
+  bool keep_ = true;
   DeviceBuffer<float> first_, second_, weight_, kept_[2];
   DeviceBuffer<int32_t> rows_;
 };
@@ -229,11 +230,12 @@ TEST(LinearGroupGpu, LayersThatMakeTheirInput) {
     for (int m : {1, 2}) {
       MadeInput input(options, m, &rng);
       for (cuda::RowKind kind :
-           {cuda::RowKind::kRows, cuda::RowKind::kAddNorm, cuda::RowKind::kSiluMul}) {
+           {cuda::RowKind::kRows, cuda::RowKind::kNorm, cuda::RowKind::kSiluMul}) {
         // 11008 columns of two tokens are more than a block is to read.
         EXPECT_EQ(input.Check(kind),
                   m == 1 || options[0].cols < 11008 || kind == cuda::RowKind::kRows);
       }
+      EXPECT_EQ(input.Check(cuda::RowKind::kNorm, false), m == 1 || options[0].cols < 11008);
     }
   }
 }
@@ -243,9 +245,36 @@ TEST(LinearGroupGpu, ReducedSetMadeInput) {
   CheckCuda(cuda::PrepareOps(), "PrepareOps");
   std::mt19937 rng(35);
   MadeInput input({{112, 2064, 0.3, false, 0.002}, {96, 2064, 0.6}}, 2, &rng);
-  for (cuda::RowKind kind :
-       {cuda::RowKind::kRows, cuda::RowKind::kAddNorm, cuda::RowKind::kSiluMul}) {
+  for (cuda::RowKind kind : {cuda::RowKind::kRows, cuda::RowKind::kNorm, cuda::RowKind::kSiluMul}) {
     EXPECT_TRUE(input.Check(kind));
+  }
+  EXPECT_TRUE(input.Check(cuda::RowKind::kNorm, false));
+}
+
+// The result is added to rows that are there already.
+TEST(LinearGroupGpu, ReducedSetAddsRows) {
+  if (ThisDevice().major < 9) GTEST_SKIP() << "needs sm_90";
+  std::mt19937 rng(36);
+  Group g({{320, 2064, 0.3, false, 0.002}, {101, 2064, 0.6}}, &rng);
+  for (int m : {1, 2, 4, 7}) {
+    g.desc.m = m;
+    Launch launch(g);
+    ASSERT_TRUE(launch.plan.adds());
+    const DeviceBuffer<float> x(RandomActivations(size_t{1} * m * 2064, &rng));
+    CheckCuda(cuda::StageActivations(g.desc, x.get(), 2064, launch.in, nullptr), "staging");
+    launch.Run(g);
+    CheckCuda(cudaDeviceSynchronize(), "LaunchLinear");
+    const std::vector<float> alone = launch.y.Download();
+    const std::vector<float> rows = RandomActivations(alone.size(), &rng);
+    const DeviceBuffer<float> add(rows);
+    launch.out.add = add.get();
+    launch.Run(g);
+    CheckCuda(cudaDeviceSynchronize(), "LaunchLinear");
+    const std::vector<float> sum = launch.y.Download();
+    for (size_t i = 0; i < sum.size(); ++i) {
+      if (std::isnan(alone[i])) continue;  // a gap between the parts
+      ASSERT_EQ(sum[i], alone[i] + rows[i]) << "m " << m << " at " << i;
+    }
   }
 }
 

@@ -18,12 +18,16 @@ __device__ __forceinline__ float4 Mul4(const float4& a, const float4& b) {
   return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
 }
 
-// The sum of squares of a segment of a row, of which each lane has 4 elements.
-__device__ __forceinline__ float SegmentSquare(const float4& x) {
+// The sum of squares of a segment of a row, of which each lane has 4 elements: the lane's part, and
+// the whole.
+__device__ __forceinline__ float LaneSquare(const float4& x) {
   float square = x.x * x.x;
   square = fmaf(x.y, x.y, square);
   square = fmaf(x.z, x.z, square);
-  return WarpReduce(fmaf(x.w, x.w, square), TakeSum{});
+  return fmaf(x.w, x.w, square);
+}
+__device__ __forceinline__ float SegmentSquare(const float4& x) {
+  return WarpReduce(LaneSquare(x), TakeSum{});
 }
 
 // 1 / sqrt(mean square + eps) from the sums of all segments.

@@ -70,6 +70,30 @@ __device__ __forceinline__ float MaxAbs(float a, float b) {
   return a;
 }
 
+// The largest |x| of a tile, from the 16 numbers of each lane of a converged warp.
+struct TileTop {
+  float top, to_fixed;
+  bool usable;
+
+  // Below 1e-34 the factor would overflow, and the tile counts as zero, as one that is not finite.
+  __device__ __forceinline__ explicit TileTop(const float4 (&x)[kStageRounds]) {
+    float largest[2] = {};
+#pragma unroll
+    for (int i = 0; i < kStageRounds; ++i) {
+      float& l = largest[i % 2];
+      l = MaxAbs(MaxAbs(MaxAbs(MaxAbs(l, x[i].x), x[i].y), x[i].z), x[i].w);
+    }
+    top = MaxAbs(largest[0], largest[1]);
+    top = __uint_as_float(__reduce_max_sync(0xFFFFFFFFu, __float_as_uint(top)));
+    usable = top > 1e-34f && top < __int_as_float(0x7F800000);
+    to_fixed = usable ? __fdiv_rn(static_cast<float>(kMaxActivation), top) : 0.0f;
+  }
+  // One of the fixed-point numbers.
+  __device__ __forceinline__ float scale() const {
+    return __fmul_rn(top, 1.0f / static_cast<float>(kMaxActivation));
+  }
+};
+
 // Byte kByte of each, the first one lowest.
 template <int kByte>
 __device__ __forceinline__ uint32_t PackBytes(const uint32_t (&v)[4]) {
@@ -88,16 +112,22 @@ struct FixedQuarters {
   int excess;
   bool twice;
 
-  __device__ __forceinline__ FixedQuarters(const float4 (&x)[kStageRounds], float to_fixed,
+  __device__ __forceinline__ FixedQuarters(const float4 (&x)[kStageRounds], const TileTop& top,
                                            bool twice)
       : excess(twice ? 64 : 128), twice(twice) {
     const float magic = kMagic + static_cast<float>(excess);
 #pragma unroll
     for (int i = 0; i < kStageRounds; ++i) {
-      raw[i][0] = __float_as_uint(__fmaf_rn(x[i].x, to_fixed, magic));
-      raw[i][1] = __float_as_uint(__fmaf_rn(x[i].y, to_fixed, magic));
-      raw[i][2] = __float_as_uint(__fmaf_rn(x[i].z, to_fixed, magic));
-      raw[i][3] = __float_as_uint(__fmaf_rn(x[i].w, to_fixed, magic));
+      raw[i][0] = __float_as_uint(__fmaf_rn(x[i].x, top.to_fixed, magic));
+      raw[i][1] = __float_as_uint(__fmaf_rn(x[i].y, top.to_fixed, magic));
+      raw[i][2] = __float_as_uint(__fmaf_rn(x[i].z, top.to_fixed, magic));
+      raw[i][3] = __float_as_uint(__fmaf_rn(x[i].w, top.to_fixed, magic));
+    }
+    if (top.usable) return;
+#pragma unroll
+    for (int i = 0; i < kStageRounds; ++i) {
+#pragma unroll
+      for (uint32_t& v : raw[i]) v = kMagicBits + excess;
     }
   }
   __device__ __forceinline__ int Value(int i, int k) const {
@@ -116,6 +146,11 @@ struct FixedQuarters {
     *low = PackBytes<0>(v) ^ 0x80808080u;
   }
 };
+
+// The bytes of a weight are 128 too large, in both planes of a 4-bit code.
+__device__ __forceinline__ int StagedBias(bool two, int sum) {
+  return static_cast<int>(0u - (two ? 128u : 128u * 5u) * static_cast<uint32_t>(sum));
+}
 
 __device__ __forceinline__ void StoreStagedMeta(const StageTarget& to, int token, int tile,
                                                 float scale, int bias) {
@@ -173,25 +208,13 @@ struct NoFactor {
 // this lane's channels, 0 where it has none. The staged numbers are those of x times factor(). A
 // tile whose largest |x| is infinite or NaN gets that as its scale, so that it reaches the result.
 template <typename Factor = NoFactor>
-__device__ __forceinline__ void StageValues(const StageTarget& to, float4 (&x)[kStageRounds],
+__device__ __forceinline__ void StageValues(const StageTarget& to, const float4 (&x)[kStageRounds],
                                             int token, int tile, const Factor& factor = {}) {
   const int lane = threadIdx.x % 32;
   const TileStrips place(to.shape, tile);
   const bool slabs = to.form == StagedForm::kSlabs;
-  float largest = 0;
-#pragma unroll
-  for (int i = 0; i < kStageRounds; ++i) {
-    largest = MaxAbs(MaxAbs(MaxAbs(MaxAbs(largest, x[i].x), x[i].y), x[i].z), x[i].w);
-  }
-  const float top = __uint_as_float(__reduce_max_sync(0xFFFFFFFFu, __float_as_uint(largest)));
-  // Below 1e-34 the factor would overflow, and the tile counts as zero, as one that is not finite.
-  const bool usable = top > 1e-34f && top < __int_as_float(0x7F800000);
-  const float to_fixed = usable ? __fdiv_rn(static_cast<float>(kMaxActivation), top) : 0.0f;
-  if (!usable) {
-#pragma unroll
-    for (int i = 0; i < kStageRounds; ++i) x[i] = make_float4(0, 0, 0, 0);
-  }
-  const FixedQuarters v(x, to_fixed, slabs && !place.two && !to.shape.zero_points);
+  const TileTop top(x);
+  const FixedQuarters v(x, top, slabs && !place.two && !to.shape.zero_points);
   int sums[kStageRounds], sum = 0;
 #pragma unroll
   for (int i = 0; i < kStageRounds; ++i) {
@@ -199,18 +222,11 @@ __device__ __forceinline__ void StageValues(const StageTarget& to, float4 (&x)[k
     sum += sums[i];
   }
   sum = __reduce_add_sync(0xFFFFFFFFu, sum);
-  const auto scale = [&] {
-    return __fmul_rn(__fmul_rn(top, 1.0f / static_cast<float>(kMaxActivation)), factor());
-  };
+  const auto scale = [&] { return __fmul_rn(top.scale(), factor()); };
   if (!slabs) {
     if (lane < place.quads() * 4) StoreColumns(to, v, token, place.first / 4);
-    // The bytes of a weight are 128 too large, in both planes of a 4-bit code.
-    const uint32_t excess = place.two ? 128u : 128u * 5u;
     const float of_tile = scale();
-    if (lane == 0) {
-      StoreStagedMeta(to, token, tile, of_tile,
-                      static_cast<int>(0u - excess * static_cast<uint32_t>(sum)));
-    }
+    if (lane == 0) StoreStagedMeta(to, token, tile, of_tile, StagedBias(place.two, sum));
     return;
   }
   const SlabToken at(to, token);

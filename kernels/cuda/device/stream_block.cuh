@@ -14,7 +14,8 @@ struct StreamPart {
   StageTarget x;
   int64_t column;
   int rows, row_blocks;
-  int first_block, blocks;  // of the grid
+  // Of the grid. Every block has `share` row blocks or, the first `larger` ones, one more.
+  int first_block, share, larger;
   uint32_t row_block_bytes, section2_bytes;
   int num_tiles, tiles2;
   int last2, last4;  // chunks of the last tile of each width
@@ -26,6 +27,7 @@ struct StreamArgs {
   StreamPart part[kMostParts];
   int count;
   void* y;
+  const float* add;  // null: nothing
   int64_t y_stride;
   DType y_type;
   int m;
@@ -63,9 +65,8 @@ struct StreamShare {
 
   __device__ __forceinline__ explicit StreamShare(const StreamPart& p) {
     const int id = static_cast<int>(blockIdx.x) - p.first_block;
-    const int each = p.row_blocks / p.blocks, rest = p.row_blocks - each * p.blocks;
-    first_row_block = id * each + min(id, rest);
-    row_blocks = each + (id < rest ? 1 : 0);
+    first_row_block = id * p.share + min(id, p.larger);
+    row_blocks = p.share + (id < p.larger ? 1 : 0);
   }
 };
 
@@ -121,6 +122,13 @@ struct StreamBlock {
     __syncwarp();
   }
 };
+
+// The same pointer; what is made of it is made anew, and it is not taken apart again.
+template <typename T>
+__device__ __forceinline__ T* Opaque(T* p) {
+  asm volatile("" : "+l"(p));
+  return p;
+}
 
 // A place in a ring of `size` slots, with the parity of its present phase.
 struct RingPlace {

@@ -4,51 +4,68 @@
 
 #include <cuda_fp16.h>
 
-#include "kernels/cuda/device/stream_block.cuh"
+#include "kernels/cuda/device/stream_input.cuh"
 
 namespace fewbit::cuda {
 
-template <int kTokens>
-class StreamOutliers {
- public:
-  static constexpr int kLists = quant::kBlockRows * kSegments;  // of a row block
+inline constexpr int kOutlierLists = quant::kBlockRows * kSegments;  // of a row block
 
-  __device__ __forceinline__ StreamOutliers(const StreamArgs& a, const StreamPart& p,
-                                            const StreamShare& s, const StreamBlock& b)
-      : bounds_(reinterpret_cast<uint32_t*>(b.shared + a.layout.bounds)),
-        entries_(reinterpret_cast<uint32_t*>(b.shared + a.layout.entries)),
-        meta_(reinterpret_cast<const int2*>(b.shared + a.layout.x)),
-        planes_(b.shared + a.layout.x + p.num_tiles * EvenTokens(kTokens) * sizeof(int2)) {}
+// The entries of a block's share: the first one, and whether they have room in shared memory.
+struct OutlierShare {
+  uint32_t first = 0;
+  bool fits = true;
 
   // Asks for the lists of the share, which lie behind each other; they are weights and need no wait
   // for earlier kernels. The `threads` threads then wait for their copies and pass a barrier.
   __device__ __forceinline__ void Fetch(const StreamArgs& a, const StreamPart& p,
-                                        const StreamShare& s, int id, int threads) {
-    const int lists = s.row_blocks * kLists;
-    const uint32_t* start = p.outlier_start + static_cast<size_t>(s.first_row_block) * kLists;
-    for (int i = id; i <= lists; i += threads) CopyAsync4(bounds_ + i, start + i);
-    const uint32_t begin = __ldg(start), count = __ldg(start + lists) - begin;
-    global_ = p.outliers;
-    shifted_ = entries_ - begin;
-    fits_ = count <= static_cast<uint32_t>(a.layout.entry_capacity);
-    if (fits_) {
-      for (uint32_t i = id; i < count; i += threads) CopyAsync4(entries_ + i, global_ + begin + i);
+                                        const StreamShare& s, uint8_t* shared, int id,
+                                        int threads) {
+    uint32_t* bounds = reinterpret_cast<uint32_t*>(shared + a.layout.bounds);
+    uint32_t* entries = reinterpret_cast<uint32_t*>(shared + a.layout.entries);
+    const int lists = s.row_blocks * kOutlierLists;
+    const uint32_t* start =
+        p.outlier_start + static_cast<size_t>(s.first_row_block) * kOutlierLists;
+#pragma unroll 1
+    for (int i = id; i <= lists; i += threads) CopyAsync4(bounds + i, start + i);
+    first = __ldg(start);
+    const uint32_t count = __ldg(start + lists) - first;
+    fits = count <= static_cast<uint32_t>(a.layout.entry_capacity);
+    if (fits) {
+#pragma unroll 1
+      for (uint32_t i = id; i < count; i += threads) {
+        CopyAsync4(entries + i, p.outliers + first + i);
+      }
     }
     CopyAsyncCommit();
   }
+};
+
+template <int kTokens>
+class StreamOutliers {
+ public:
+  __device__ __forceinline__ StreamOutliers(const StreamArgs& a, const StreamPart& p,
+                                            const StreamBlock& b, const OutlierShare& share)
+      : bounds_(reinterpret_cast<uint32_t*>(b.shared + a.layout.bounds)),
+        global_(p.outliers),
+        shifted_(reinterpret_cast<uint32_t*>(b.shared + a.layout.entries) - share.first),
+        fits_(share.fits),
+        meta_(reinterpret_cast<const int2*>(b.shared + a.layout.x)),
+        planes_(b.shared + a.layout.x + p.num_tiles * EvenTokens(kTokens) * sizeof(int2)) {}
 
   // sums[token] = one list times the activations, in list order.
-  __device__ __forceinline__ void Sum(int list, float (&sums)[kTokens]) const {
+  __device__ __forceinline__ void Sum(int list, const float (&factors)[kTokens],
+                                      float (&sums)[kTokens]) const {
     if (fits_) {
-      Walk(list, sums, [&](uint32_t at) { return shifted_[at]; });
+      Walk(list, factors, sums, [&](uint32_t at) { return shifted_[at]; });
     } else {
-      Walk(list, sums, [&](uint32_t at) { return __ldg(global_ + at); });
+      Walk(list, factors, sums, [&](uint32_t at) { return __ldg(global_ + at); });
     }
   }
 
  private:
   template <typename Entry>
-  __device__ __forceinline__ void Walk(int list, float (&sums)[kTokens], const Entry& entry) const {
+  __device__ __forceinline__ void Walk(int list, const float (&factors)[kTokens],
+                                       float (&sums)[kTokens], const Entry& entry) const {
     constexpr int kTileChannels = quant::kTileChunks * quant::ChunkChannels(2);
     const uint32_t end = bounds_[list + 1];
 #pragma unroll 1
@@ -61,19 +78,20 @@ class StreamOutliers {
 #pragma unroll
       for (int i = 0; i < kTokens; ++i) {
         const int v = 256 * x[2 * kColumnBytes * i] + x[2 * kColumnBytes * i + kColumnBytes];
-        const float scaled = __fmul_rn(__int2float_rn(v), __int_as_float(meta[i].x));
+        float scale = __int_as_float(meta[i].x);
+        if constexpr (kTokens <= kMostMadeTokens) scale = __fmul_rn(scale, factors[i]);
+        const float scaled = __fmul_rn(__int2float_rn(v), scale);
         sums[i] = __fmaf_rn(value, scaled, sums[i]);
       }
     }
   }
 
-  uint32_t* bounds_;
-  uint32_t* entries_;
+  const uint32_t* bounds_;
+  const uint32_t* global_;
+  const uint32_t* shifted_;
+  bool fits_;
   const int2* meta_;
   const uint8_t* planes_;
-  const uint32_t* global_ = nullptr;
-  const uint32_t* shifted_ = nullptr;
-  bool fits_ = true;
 };
 
 // Two warps take a row block, 8 rows each; lanes are its lists. Sums go behind the row block's
@@ -84,12 +102,15 @@ __device__ __forceinline__ void SumOutliers(const StreamArgs& a, const StreamPar
                                             const StreamOutliers<kTokens>& outliers, int warp,
                                             int warps) {
   const int lane = threadIdx.x % 32, half = warp % 2;
+  float factors[kTokens];
+#pragma unroll
+  for (int i = 0; i < kTokens; ++i) factors[i] = InputFactor<kTokens>(a, b, i);
   RingPlace slot;
   for (int i = 0; i < warp / 2; ++i) slot.Advance(1, a.term_slots);
 #pragma unroll 1
   for (int row_block = warp / 2; row_block < s.row_blocks; row_block += warps / 2) {
     float sums[kTokens] = {};
-    outliers.Sum(row_block * outliers.kLists + 32 * half + lane, sums);
+    outliers.Sum(row_block * kOutlierLists + 32 * half + lane, factors, sums);
     // ((E0 + E1) + E2) + E3 in the lanes of segment 0.
 #pragma unroll
     for (float& sum : sums) {

@@ -243,8 +243,9 @@ __device__ __forceinline__ int ColumnOffset(int lane) {
 }
 
 // sums = the whole tile of one row block, `chunks` of 4 or fewer, for kTokens tokens. `x` is this
-// lane's place in the tile's first quad; `d` are those of rows g and g + 8. When all is loaded,
-// loaded() is called: the tile's memory is needed no more.
+// lane's place in the tile's first quad; `d` are those of rows g and g + 8. When all has been
+// asked for, loaded(a word that has come when all has) is called: then the tile's memory is needed
+// no more.
 template <int kTokens, int kBits, bool kZeroPoints, typename Loaded>
 __device__ __forceinline__ void WholeTileProduct(const uint8_t* tile, int chunks, int lane,
                                                  const uint8_t* x,
@@ -276,7 +277,7 @@ __device__ __forceinline__ void WholeTileProduct(const uint8_t* tile, int chunks
   const auto chunk = [&](int c, bool last) {
     ChunkWords<kBits, kZeroPoints> w;
     w.Load(tile + c * kRecord, lane);
-    if (last) loaded();
+    if (last) loaded(w.codes.x | (w.scales ^ w.zeros) | reinterpret_cast<const uint32_t&>(*d));
     product(w, x + c * kChunkBytes);
   };
   if (chunks == quant::kTileChunks) {  // nearly every tile
