@@ -110,15 +110,20 @@ def tune_table(path):
 
 
 def quality_rows(path):
-    """One record per row: bits, CPU seconds and so on, and for each text its perplexity and the ratio to the original's."""
-    original, records = {}, {}
+    """One record per row: bits, CPU seconds and so on, and for each text its perplexity and the ratio to the original's on the same
+    windows, with a mark if these are not as many as of other rows."""
+    original, most, records = {}, {}, {}
     for r in rows_of(path):
+        most[r["text"]] = max(most.get(r["text"], 0), int(r["windows"]))
         if r["section"] == "original":
             original[r["text"], r["windows"]] = float(r["perplexity"])
+    for r in rows_of(path):
+        if r["section"] == "original":
             continue
         record = records.setdefault((r["section"], r["row"]), dict(r, bits=float(r["bits"]), texts={}))
         perplexity = float(r["perplexity"])
-        record["texts"][r["text"]] = (perplexity, perplexity / original[r["text"], r["windows"]])
+        mark = " &dagger;" if int(r["windows"]) < most[r["text"]] else ""
+        record["texts"][r["text"]] = (perplexity, perplexity / original[r["text"], r["windows"]], mark)
     return list(records.values())
 
 
@@ -139,18 +144,23 @@ def on_curve(curve, bits):
     return ""
 
 
+def calibration_of(record):
+    probes = f" + {record['probe_windows']}" if record["probe_windows"] and "--bits=" in record["arguments"] else ""
+    return record["calibration_windows"] + probes
+
+
 def quality_table(path):
     records = quality_rows(path)
     texts = list(dict.fromkeys(t for r in records for t in r["texts"]))
     curve = curve_of(records, texts[0])
-    lines = ["| | bits | " + " | ".join(f"{t}, ratio" for t in texts) + " | the default at these bits | KL | top-1 | CPU s | MiB |",
-             "|---" * (len(texts) + 7) + "|"]
+    lines = ["| | bits | windows | " + " | ".join(f"{t}, ratio" for t in texts) + " | the default at these bits | KL | top-1 | CPU s | MiB |",
+             "|---" * (len(texts) + 8) + "|"]
     for r in records:
         if r["section"] == "curve":
             continue
-        cells = [f"{r['section']}: {r['row']}", f"{r['bits']:.3f}" + ("" if r["bits_from"] == "bytes" else " *")]
+        cells = [f"{r['section']}: {r['row']}", f"{r['bits']:.3f}" + ("" if r["bits_from"] == "bytes" else " *"), calibration_of(r)]
         for t in texts:
-            cells.append(f"{r['texts'][t][0]:.2f}, {r['texts'][t][1]:.3f}" if t in r["texts"] else "")
+            cells.append("{:.2f}, {:.3f}{}".format(*r["texts"][t]) if t in r["texts"] else "")
         cells += [on_curve(curve, r["bits"]), f"{float(r['kl']):.3f}" if r["kl"] else "",
                   f"{100 * float(r['top1']):.1f} %" if r["top1"] else "", f"{float(r['cpu_seconds']):.0f}" if r["cpu_seconds"] else "", r["peak_mib"]]
         lines.append("| " + " | ".join(cells) + " |")
@@ -161,10 +171,10 @@ def curve_table(path):
     records = quality_rows(path)
     texts = list(dict.fromkeys(t for r in records for t in r["texts"]))
     curve = curve_of(records, texts[0])
-    lines = ["| bits | | " + " | ".join(f"{t}, ratio" for t in texts) + " | KL | the default at these bits |", "|---" * (len(texts) + 4) + "|"]
+    lines = ["| bits | | windows | " + " | ".join(f"{t}, ratio" for t in texts) + " | KL | the default at these bits |", "|---" * (len(texts) + 5) + "|"]
     for r in sorted((r for r in records if r["section"] == "curve" or is_default(r)), key=lambda r: r["bits"]):
-        cells = [f"{r['bits']:.3f}" + ("" if r["bits_from"] == "bytes" else " *"), "default" if is_default(r) else r["row"]]
-        cells += [f"{r['texts'][t][1]:.3f}" if t in r["texts"] else "" for t in texts]
+        cells = [f"{r['bits']:.3f}" + ("" if r["bits_from"] == "bytes" else " *"), "default" if is_default(r) else r["row"], calibration_of(r)]
+        cells += ["{1:.3f}{2}".format(*r["texts"][t]) if t in r["texts"] else "" for t in texts]
         cells += [f"{float(r['kl']):.3f}" if r["kl"] else "", "" if is_default(r) else on_curve(curve, r["bits"])]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
