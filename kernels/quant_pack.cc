@@ -54,9 +54,9 @@ void PackChunkRow(const UnpackedMatrix& m, int bits, int row, int position, uint
   }
 }
 
-void PackWidth(const UnpackedMatrix& m, int bits, PackedStorage* out) {
+void PackWidth(const UnpackedMatrix& m, int bits, int begin, int end, PackedStorage* out) {
   const PackedShape& shape = m.shape;
-  for (int row = 0; row < shape.rows; ++row) {
+  for (int row = begin; row < end; ++row) {
     uint8_t* block = out->tiles.data() + (row / kBlockRows) * shape.row_block_bytes();
     for (int chunk = 0; chunk < shape.chunks(bits); ++chunk) {
       const ChunkView view = ViewChunk(shape, block, bits, chunk);
@@ -211,13 +211,19 @@ PackedMatrix PackedStorage::view() const {
 }
 
 PackedStorage Pack(const UnpackedMatrix& m) {
+  return Pack(m, [](int rows, const auto& pack) { pack(0, rows); });
+}
+
+PackedStorage Pack(const UnpackedMatrix& m, const RowRanges& ranges) {
   RequireUnpacked(m);
   PackedStorage out;
   out.shape = m.shape;
   out.strip_order = m.strip_order;
   out.tiles.assign(m.shape.total_bytes(), 0);
-  PackWidth(m, 2, &out);
-  PackWidth(m, 4, &out);
+  ranges(m.shape.rows, [&](int begin, int end) {
+    PackWidth(m, 2, begin, end, &out);
+    PackWidth(m, 4, begin, end, &out);
+  });
   PackOutliers(m, &out);
   return out;
 }

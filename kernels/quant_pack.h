@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "kernels/quant_layout.h"
@@ -43,8 +44,14 @@ struct PackedStorage {
   PackedMatrix view() const;
 };
 
+// How who packs shares rows out: calls pack(begin, end) for ranges that make up [0, rows) and begin
+// at multiples of kBlockRows, in any order and from any thread.
+using RowRanges =
+    std::function<void(int rows, const std::function<void(int begin, int end)>& pack)>;
+
 // REQUIRES: arrays have the stated sizes and ranges (CHECKed).
 PackedStorage Pack(const UnpackedMatrix& m);
+PackedStorage Pack(const UnpackedMatrix& m, const RowRanges& ranges);
 UnpackedMatrix Unpack(const PackedMatrix& m);
 
 // What is wrong with `m`, or null. A reader of files calls it before any kernel sees the matrix:

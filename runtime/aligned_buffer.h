@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstddef>
-#include <cstring>
+#include <cstdint>
+#include <cstdlib>
 #include <memory>
-#include <new>
 #include <type_traits>
+
+#include "scheduler/check.h"
 
 namespace fewbit {
 
@@ -22,8 +24,12 @@ class AlignedBuffer {
   explicit AlignedBuffer(size_t size) : size_(size) {
     // Whole cache lines, so that no two buffers share one.
     const size_t bytes = (size * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
-    data_.reset(static_cast<T*>(::operator new(bytes + kCacheLine, std::align_val_t(kCacheLine))));
-    std::memset(static_cast<void*>(data_.get()), 0, bytes);
+    // Large ones come as zero pages from the system, which whoever writes them makes his.
+    void* block = std::calloc(bytes + 2 * kCacheLine, 1);
+    FEWBIT_CHECK(block != nullptr) << "no memory for " << bytes << " bytes";
+    const auto address = reinterpret_cast<uintptr_t>(block);
+    data_ = std::unique_ptr<T, Free>(
+        reinterpret_cast<T*>((address + kCacheLine - 1) / kCacheLine * kCacheLine), Free{block});
   }
 
   T* data() const { return data_.get(); }
@@ -32,7 +38,8 @@ class AlignedBuffer {
 
  private:
   struct Free {
-    void operator()(T* p) const { ::operator delete(p, std::align_val_t(kCacheLine)); }
+    void* block = nullptr;
+    void operator()(T* /*data*/) const { std::free(block); }
   };
   std::unique_ptr<T, Free> data_;
   size_t size_ = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -20,11 +21,20 @@ constexpr int kHeadChunkRows = 64;  // of ComputeLogits
 // are shared out.
 class HeadRunner {
  public:
+  // `products` as LayerByLayer's.
   HeadRunner(const ModelSpec& spec, const Matrix& head, ThreadTeam* team, cpu::Isa isa,
-             int max_rows)
-      : spec_(spec), head_(head), team_(team), isa_(isa), max_rows_(max_rows) {
+             int max_rows, DenseProducts* products)
+      : spec_(spec),
+        head_(head),
+        team_(team),
+        isa_(isa),
+        max_rows_(max_rows),
+        dense_(std::get_if<DenseMatrix>(&head)),
+        products_(dense_ != nullptr ? products : nullptr) {
     normed_ = AlignedBuffer<float>(static_cast<size_t>(max_rows) * spec.hidden_size);
-    activations_ = AlignedBuffer<uint8_t>(cpu::ActivationBytes(head, max_rows));
+    activations_ =
+        AlignedBuffer<uint8_t>(products_ != nullptr ? products_->ActivationBytes(*dense_, max_rows)
+                                                    : cpu::ActivationBytes(head, max_rows));
     for (int rank = 0; rank < team->size(); ++rank) {
       locals_.push_back({AlignedBuffer<float>(kRedundantTokens * spec.hidden_size),
                          AlignedBuffer<uint8_t>(cpu::ActivationBytes(head, kRedundantTokens))});
@@ -36,7 +46,7 @@ class HeadRunner {
   void Run(int rank, std::span<const float> norm, const float* hidden, int rows, float* logits) {
     FEWBIT_CHECK(rows <= max_rows_) << rows << " rows of logits for at most " << max_rows_;
     const size_t e = spec_.hidden_size;
-    const bool redundant = rows <= kRedundantTokens;
+    const bool redundant = rows <= kRedundantTokens && products_ == nullptr;
     float* normed = redundant ? locals_[rank].normed.data() : normed_.data();
     uint8_t* staged = redundant ? locals_[rank].activations.data() : activations_.data();
     const Share tokens = redundant ? Share{0, rows} : ShareOf(rows, 1, rank, team_->size());
@@ -44,12 +54,18 @@ class HeadRunner {
       cpu::RmsNorm(isa_, hidden + t * e, norm.data(), spec_.rms_eps, spec_.hidden_size,
                    normed + t * e);
     }
-    if (tokens.begin < tokens.end) {
+    if (products_ != nullptr) {
+      products_->Prepare(*dense_, normed, tokens.begin, tokens.end, staged);
+    } else if (tokens.begin < tokens.end) {
       cpu::PrepareActivations(isa_, head_, normed, e, rows, tokens.begin, tokens.end, staged);
     }
     if (!redundant) team_->Barrier();
-    const Share share = ShareOf(spec_.vocab_size, kHeadRowUnit, rank, team_->size());
-    if (share.begin < share.end) {
+    const int unit = products_ != nullptr ? DenseProducts::kRowUnit : kHeadRowUnit;
+    const Share share = ShareOf(spec_.vocab_size, unit, rank, team_->size());
+    if (products_ != nullptr) {
+      products_->Linear(rank, *dense_, normed, staged, rows, share.begin, share.end, logits,
+                        spec_.vocab_size);
+    } else if (share.begin < share.end) {
       cpu::Linear(isa_, head_, normed, e, staged, rows, share.begin, share.end, logits,
                   spec_.vocab_size);
     }
@@ -66,6 +82,8 @@ class HeadRunner {
   ThreadTeam* const team_;
   const cpu::Isa isa_;
   const int max_rows_;
+  const DenseMatrix* const dense_;  // null: the head is not dense
+  DenseProducts* const products_;
   AlignedBuffer<float> normed_;
   AlignedBuffer<uint8_t> activations_;
   std::vector<Local> locals_;
@@ -91,7 +109,7 @@ struct Decoder::Impl {
       : model(model),
         team(team),
         runner(model->spec, team, isa, RunnerLimits(*model, limits)),
-        head(model->spec, model->head, team, isa, limits.max_logit_rows) {
+        head(model->spec, model->head, team, isa, limits.max_logit_rows, nullptr) {
     FEWBIT_CHECK(static_cast<int>(model->layers.size()) == model->spec.num_layers)
         << "a decoder needs all " << model->spec.num_layers << " layers, not "
         << model->layers.size();
@@ -180,8 +198,56 @@ void Decoder::Logits(int begin, int end, float* logits) {
   });
 }
 
-void RunLayer(const ModelSpec& spec, const LayerWeights& weights, std::span<const int32_t> q_start,
-              float* hidden, ThreadTeam* team, cpu::Isa isa, LinearInputObserver* observer) {
+struct LayerByLayer::Impl {
+  // Scratch for as many tokens in blocks of keys and values, and as much staging.
+  void Prepare(const LayerWeights& weights, int tokens, int longest, int blocks) {
+    const size_t bytes = MaxActivationBytes(weights, tokens, products);
+    if (runner == nullptr || tokens > limits.max_tokens || longest > limits.max_position ||
+        bytes > limits.activation_bytes) {
+      runner.reset();
+      limits.max_tokens = std::max(limits.max_tokens, tokens);
+      limits.max_position = std::max(limits.max_position, longest);
+      limits.num_layers = 1;
+      limits.activation_bytes = std::max(limits.activation_bytes, bytes);
+      limits.allow_redundant = false;
+      limits.products = products;
+      runner = std::make_unique<LayerRunner>(spec, team, isa, limits);
+    }
+    if (blocks > cache_blocks) {
+      cache.reset();
+      auto created =
+          KvCache::Create({kv::KvType::kF32, spec.num_kv_heads, spec.head_dim}, 1, blocks);
+      FEWBIT_CHECK(created.ok()) << created.status().ToString();
+      cache = *std::move(created);
+      cache_blocks = blocks;
+    }
+  }
+
+  const ModelSpec& spec;
+  ThreadTeam* const team;
+  const cpu::Isa isa;
+  DenseProducts* const products;
+  LayerRunner::Limits limits;
+  std::unique_ptr<LayerRunner> runner;
+  std::unique_ptr<KvCache> cache;
+  int cache_blocks = 0;
+};
+
+LayerByLayer::LayerByLayer(const ModelSpec& spec, ThreadTeam* team, cpu::Isa isa,
+                           DenseProducts* products)
+    : impl_(new Impl{.spec = spec,
+                     .team = team,
+                     .isa = isa,
+                     .products = products,
+                     .limits = {},
+                     .runner = nullptr,
+                     .cache = nullptr}) {}
+
+LayerByLayer::~LayerByLayer() = default;
+
+void LayerByLayer::Run(const LayerWeights& weights, std::span<const int32_t> q_start, float* hidden,
+                       LinearInputObserver* observer) {
+  const ModelSpec& spec = impl_->spec;
   const int tokens = q_start.back();
   const int sequences = static_cast<int>(q_start.size()) - 1;
   std::vector<int32_t> positions(tokens);
@@ -193,17 +259,10 @@ void RunLayer(const ModelSpec& spec, const LayerWeights& weights, std::span<cons
   const int stride = kv::BlocksFor(longest);
   std::vector<BlockId> table(static_cast<size_t>(sequences) * stride);
   for (size_t i = 0; i < table.size(); ++i) table[i] = BlockId(static_cast<int32_t>(i));
-  auto cache =
-      KvCache::Create({kv::KvType::kF32, spec.num_kv_heads, spec.head_dim}, 1, sequences * stride);
-  FEWBIT_CHECK(cache.ok()) << cache.status().ToString();
-
-  LayerRunner::Limits limits;
-  limits.max_tokens = tokens;
-  limits.max_position = longest;
-  limits.num_layers = 1;
-  limits.activation_bytes = MaxActivationBytes(weights, tokens);
-  limits.allow_redundant = false;
-  LayerRunner runner(spec, team, isa, limits);
+  impl_->Prepare(weights, tokens, longest, sequences * stride);
+  LayerRunner& runner = *impl_->runner;
+  KvCache& cache = *impl_->cache;
+  ThreadTeam* team = impl_->team;
   LayerBatch batch;
   batch.positions = positions;
   batch.q_start = q_start;
@@ -225,7 +284,7 @@ void RunLayer(const ModelSpec& spec, const LayerWeights& weights, std::span<cons
   if (observe_and_end(LinearRole::kQ, runner.normed(), spec.hidden_size)) return;
   team->Run([&](int rank) {
     runner.Qkv(rank, weights);
-    runner.Attention(rank, weights, {(*cache)->layer(0), (*cache)->shape()}, 0, false);
+    runner.Attention(rank, weights, {cache.layer(0), cache.shape()}, 0, false);
   });
   if (observe_and_end(LinearRole::kO, runner.attended(), spec.q_size())) return;
   team->Run([&](int rank) {
@@ -250,8 +309,9 @@ void EmbedTokens(const Matrix& embedding, std::span<const TokenId> ids, float* h
 }
 
 void ComputeLogits(const ModelSpec& spec, std::span<const float> final_norm, const Matrix& head,
-                   const float* hidden, int tokens, ThreadTeam* team, cpu::Isa isa, float* logits) {
-  HeadRunner runner(spec, head, team, isa, std::min(tokens, kHeadChunkRows));
+                   const float* hidden, int tokens, ThreadTeam* team, cpu::Isa isa, float* logits,
+                   DenseProducts* products) {
+  HeadRunner runner(spec, head, team, isa, std::min(tokens, kHeadChunkRows), products);
   for (int begin = 0; begin < tokens; begin += kHeadChunkRows) {
     const int rows = std::min(kHeadChunkRows, tokens - begin);
     const float* from = hidden + static_cast<size_t>(begin) * spec.hidden_size;

@@ -9,6 +9,7 @@
 #include "kernels/cpu/linear.h"
 #include "runtime/batch.h"
 #include "runtime/kv_cache.h"
+#include "runtime/models/dense_products.h"
 #include "runtime/models/model.h"
 #include "runtime/thread_team.h"
 
@@ -55,16 +56,31 @@ class LinearInputObserver {
   virtual bool EndsAt(LinearRole /*role*/) { return false; }
 };
 
-// One decoder layer over whole independent sequences from position 0, for calibration: hidden [T,
-// E] in place, q_start [S + 1]. No KV cache outlives the call. `observer` may be null. Allocates
-// its scratch; aborts if the system has no memory for it.
-void RunLayer(const ModelSpec& spec, const LayerWeights& weights, std::span<const int32_t> q_start,
-              float* hidden, ThreadTeam* team, cpu::Isa isa, LinearInputObserver* observer);
+// Decoder layers over whole independent sequences from position 0, for calibration. Keeps its
+// scratch between calls. Thread rule: one caller at a time.
+class LayerByLayer {
+ public:
+  // `spec`, `team` and `products` outlive the object. `products` null: dense matrices are
+  // multiplied as when serving.
+  LayerByLayer(const ModelSpec& spec, ThreadTeam* team, cpu::Isa isa,
+               DenseProducts* products = nullptr);
+  ~LayerByLayer();
+
+  // One layer: hidden [T, E] in place, q_start [S + 1]. No keys or values outlive the call.
+  // `observer` may be null. Aborts if the system has no memory.
+  void Run(const LayerWeights& weights, std::span<const int32_t> q_start, float* hidden,
+           LinearInputObserver* observer);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 // hidden [T, E] <- embedding rows; logits [T, V] <- head(norm(hidden)): the two ends of the model,
-// for calibration and evaluation.
+// for calibration and evaluation. `products` as above.
 void EmbedTokens(const Matrix& embedding, std::span<const TokenId> ids, float* hidden);
 void ComputeLogits(const ModelSpec& spec, std::span<const float> final_norm, const Matrix& head,
-                   const float* hidden, int tokens, ThreadTeam* team, cpu::Isa isa, float* logits);
+                   const float* hidden, int tokens, ThreadTeam* team, cpu::Isa isa, float* logits,
+                   DenseProducts* products = nullptr);
 
 }  // namespace fewbit

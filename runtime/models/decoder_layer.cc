@@ -9,31 +9,36 @@
 namespace fewbit {
 namespace {
 
-constexpr int kRowUnit = 16;     // rows of a linear layer are shared out in these units
+constexpr int kRowUnit = 16;     // of cpu::Linear
 constexpr int kTileTokens = 32;  // query rows of a tile, over all heads of a group
 
 constexpr int RoundUp(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
 // The part of matrix `index` that falls to a rank when the rows of several matrices are shared out
 // as if they were one.
-Share RowsOf(const int* rows, int count, int index, int rank, int size) {
+Share RowsOf(const int* rows, int count, int unit, int index, int rank, int size) {
   int units = 0;
   int before = 0;
   for (int i = 0; i < count; ++i) {
     if (i == index) before = units;
-    units += (rows[i] + kRowUnit - 1) / kRowUnit;
+    units += (rows[i] + unit - 1) / unit;
   }
   const Share all = ShareOf(units, 1, rank, size);
-  const int begin = std::max(all.begin - before, 0) * kRowUnit;
-  const int end = std::min(std::max(all.end - before, 0) * kRowUnit, rows[index]);
+  const int begin = std::max(all.begin - before, 0) * unit;
+  const int end = std::min(std::max(all.end - before, 0) * unit, rows[index]);
   return {std::min(begin, end), end};
 }
 
 }  // namespace
 
-size_t MaxActivationBytes(const LayerWeights& weights, int tokens) {
+size_t MaxActivationBytes(const LayerWeights& weights, int tokens, const DenseProducts* products) {
   size_t bytes = 0;
-  for (const Matrix& w : weights.linears) bytes = std::max(bytes, cpu::ActivationBytes(w, tokens));
+  for (const Matrix& w : weights.linears) {
+    bytes = std::max(bytes, cpu::ActivationBytes(w, tokens));
+    const auto* dense = std::get_if<DenseMatrix>(&w);
+    if (products == nullptr || dense == nullptr) continue;
+    bytes = std::max(bytes, products->ActivationBytes(*dense, tokens));
+  }
   return bytes;
 }
 
@@ -44,6 +49,8 @@ LayerRunner::LayerRunner(const ModelSpec& spec, ThreadTeam* team, cpu::Isa isa,
       isa_(isa),
       rope_(spec.rope, limits.max_position),
       allow_redundant_(limits.allow_redundant),
+      products_(limits.products),
+      row_unit_(limits.products != nullptr ? DenseProducts::kRowUnit : kRowUnit),
       max_tokens_(limits.max_tokens),
       group_(spec.num_heads / spec.num_kv_heads),
       key_offset_(RoundUp(spec.q_size(), kRowUnit)),
@@ -195,8 +202,7 @@ void LayerRunner::NormAndStage(int rank, const LayerWeights& w, const std::vecto
   int slot = 0;
   for (const LinearRole role : roles) {
     if (share.begin < share.end && (unused_roles >> slot & 1) == 0) {
-      cpu::PrepareActivations(isa_, w[role], Normed(rank), e, rows, share.begin, share.end,
-                              Activations(rank, slot));
+      Stage(w[role], Normed(rank), rows, share, Activations(rank, slot));
     }
     ++slot;
   }
@@ -206,7 +212,7 @@ void LayerRunner::NormAndStage(int rank, const LayerWeights& w, const std::vecto
 // The rows of q, k or v (`index` 0 to 2) that this rank computes.
 Share LayerRunner::QkvRows(int rank, int index) const {
   const int rows[3] = {spec_.q_size(), spec_.kv_size(), spec_.kv_size()};
-  return RowsOf(rows, 3, index, rank, team_->size());
+  return RowsOf(rows, 3, row_unit_, index, rank, team_->size());
 }
 
 void LayerRunner::AttentionInput(int rank, const LayerWeights& w, int index) {
@@ -226,8 +232,8 @@ void LayerRunner::Qkv(int rank, const LayerWeights& w) {
   for (int i = 0; i < 3; ++i) {
     const Share share = QkvRows(rank, i);
     if (share.begin == share.end) continue;
-    cpu::Linear(isa_, w[roles[i]], Normed(rank), spec_.hidden_size, Activations(rank, i), tokens_,
-                share.begin, share.end, qkv_.data() + offsets[i], qkv_stride_);
+    Multiply(rank, w[roles[i]], Normed(rank), Activations(rank, i), tokens_, share,
+             qkv_.data() + offsets[i], qkv_stride_);
   }
   team_->Barrier();
 }
@@ -343,23 +349,44 @@ void LayerRunner::Attention(int rank, const LayerWeights& w, const LayerCache& c
   team_->Barrier();
 }
 
-void LayerRunner::StageInput(int rank, const Matrix& w, const float* x, int rows) {
-  if (cpu::ActivationBytes(w, rows) == 0) return;
-  const Share share = TokenShare(rank, rows);
-  if (share.begin < share.end) {
-    cpu::PrepareActivations(isa_, w, x, MatrixCols(w), rows, share.begin, share.end,
-                            Activations(rank, 0));
+// x [rows, K] for `w`, of the tokens of `share`.
+void LayerRunner::Stage(const Matrix& w, const float* x, int rows, Share share, void* activations) {
+  const auto* dense = std::get_if<DenseMatrix>(&w);
+  if (products_ != nullptr && dense != nullptr) {
+    products_->Prepare(*dense, x, share.begin, share.end, activations);
+  } else {
+    cpu::PrepareActivations(isa_, w, x, MatrixCols(w), rows, share.begin, share.end, activations);
   }
+}
+
+void LayerRunner::StageInput(int rank, const Matrix& w, const float* x, int rows) {
+  const auto* dense = std::get_if<DenseMatrix>(&w);
+  const size_t bytes = products_ != nullptr && dense != nullptr
+                           ? products_->ActivationBytes(*dense, rows)
+                           : cpu::ActivationBytes(w, rows);
+  if (bytes == 0) return;
+  const Share share = TokenShare(rank, rows);
+  if (share.begin < share.end) Stage(w, x, rows, share, Activations(rank, 0));
   TokenBarrier();
+}
+
+// y [tokens, N] = x W^T, for some rows of W.
+void LayerRunner::Multiply(int rank, const Matrix& w, const float* x, const void* activations,
+                           int tokens, Share rows, float* y, size_t y_stride) {
+  const auto* dense = std::get_if<DenseMatrix>(&w);
+  if (products_ != nullptr && dense != nullptr) {
+    products_->Linear(rank, *dense, x, activations, tokens, rows.begin, rows.end, y, y_stride);
+  } else {
+    cpu::Linear(isa_, w, x, MatrixCols(w), activations, tokens, rows.begin, rows.end, y, y_stride);
+  }
 }
 
 // projected = x W^T, pending to be added to the hidden rows.
 void LayerRunner::Project(int rank, const Matrix& w, const float* x, int rows) {
   StageInput(rank, w, x, rows);
-  const Share share = ShareOf(MatrixRows(w), kRowUnit, rank, team_->size());
+  const Share share = ShareOf(MatrixRows(w), row_unit_, rank, team_->size());
   if (share.begin < share.end) {
-    cpu::Linear(isa_, w, x, MatrixCols(w), Activations(rank, 0), rows, share.begin, share.end,
-                projected_.data(), spec_.hidden_size);
+    Multiply(rank, w, x, Activations(rank, 0), rows, share, projected_.data(), spec_.hidden_size);
   }
   team_->Barrier();
 }
@@ -375,12 +402,12 @@ void LayerRunner::MlpInput(int rank, const LayerWeights& w, int rows) {
 // A rank makes the same rows of gate and up, so it can join them without waiting for anybody.
 void LayerRunner::GateUp(int rank, const LayerWeights& w, int rows) {
   const int f = spec_.ffn_size;
-  const Share share = ShareOf(f, kRowUnit, rank, team_->size());
+  const Share share = ShareOf(f, row_unit_, rank, team_->size());
   if (share.begin < share.end) {
-    cpu::Linear(isa_, w[LinearRole::kGate], Normed(rank), spec_.hidden_size, Activations(rank, 0),
-                rows, share.begin, share.end, gate_.data(), f);
-    cpu::Linear(isa_, w[LinearRole::kUp], Normed(rank), spec_.hidden_size, Activations(rank, 1),
-                rows, share.begin, share.end, up_.data(), f);
+    Multiply(rank, w[LinearRole::kGate], Normed(rank), Activations(rank, 0), rows, share,
+             gate_.data(), f);
+    Multiply(rank, w[LinearRole::kUp], Normed(rank), Activations(rank, 1), rows, share, up_.data(),
+             f);
     for (int t = 0; t < rows; ++t) {
       const size_t at = static_cast<size_t>(t) * f + share.begin;
       cpu::SiluMul(isa_, gate_.data() + at, up_.data() + at, share.end - share.begin);

@@ -17,6 +17,7 @@
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/ops.h"
 #include "runtime/aligned_buffer.h"
+#include "runtime/models/dense_products.h"
 #include "runtime/models/model.h"
 #include "runtime/models/rope.h"
 #include "runtime/thread_team.h"
@@ -41,8 +42,9 @@ struct LayerCache {
   kv::BlockShape shape;
 };
 
-// Most bytes that staging `tokens` for any linear layer of `weights` takes.
-size_t MaxActivationBytes(const LayerWeights& weights, int tokens);
+// Most bytes that staging `tokens` for any linear layer of `weights` takes. `products` may be null.
+size_t MaxActivationBytes(const LayerWeights& weights, int tokens,
+                          const DenseProducts* products = nullptr);
 
 // Thread rule: Begin by the caller outside a Run; the phases by every rank inside one. Each phase
 // ends with a barrier or says that it does not.
@@ -55,6 +57,7 @@ class LayerRunner {
     size_t activation_bytes = 0;            // for max_tokens
     size_t redundant_activation_bytes = 0;  // for kRedundantTokens
     bool allow_redundant = true;  // false: phases always leave what they make in shared memory
+    DenseProducts* products = nullptr;  // for dense matrices; null: cpu::Linear
   };
   LayerRunner(const ModelSpec& spec, ThreadTeam* team, cpu::Isa isa, const Limits& limits);
 
@@ -121,7 +124,10 @@ class LayerRunner {
   void NormAndStage(int rank, const LayerWeights& w, const std::vector<float>& norm, bool add,
                     std::initializer_list<LinearRole> roles, int rows, uint32_t unused_roles);
   Share QkvRows(int rank, int index) const;
+  void Stage(const Matrix& w, const float* x, int rows, Share share, void* activations);
   void StageInput(int rank, const Matrix& w, const float* x, int rows);
+  void Multiply(int rank, const Matrix& w, const float* x, const void* activations, int tokens,
+                Share rows, float* y, size_t y_stride);
   void Project(int rank, const Matrix& w, const float* x, int rows);
   void StoreKeyValue(int token, int sequence, int kv_head, const LayerWeights& w,
                      const LayerCache& cache);
@@ -136,6 +142,8 @@ class LayerRunner {
   const cpu::Isa isa_;
   const RopeTable rope_;
   const bool allow_redundant_;
+  DenseProducts* const products_;
+  const int row_unit_;  // rows of a linear layer are shared out in these units
   const int max_tokens_;
   const int group_;       // query heads per kv head
   const int key_offset_;  // of a token's keys in a row of qkv_

@@ -13,16 +13,17 @@ namespace {
 class Planner {
  public:
   Planner(CheckpointReader* reader, const CalibrationWindows& windows,
-          const MatrixSettings& settings, ThreadTeam* team, cpu::Isa isa,
+          const MatrixSettings& settings, TeamProducts* products, cpu::Isa isa,
           const std::function<absl::Status(int, const char*)>& step, const std::atomic<bool>* stop)
       : reader_(*reader),
         windows_(windows),
         settings_(settings),
-        team_(team),
+        products_(products),
+        team_(products->team()),
         isa_(isa),
         step_(step),
         stop_(stop),
-        quantizer_(team, isa) {
+        quantizer_(products, isa) {
     settings_.share4 = 0.0;
   }
 
@@ -37,6 +38,7 @@ class Planner {
   CheckpointReader& reader_;
   const CalibrationWindows& windows_;
   MatrixSettings settings_;
+  TeamProducts* const products_;
   ThreadTeam* const team_;
   const cpu::Isa isa_;
   const std::function<absl::Status(int, const char*)>& step_;
@@ -77,12 +79,12 @@ absl::Status Planner::ProbeLayer(int layer, Calibration* calibration, Sensitivit
     const auto role = static_cast<LinearRole>(r);
     if (status = step_(layer, LinearRoleName(role)); !status.ok()) return status;
     const Matrix& matrix = (*weights)[role];
-    const Hessian& hessian = calibration->hessian(role);
+    Hessian* hessian = calibration->hessian(role);
     absl::StatusOr<QuantizedMatrix> quantized =
         quantizer_.Quantize(layer, role, matrix, hessian, settings_);
     if (!quantized.ok()) return quantized.status();
-    choices_.push_back(quantizer_.Choices(matrix, hessian, settings_));
-    const std::vector<uint16_t> halves = Halves(quant::Pack(quantized->unpacked));
+    choices_.push_back(quantizer_.Choices(matrix, *hessian, settings_));
+    const std::vector<uint16_t> halves = Halves(quantizer_.Pack(quantized->unpacked));
     quantized = absl::CancelledError("not needed any more");
     LayerWeights altered = *weights;
     altered[role] = DenseMatrix{.data = halves.data(),
@@ -125,13 +127,13 @@ absl::Status Planner::Measure(const BitPlanOptions& options) {
   few.tokens.resize(static_cast<size_t>(size.windows) * few.context);
   absl::StatusOr<Matrix> embedding = reader_.Embedding();
   if (!embedding.ok()) return embedding.status();
-  const auto calibration = Calibration::Create(spec, *embedding, windows_, team_, isa_,
+  const auto calibration = Calibration::Create(spec, *embedding, windows_, products_, isa_,
                                                /*with_drift=*/false, options.scratch_directory);
   if (!calibration.ok()) return calibration.status();
   auto hidden =
       ScratchFloats::InDirectory(options.scratch_directory, few.tokens.size() * spec.hidden_size);
   if (!hidden.ok()) return hidden.status();
-  SensitivityProbe probe(spec, *embedding, std::move(few), team_, isa_, *std::move(hidden));
+  SensitivityProbe probe(spec, *embedding, std::move(few), products_, isa_, *std::move(hidden));
   reader_.ReleaseEnds();
   for (int begin = 0; begin < spec.num_layers; begin += size.layers_per_pass) {
     const int end = std::min(begin + size.layers_per_pass, spec.num_layers);
@@ -182,10 +184,10 @@ ProbeSize SizeProbe(int num_layers, int64_t bytes_per_window, int windows) {
 
 absl::StatusOr<BitPlan> PlanBits(
     CheckpointReader* reader, const CalibrationWindows& windows, const MatrixSettings& settings,
-    const BitPlanOptions& options, ThreadTeam* team, cpu::Isa isa,
+    const BitPlanOptions& options, TeamProducts* products, cpu::Isa isa,
     const std::function<absl::Status(int layer, const char* activity)>& step,
     const std::atomic<bool>* stop) {
-  Planner planner(reader, windows, settings, team, isa, step, stop);
+  Planner planner(reader, windows, settings, products, isa, step, stop);
   if (absl::Status status = planner.Measure(options); !status.ok()) return status;
   return planner.Share(options.bits);
 }

@@ -37,7 +37,7 @@ inline constexpr int64_t kProbeBytes = 2ll << 30;
 inline constexpr int kMostProbePasses = 4;  // then fewer windows are used
 absl::StatusOr<BitPlan> PlanBits(
     CheckpointReader* reader, const CalibrationWindows& windows, const MatrixSettings& settings,
-    const BitPlanOptions& options, ThreadTeam* team, cpu::Isa isa,
+    const BitPlanOptions& options, TeamProducts* products, cpu::Isa isa,
     const std::function<absl::Status(int layer, const char* activity)>& step,
     const std::atomic<bool>* stop);
 

@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "runtime/products/pieces.h"
 #include "scheduler/check.h"
 
 namespace fewbit {
@@ -14,8 +15,7 @@ namespace {
 // the two, one window at least.
 constexpr int kBatchTokens = 2048;
 constexpr int64_t kBatchBytes = 32 << 20;
-constexpr int kGramRows = 8;
-constexpr int kGramTokens = 256;
+constexpr int kGramTile = 256;  // channels, either way, of a tile of a Hessian
 
 // Windows that run through a layer at once.
 int BatchWindows(const ModelSpec& spec, int context) {
@@ -83,11 +83,18 @@ absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, Tok
 class Calibration::Keeper : public LinearInputObserver {
  public:
   // only: the input that is wanted, -1 for all. After the last one the layer goes on to its end.
-  explicit Keeper(int only) : only_(only) {}
+  Keeper(int only, ThreadTeam* team, const std::function<void()>& release)
+      : only_(only), team_(team), release_(release) {}
 
   void OnInput(LinearRole role, const float* x, int tokens, int cols) override {
+    if (release_) release_();
     if (only_ >= 0 && InputOf(role) != only_) return;
-    inputs_[InputOf(role)].assign(x, x + static_cast<size_t>(tokens) * cols);
+    std::vector<float>& input = inputs_[InputOf(role)];
+    input.resize(static_cast<size_t>(tokens) * cols);
+    ForPieces(team_, static_cast<int64_t>(input.size()), kPieceElements,
+              [&](int, int64_t begin, int64_t end) {
+                std::copy(x + begin, x + end, input.begin() + begin);
+              });
   }
   bool EndsAt(LinearRole role) override {
     return InputOf(role) == only_ && role != LinearRole::kDown;
@@ -96,15 +103,18 @@ class Calibration::Keeper : public LinearInputObserver {
 
  private:
   const int only_;
+  ThreadTeam* const team_;
+  const std::function<void()>& release_;
   std::vector<float> inputs_[kNumInputs];
 };
 
 class Calibration::Observer : public LinearInputObserver {
  public:
   // only: the input that is wanted, with which the layer ends; -1 for all. `original`: has the same
-  // batch in the original model; null: no drift is wanted.
-  Observer(Calibration* owner, int only, bool full, Keeper* original)
-      : owner_(*owner), only_(only), full_(full), original_(original) {}
+  // batch in the original model; null: no drift is wanted. `only_matrix`: has this input alone, and
+  // its misses are wanted instead of the drift; may be null.
+  Observer(Calibration* owner, int only, bool full, Keeper* original, const Matrix* only_matrix)
+      : owner_(*owner), only_(only), full_(full), original_(original), only_matrix_(only_matrix) {}
 
   bool EndsAt(LinearRole role) override { return InputOf(role) == only_; }
 
@@ -114,13 +124,27 @@ class Calibration::Observer : public LinearInputObserver {
     std::vector<double>& squares = squares_[input];
     squares.resize(cols);
     tokens_[input] += tokens;
-    owner_.kernels_.add_squares(x, tokens, cols, squares.data());
+    AddSquares(x, tokens, cols, squares.data());
     if (!full_) return;
-    AddGram(x, x, tokens, cols, true, &owner_.hessians_[input].matrix);
+    Hessian& hessian = owner_.hessians_[input];
+    const Factor right(owner_.products_, x, tokens, cols);
+    if (hessian.matrix.empty()) hessian.matrix = HessianMatrix(cols);
+    AddProduct(right, right, true, hessian.matrix.row(0));
     if (original_ == nullptr) return;
     std::vector<float>& difference = original_->input(input);
-    for (size_t i = 0; i < difference.size(); ++i) difference[i] -= x[i];
-    AddGram(difference.data(), x, tokens, cols, false, &owner_.hessians_[input].drift);
+    ForPieces(owner_.team_, static_cast<int64_t>(difference.size()), kPieceElements,
+              [&](int, int64_t begin, int64_t end) {
+                for (int64_t i = begin; i < end; ++i) difference[i] -= x[i];
+              });
+    if (only_matrix_ != nullptr) {
+      AddMisses(right, difference, &hessian.misses);
+      return;
+    }
+    if (hessian.drift.empty()) {
+      hessian.drift = ScratchFloats::InMemory(static_cast<size_t>(cols) * cols);
+    }
+    AddProduct(right, Factor(owner_.products_, difference.data(), tokens, cols), false,
+               hessian.drift.values().data());
   }
 
   // Sums to means.
@@ -135,60 +159,124 @@ class Calibration::Observer : public LinearInputObserver {
         hessian.diagonal[k] = static_cast<float>(squares_[i][k] * scale);
       }
       const int cols = static_cast<int>(squares_[i].size());
-      if (full_) Mirror(cols, static_cast<float>(scale), &hessian.matrix);
-      for (float& value : hessian.drift) value *= static_cast<float>(scale);
+      if (full_) ScaleLower(static_cast<float>(scale), &hessian.matrix);
+      for (ScratchFloats* sums : {&hessian.drift, &hessian.misses}) {
+        const int rows = static_cast<int>(sums->size() / cols);
+        Scale(static_cast<float>(scale), rows, cols, sums->values().data());
+      }
     }
   }
 
  private:
-  // gram += a^T b in tiles of 8 rows x 16 columns, of a symmetric one the lower triangle; each tile
-  // belongs to one rank, tokens in order.
-  void AddGram(const float* a, const float* b, int tokens, int cols, bool symmetric,
-               std::vector<float>* gram) {
-    gram->resize(static_cast<size_t>(cols) * cols);
-    const int row_tiles = cols / kGramRows;
-    ThreadTeam* team = owner_.team_;
-    const LaneKernels& kernels = owner_.kernels_;
-    team->Run([&](int rank) {
-      for (int begin = 0; begin < tokens; begin += kGramTokens) {
-        const int count = std::min(kGramTokens, tokens - begin);
-        const size_t at = static_cast<size_t>(begin) * cols;
-        for (int r = rank; r < row_tiles; r += team->size()) {
-          const int end = symmetric ? r * kGramRows + 1 : cols;
-          for (int c = 0; c < end; c += kLanes) {
-            kernels.add_gram_tile(a + at + r * kGramRows, b + at + c, count, cols,
-                                  gram->data() + static_cast<size_t>(r) * kGramRows * cols + c);
-          }
-        }
-      }
+  // Inputs of a batch [tokens, cols] as what they are multiplied as.
+  struct Factor {
+    Factor(const TeamProducts& products, const float* x, int rows, int channels)
+        : data(x), tokens(rows), cols(channels) {
+      if (!HasBFloat16Products()) return;
+      narrow.resize(static_cast<size_t>(tokens) * cols);
+      products.Narrow(x, static_cast<int64_t>(narrow.size()), narrow.data());
+      data = narrow.data();
+      type = TileType::kBFloat16;
+    }
+    size_t size() const {  // of a number, in bytes
+      return type == TileType::kBFloat16 ? sizeof(uint16_t) : sizeof(float);
+    }
+    std::vector<uint16_t> narrow;
+    const void* data;
+    TileType type = TileType::kFloat32;
+    int tokens, cols;
+  };
+
+  // sums [cols] += the squares of the tokens in ascending order.
+  void AddSquares(const float* x, int tokens, int cols, double* sums) {
+    ForPieces(owner_.team_, cols, kGramTile, [&](int, int64_t begin, int64_t end) {
+      owner_.kernels_.add_squares(x + begin, tokens, static_cast<int>(end - begin), cols,
+                                  sums + begin);
     });
   }
 
-  static void Mirror(int cols, float scale, std::vector<float>* gram) {
-    for (int r = 0; r < cols; ++r) {
-      for (int c = 0; c <= r; ++c) {
-        const float mean = (*gram)[static_cast<size_t>(r) * cols + c] * scale;
-        (*gram)[static_cast<size_t>(r) * cols + c] = mean;
-        (*gram)[static_cast<size_t>(c) * cols + r] = mean;
-      }
+  // sums += left^T right, of a symmetric one the tiles that its lower triangle touches.
+  void AddProduct(const Factor& left, const Factor& right, bool symmetric, float* sums) {
+    const int cols = left.cols;
+    TileProduct whole;
+    whole.k = left.tokens;
+    whole.type = left.type;
+    whole.a = {left.data, cols, true};
+    whole.b = {right.data, cols, false};
+    whole.beta = 1.0f;
+    whole.c_row_stride = cols;
+    std::vector<TileProduct> tiles;
+    for (int row = 0; row < cols; row += kGramTile) {
+      whole.m = std::min(kGramTile, cols - row);
+      whole.n = symmetric ? row + whole.m : cols;
+      whole.a.data = static_cast<const char*>(left.data) + row * left.size();
+      whole.c = sums + static_cast<size_t>(row) * cols;
+      CutProduct(whole, kGramTile, kGramTile, &tiles);
     }
+    owner_.products_.Multiply(tiles);
+  }
+
+  // sums += what the matrix makes of the differences [tokens, K], times the inputs, as
+  // Hessian::misses.
+  void AddMisses(const Factor& inputs, const std::vector<float>& differences, ScratchFloats* sums) {
+    const int tokens = inputs.tokens, cols = inputs.cols, rows = MatrixRows(*only_matrix_);
+    const int panel_rows = PanelRows(cols);
+    const int64_t panels = Pieces(rows, panel_rows);
+    if (sums->empty()) {
+      *sums = ScratchFloats::InMemory(static_cast<size_t>(panels) * cols * panel_rows);
+    }
+    std::vector<float> outputs(static_cast<size_t>(tokens) * rows);
+    owner_.Multiply(*only_matrix_, differences.data(), tokens, outputs.data());
+    const Factor right(owner_.products_, outputs.data(), tokens, rows);
+    TileProduct whole;
+    whole.k = tokens;
+    whole.type = inputs.type;
+    whole.m = cols;
+    whole.a = {inputs.data, cols, true};
+    whole.beta = 1.0f;
+    whole.c_row_stride = panel_rows;
+    std::vector<TileProduct> tiles;
+    for (int64_t p = 0; p < panels; ++p) {
+      const int first = static_cast<int>(p) * panel_rows;
+      whole.n = std::min(panel_rows, rows - first);
+      whole.b = {static_cast<const char*>(right.data) + first * right.size(), rows, false};
+      whole.c = sums->values().data() + static_cast<size_t>(first) * cols;
+      CutProduct(whole, kGramTile, panel_rows, &tiles);
+    }
+    owner_.products_.Multiply(tiles);
+  }
+
+  void Scale(float factor, int rows, int cols, float* sums) {
+    ForPieces(owner_.team_, rows, 1, [&](int, int64_t row, int64_t) {
+      for (int64_t i = row * cols; i < (row + 1) * cols; ++i) sums[i] *= factor;
+    });
+  }
+
+  void ScaleLower(float factor, HessianMatrix* matrix) {
+    ForPieces(owner_.team_, matrix->size(), 1, [&](int, int64_t row, int64_t) {
+      float* values = matrix->row(static_cast<int>(row));
+      for (int64_t i = 0; i <= row; ++i) values[i] *= factor;
+    });
   }
 
   Calibration& owner_;
   const int only_;
   const bool full_;
   Keeper* const original_;
+  const Matrix* const only_matrix_;
   std::vector<double> squares_[kNumInputs];
   int64_t tokens_[kNumInputs] = {};
 };
 
 Calibration::Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
-                         ThreadTeam* team, cpu::Isa isa, ScratchFloats hidden,
+                         TeamProducts* products, cpu::Isa isa, ScratchFloats hidden,
                          ScratchFloats original)
     : spec_(spec),
       windows_(std::move(windows)),
-      team_(team),
+      products_(*products),
+      team_(products->team()),
       isa_(isa),
+      linear_(products, isa),
       kernels_(LaneKernelsFor(isa)),
       hidden_(std::move(hidden)),
       original_(std::move(original)) {
@@ -197,23 +285,24 @@ Calibration::Calibration(const ModelSpec& spec, const Matrix& embedding, Calibra
 }
 
 Calibration::Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
-                         ThreadTeam* team, cpu::Isa isa, bool with_drift)
-    : Calibration(spec, embedding, windows, team, isa,
+                         TeamProducts* products, cpu::Isa isa, bool with_drift)
+    : Calibration(spec, embedding, windows, products, isa,
                   ScratchFloats::InMemory(windows.tokens.size() * spec.hidden_size),
                   with_drift ? ScratchFloats::InMemory(windows.tokens.size() * spec.hidden_size)
                              : ScratchFloats()) {}
 
 absl::StatusOr<std::unique_ptr<Calibration>> Calibration::Create(
-    const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows, ThreadTeam* team,
-    cpu::Isa isa, bool with_drift, const std::string& scratch_directory) {
+    const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
+    TeamProducts* products, cpu::Isa isa, bool with_drift, const std::string& scratch_directory) {
   absl::StatusOr<ScratchFloats> hidden =
       ScratchFloats::InDirectory(scratch_directory, windows.tokens.size() * spec.hidden_size);
   if (!hidden.ok()) return hidden.status();
   absl::StatusOr<ScratchFloats> original = ScratchFloats();
   if (with_drift) original = ScratchFloats::Like(*hidden);
   if (!original.ok()) return original.status();
-  return std::unique_ptr<Calibration>(new Calibration(
-      spec, embedding, std::move(windows), team, isa, *std::move(hidden), *std::move(original)));
+  return std::unique_ptr<Calibration>(new Calibration(spec, embedding, std::move(windows), products,
+                                                      isa, *std::move(hidden),
+                                                      *std::move(original)));
 }
 
 int Calibration::InputOf(LinearRole role) {
@@ -233,16 +322,19 @@ int Calibration::InputOf(LinearRole role) {
   return 0;
 }
 
-void Calibration::DoneWith(LinearRole role) {
+bool Calibration::IsLastWithItsInput(LinearRole role) {
   const int next = static_cast<int>(role) + 1;
-  if (next < kNumLinearRoles && InputOf(static_cast<LinearRole>(next)) == InputOf(role)) return;
-  hessians_[InputOf(role)] = Hessian{};
+  return next == kNumLinearRoles || InputOf(static_cast<LinearRole>(next)) != InputOf(role);
+}
+
+void Calibration::DoneWith(LinearRole role) {
+  if (IsLastWithItsInput(role)) hessians_[InputOf(role)] = Hessian{};
 }
 
 absl::Status Calibration::Observe(const LayerWeights& weights, bool full, Then then,
                                   const std::atomic<bool>* stop) {
   for (Hessian& hessian : hessians_) hessian = Hessian{};
-  return ObserveBatches(-1, full, then, weights, weights, stop);
+  return ObserveBatches(-1, full, then, weights, weights, nullptr, stop);
 }
 
 bool Calibration::IsFirstWithItsInput(LinearRole role) {
@@ -251,30 +343,37 @@ bool Calibration::IsFirstWithItsInput(LinearRole role) {
 }
 
 absl::Status Calibration::ObserveInput(LinearRole role, const LayerWeights& original,
-                                       const LayerWeights& altered, const std::atomic<bool>* stop) {
+                                       const LayerWeights& altered,
+                                       const std::function<void()>& release,
+                                       const std::atomic<bool>* stop) {
   FEWBIT_CHECK(IsFirstWithItsInput(role)) << LinearRoleName(role);
   const int input = InputOf(role);
   hessians_[input] = Hessian{};
   // A layer that ends early leaves its hidden states alone.
-  return ObserveBatches(input, true, Then::kAdvance, original, altered, stop);
+  return ObserveBatches(input, true, Then::kAdvance, original, altered, release, stop);
 }
 
 // only: as Observer's. A few windows at a time through the original model, whose inputs the
 // observer compares with, and through `altered`.
 absl::Status Calibration::ObserveBatches(int only, bool full, Then then,
                                          const LayerWeights& original, const LayerWeights& altered,
+                                         const std::function<void()>& release,
                                          const std::atomic<bool>* stop) {
-  Keeper keeper(only);
+  Keeper keeper(only, team_, release);
   const bool drift = full && !original_.empty();
-  Observer observer(this, only, full, drift ? &keeper : nullptr);
+  const Matrix& down = original[LinearRole::kDown];
+  const bool misses =
+      drift && only == InputOf(LinearRole::kDown) && MatrixRows(down) < MatrixCols(down);
+  Observer observer(this, only, full, drift ? &keeper : nullptr, misses ? &down : nullptr);
   const size_t batch =
       WindowFloats(spec_, windows_.context) * BatchWindows(spec_, windows_.context);
+  LayerByLayer runner(spec_, team_, isa_, &linear_);
   std::vector<float> scratch;
   for (size_t begin = 0; begin < hidden_.size(); begin += batch) {
     const size_t count = std::min(batch, hidden_.size() - begin);
     const auto run = [&](const LayerWeights& weights, std::span<float> hidden,
                          LinearInputObserver* to) {
-      return RunWindows(spec_, weights, windows_.context, hidden, team_, isa_, to, stop);
+      return RunWindows(spec_, weights, windows_.context, hidden, &runner, to, stop);
     };
     std::span<float> inputs = hidden_.values().subspan(begin, count);
     if (then == Then::kStay) {
@@ -286,6 +385,7 @@ absl::Status Calibration::ObserveBatches(int only, bool full, Then then,
         return absl::CancelledError("stopped");
       }
       original_.Release(begin, count);
+      if (release) release();
     }
     if (!run(altered, inputs, &observer)) return absl::CancelledError("stopped");
     hidden_.Release(begin, count);
@@ -294,8 +394,23 @@ absl::Status Calibration::ObserveBatches(int only, bool full, Then then,
   return absl::OkStatus();
 }
 
+// y [tokens, N] = x W^T of a matrix as it is.
+void Calibration::Multiply(const Matrix& matrix, const float* x, int tokens, float* y) {
+  const auto& w = std::get<DenseMatrix>(matrix);
+  std::vector<uint8_t> staged(linear_.ActivationBytes(w, tokens));
+  const int rows = w.rows;
+  ForPieces(team_, tokens, 1, [&](int, int64_t begin, int64_t end) {
+    linear_.Prepare(w, x, static_cast<int>(begin), static_cast<int>(end), staged.data());
+  });
+  ForPieces(team_, rows, DenseProducts::kRowUnit, [&](int rank, int64_t begin, int64_t end) {
+    linear_.Linear(rank, w, x, staged.data(), tokens, static_cast<int>(begin),
+                   static_cast<int>(end), y, rows);
+  });
+}
+
 absl::Status Calibration::Advance(const LayerWeights& weights, const std::atomic<bool>* stop) {
-  if (!RunWindows(spec_, weights, windows_.context, &hidden_, team_, isa_, stop)) {
+  LayerByLayer runner(spec_, team_, isa_, &linear_);
+  if (!RunWindows(spec_, weights, windows_.context, &hidden_, &runner, stop)) {
     return absl::CancelledError("stopped");
   }
   return absl::OkStatus();
@@ -304,7 +419,8 @@ absl::Status Calibration::Advance(const LayerWeights& weights, const std::atomic
 absl::Status Calibration::AdvanceOriginal(const LayerWeights& weights,
                                           const std::atomic<bool>* stop) {
   if (original_.empty()) return absl::OkStatus();
-  if (!RunWindows(spec_, weights, windows_.context, &original_, team_, isa_, stop)) {
+  LayerByLayer runner(spec_, team_, isa_, &linear_);
+  if (!RunWindows(spec_, weights, windows_.context, &original_, &runner, stop)) {
     return absl::CancelledError("stopped");
   }
   return absl::OkStatus();
@@ -316,8 +432,8 @@ absl::Status CheckNotStopped(const std::atomic<bool>* stop) {
 }
 
 bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
-                std::span<float> hidden, ThreadTeam* team, cpu::Isa isa,
-                LinearInputObserver* observer, const std::atomic<bool>* stop) {
+                std::span<float> hidden, LayerByLayer* runner, LinearInputObserver* observer,
+                const std::atomic<bool>* stop) {
   const size_t window = WindowFloats(spec, context);
   const int windows = static_cast<int>(hidden.size() / window);
   const int batch = BatchWindows(spec, context);
@@ -326,19 +442,18 @@ bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
     const int count = std::min(batch, windows - begin);
     std::vector<int32_t> q_start(count + 1);
     for (int i = 0; i <= count; ++i) q_start[i] = i * context;
-    RunLayer(spec, weights, q_start, hidden.data() + begin * window, team, isa, observer);
+    runner->Run(weights, q_start, hidden.data() + begin * window, observer);
   }
   return true;
 }
 
 bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
-                ScratchFloats* hidden, ThreadTeam* team, cpu::Isa isa,
-                const std::atomic<bool>* stop) {
+                ScratchFloats* hidden, LayerByLayer* runner, const std::atomic<bool>* stop) {
   const size_t batch = WindowFloats(spec, context) * BatchWindows(spec, context);
   for (size_t begin = 0; begin < hidden->size(); begin += batch) {
     const size_t count = std::min(batch, hidden->size() - begin);
-    if (!RunWindows(spec, weights, context, hidden->values().subspan(begin, count), team, isa,
-                    nullptr, stop)) {
+    if (!RunWindows(spec, weights, context, hidden->values().subspan(begin, count), runner, nullptr,
+                    stop)) {
       return false;
     }
     hidden->Release(begin, count);

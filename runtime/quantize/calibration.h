@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -13,9 +14,12 @@
 #include "absl/status/statusor.h"
 #include "kernels/cpu/linear.h"
 #include "runtime/models/decoder.h"
+#include "runtime/models/dense_products.h"
 #include "runtime/models/model.h"
+#include "runtime/products/dense_linear.h"
+#include "runtime/products/team_products.h"
+#include "runtime/quantize/hessian.h"
 #include "runtime/quantize/lane_kernels.h"
-#include "runtime/quantize/matrix_quantizer.h"
 #include "runtime/quantize/scratch_floats.h"
 #include "runtime/thread_team.h"
 #include "scheduler/ids.h"
@@ -39,15 +43,16 @@ absl::StatusOr<CalibrationWindows> CutWindows(std::span<const TokenId> text, Tok
 // CANCELLED once *stop is set; `stop` may be null.
 absl::Status CheckNotStopped(const std::atomic<bool>* stop);
 
-// hidden [windows * context, E] <- one layer over it, each window on its own from position 0.
-// `observer` may be null. *stop set (may be null): false, and `hidden` is of no use any more.
+// hidden [windows * context, E] <- one layer of a model of `spec` over it, each window on its own
+// from position 0. `observer` may be null. *stop set (may be null): false, and `hidden` is of no
+// use any more.
 bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
-                std::span<float> hidden, ThreadTeam* team, cpu::Isa isa,
-                LinearInputObserver* observer, const std::atomic<bool>* stop = nullptr);
+                std::span<float> hidden, LayerByLayer* runner, LinearInputObserver* observer,
+                const std::atomic<bool>* stop = nullptr);
 
 // Likewise, of numbers that are not all resident: what is done with is released.
 bool RunWindows(const ModelSpec& spec, const LayerWeights& weights, int context,
-                ScratchFloats* hidden, ThreadTeam* team, cpu::Isa isa,
+                ScratchFloats* hidden, LayerByLayer* runner,
                 const std::atomic<bool>* stop = nullptr);
 
 // hidden [windows * context, E] <- the embedding's rows.
@@ -58,14 +63,14 @@ void EmbedWindows(const ModelSpec& spec, const Matrix& embedding, const Calibrat
 class Calibration {
  public:
   // Embeds the windows. `with_drift`: beside the hidden states that Advance leaves, those of the
-  // original model are kept, and full Hessians get their drift. `spec` and `team` outlive the
+  // original model are kept, and full Hessians get their drift. `spec` and `products` outlive the
   // object. All is in memory.
   Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
-              ThreadTeam* team, cpu::Isa isa, bool with_drift = false);
+              TeamProducts* products, cpu::Isa isa, bool with_drift = false);
   // Likewise with hidden states in a file in `scratch_directory`. Errors: ScratchFloats'.
   static absl::StatusOr<std::unique_ptr<Calibration>> Create(
-      const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows, ThreadTeam* team,
-      cpu::Isa isa, bool with_drift, const std::string& scratch_directory);
+      const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
+      TeamProducts* products, cpu::Isa isa, bool with_drift, const std::string& scratch_directory);
 
   // Gathers the Hessians of the layer that comes next, over all windows. `full`: their matrices
   // too, not only their diagonals. kAdvance: as if Advance had followed with the same weights. The
@@ -78,9 +83,11 @@ class Calibration {
   // Likewise full, of the input of `role` alone, which is the first role with that input: as it
   // comes out of `altered`, the layer as far as it is quantized, before anything else of `altered`
   // is used. For the roles in their order; with kDown the original model's hidden states, if they
-  // are kept, go past the layer.
+  // are kept, go past the layer. `release` is called where mapped weights need not be resident any
+  // more; may be empty.
   absl::Status ObserveInput(LinearRole role, const LayerWeights& original,
-                            const LayerWeights& altered, const std::atomic<bool>* stop);
+                            const LayerWeights& altered, const std::function<void()>& release,
+                            const std::atomic<bool>* stop);
   static bool IsFirstWithItsInput(LinearRole role);
 
   // Runs all windows through the layer, as itself or as it came out quantized.
@@ -91,10 +98,11 @@ class Calibration {
   absl::Status AdvanceOriginal(const LayerWeights& weights, const std::atomic<bool>* stop);
 
   // Of the inputs of a role in the layer observed last.
-  const Hessian& hessian(LinearRole role) const { return hessians_[InputOf(role)]; }
+  Hessian* hessian(LinearRole role) { return &hessians_[InputOf(role)]; }
 
   // For who takes the roles in their order: frees the Hessian that no role after this one has.
   void DoneWith(LinearRole role);
+  static bool IsLastWithItsInput(LinearRole role);
 
  private:
   class Observer;
@@ -102,14 +110,18 @@ class Calibration {
   static constexpr int kNumInputs = 4;  // of q/k/v, o, gate/up, down
   static int InputOf(LinearRole role);
   absl::Status ObserveBatches(int only, bool full, Then then, const LayerWeights& original,
-                              const LayerWeights& altered, const std::atomic<bool>* stop);
+                              const LayerWeights& altered, const std::function<void()>& release,
+                              const std::atomic<bool>* stop);
+  void Multiply(const Matrix& matrix, const float* x, int tokens, float* y);
   Calibration(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
-              ThreadTeam* team, cpu::Isa isa, ScratchFloats hidden, ScratchFloats original);
+              TeamProducts* products, cpu::Isa isa, ScratchFloats hidden, ScratchFloats original);
 
   const ModelSpec& spec_;
   const CalibrationWindows windows_;
+  TeamProducts& products_;
   ThreadTeam* const team_;
   const cpu::Isa isa_;
+  DenseLinear linear_;
   const LaneKernels& kernels_;
   ScratchFloats hidden_;    // [windows * context, E]
   ScratchFloats original_;  // likewise in the original model, empty: not kept

@@ -82,11 +82,12 @@ class CheckpointJob {
         progress_(progress),
         stop_(stop),
         team_(options.threads),
+        products_(&team_),
         isa_(cpu::BestIsa()),
         settings_{.method = FindQuantizeMethod(options.method),
                   .share4 = options.share4,
                   .outliers = options.outliers},
-        quantizer_(&team_, isa_) {}
+        quantizer_(&products_, isa_) {}
 
   absl::StatusOr<QuantizeReport> Run(std::span<const TokenId> calibration);
 
@@ -110,6 +111,7 @@ class CheckpointJob {
   const std::function<void(const QuantizeProgress&)>& progress_;
   const std::atomic<bool>* const stop_;
   ThreadTeam team_;
+  TeamProducts products_;
   const cpu::Isa isa_;
   const MatrixSettings settings_;
   int num_layers_ = 0;
@@ -147,18 +149,21 @@ absl::Status CheckpointJob::QuantizeLayer(int layer, const LayerWeights& weights
   for (int r = 0; r < kNumLinearRoles; ++r) {
     const auto role = static_cast<LinearRole>(r);
     if (settings_.method->inputs == Inputs::kMatrices && Calibration::IsFirstWithItsInput(role)) {
-      absl::Status status = calibration->ObserveInput(role, weights, so_far, stop_);
+      const auto release = [this, layer] { reader_->ReleaseLayer(layer); };
+      absl::Status status = calibration->ObserveInput(role, weights, so_far, release, stop_);
       if (!status.ok()) return status;
+      release();
     }
     if (absl::Status status = Step(layer, LinearRoleName(role)); !status.ok()) return status;
     MatrixSettings settings = settings_;
     if (settings.method->shared_bits) {
       settings.share4 = record_.plan.shares[layer * kNumLinearRoles + r];
     }
+    settings.last_use = Calibration::IsLastWithItsInput(role);
     absl::StatusOr<QuantizedMatrix> quantized =
         quantizer_.Quantize(layer, role, weights[role], calibration->hessian(role), settings);
     if (!quantized.ok()) return quantized.status();
-    result->linears[r] = quant::Pack(quantized->unpacked);
+    result->linears[r] = quantizer_.Pack(quantized->unpacked);
     so_far.linears[r] = result->linears[r].view();
     record->qualities[r] = quantized->quality;
     calibration->DoneWith(role);
@@ -252,7 +257,7 @@ absl::Status CheckpointJob::PlanOrResume(const CalibrationWindows& windows) {
                                             {.bits = options_.bits,
                                              .probe_windows = options_.probe_windows,
                                              .scratch_directory = writer_->partial_directory()},
-                                            &team_, isa_, step, stop_);
+                                            &products_, isa_, step, stop_);
     if (!plan.ok()) return plan.status();
     record_.plan = *std::move(plan);
   }
@@ -323,7 +328,7 @@ absl::Status CheckpointJob::RunLayers(std::span<const TokenId> calibration_ids) 
   if (!embedding.ok()) return embedding.status();
   if (absl::Status status = PlanOrResume(*windows); !status.ok()) return status;
   const auto calibration =
-      Calibration::Create(reader_->spec(), *embedding, *std::move(windows), &team_, isa_,
+      Calibration::Create(reader_->spec(), *embedding, *std::move(windows), &products_, isa_,
                           settings_.method->correction > 0.0f, writer_->partial_directory());
   if (!calibration.ok()) return calibration.status();
   if (absl::Status status = writer_->WriteEmbeddings(); !status.ok()) return status;

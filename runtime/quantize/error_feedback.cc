@@ -5,206 +5,230 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "kernels/quant_layout.h"
+#include "runtime/products/pieces.h"
 #include "scheduler/check.h"
 
 namespace fewbit {
 namespace {
 
-// Rows of the panel that is factored by one thread before all threads update the rest.
-constexpr int kPanel = 32;
-// Columns that such a panel stays in a processor's cache for.
-constexpr int kTileColumns = 512;
-// Columns of the inverse that share one pass over the factor.
-constexpr int kColumns = 16;
+constexpr int kTileRows = 128;  // of the factor, that one thread updates
 
-// Upper triangles [n, n] are stored without what is below them, half the memory for large n: row i
-// is where its column 0 would be, and begins at column i.
-template <typename T>
-T* Row(T* triangle, int n, int i) {
-  return triangle + static_cast<size_t>(i) * n - static_cast<size_t>(i) * (i + 1) / 2;
-}
-size_t TriangleSize(int n) { return static_cast<size_t>(n) * (n + 1) / 2; }
-
-// The upper triangle of a [n, n] -> R with R^T R = a, in place. Each element has one order of
-// summation, whatever the team. False where a pivot is not positive.
-bool Cholesky(int n, ThreadTeam* team, const LaneKernels& kernels, std::vector<double>* a) {
-  const auto row = [&](int i) { return Row(a->data(), n, i); };
-  // Takes rows [begin, end) of R out of row i of what is left, for the columns [from, to).
-  const auto update = [&](int i, int begin, int end, int from, int to) {
-    const double* rows[kPanel];
-    double factors[kPanel];
-    for (int k = begin; k < end; ++k) {
-      rows[k - begin] = row(k) + from;
-      factors[k - begin] = row(k)[i];
-    }
-    kernels.subtract_scaled(row(i) + from, rows, factors, end - begin, to - from);
-  };
-  for (int begin = 0; begin < n; begin += kPanel) {
-    const int end = std::min(begin + kPanel, n);
-    for (int k = begin; k < end; ++k) {
-      update(k, begin, k, k, n);
-      const double pivot = row(k)[k];
-      if (!(pivot > 0.0)) return false;
-      const double root = std::sqrt(pivot);
-      for (int j = k; j < n; ++j) row(k)[j] /= root;
-    }
-    team->Run([&](int rank) {
-      for (int from = end; from < n; from += kTileColumns) {
-        const int to = std::min(from + kTileColumns, n);
-        // Every size()-th row: early rows are longer.
-        for (int i = end + rank; i < to; i += team->size()) {
-          update(i, begin, end, std::max(i, from), to);
-        }
-      }
-    });
-  }
-  return true;
-}
-
-// Calls store(i, c, value) for every element i >= c of the inverse of R^T, columns shared out among
-// the team.
-template <typename Store>
-void InvertTransposed(int n, const std::vector<double>& r, ThreadTeam* team,
-                      const LaneKernels& kernels, const Store& store) {
-  const int blocks = (n + kColumns - 1) / kColumns;
-  team->Run([&](int rank) {
-    std::vector<double> rest(static_cast<size_t>(kColumns) * n);
-    const double* rows[kPanel];
-    double values[kPanel];
-    for (int block = rank; block < blocks; block += team->size()) {
-      const int first = block * kColumns;
-      const int last = std::min(first + kColumns, n);
-      std::fill(rest.begin(), rest.end(), 0.0);
-      for (int c = first; c < last; ++c) rest[static_cast<size_t>(c - first) * n + c] = 1.0;
-      for (int begin = first; begin < n; begin += kPanel) {
-        const int end = std::min(begin + kPanel, n);
-        for (int c = first; c < std::min(last, end); ++c) {
-          double* column = rest.data() + static_cast<size_t>(c - first) * n;
-          const int top = std::max(begin, c);  // above it the column is 0
-          for (int i = top; i < end; ++i) {
-            const double* row = Row(r.data(), n, i);
-            const double value = column[i] / row[i];
-            store(i, c, value);
-            values[i - top] = value;
-            rows[i - top] = row + end;
-            const double* within = row + i + 1;
-            kernels.subtract_scaled(column + i + 1, &within, &value, 1, end - i - 1);
-          }
-          kernels.subtract_scaled(column + end, rows, values, end - top, n - end);
-        }
-      }
-    }
-  });
+// c += factor * a b, everything in row-major order.
+struct Update {
+  int m, n, k;
+  TileOperand a, b;
+  float* c;
+  int64_t stride;
+};
+TileProduct Subtract(const Update& update) {
+  TileProduct product;
+  product.m = update.m;
+  product.n = update.n;
+  product.k = update.k;
+  product.a = update.a;
+  product.b = update.b;
+  product.alpha = -1.0f;
+  product.beta = 1.0f;
+  product.c = update.c;
+  product.c_row_stride = update.stride;
+  return product;
 }
 
 }  // namespace
 
-// With the order of channels turned round, H = L L^T gives H^-1 = L^-T L^-1, and L^-1 read
-// backwards is the wanted upper factor U of H^-1 = U^T U. So one Cholesky factorization and one
-// triangular inversion, no explicit H^-1.
-absl::StatusOr<std::unique_ptr<ErrorFeedback>> ErrorFeedback::Create(
-    const std::vector<float>& hessian, std::span<const int> channels, ThreadTeam* team,
-    const LaneKernels& kernels) {
-  const int n = static_cast<int>(channels.size());
-  FEWBIT_CHECK(hessian.size() == static_cast<size_t>(n) * n) << "K = " << n;
-  double mean = 0.0;
-  for (int i = 0; i < n; ++i) mean += hessian[static_cast<size_t>(i) * n + i];
-  mean = mean > 0.0 ? mean / n : 1.0;
-  std::vector<double> factor(TriangleSize(n));
-  for (int i = 0; i < n; ++i) {
-    const float* row = hessian.data() + static_cast<size_t>(channels[n - 1 - i]) * n;
-    double* out = Row(factor.data(), n, i);
-    for (int j = i; j < n; ++j) out[j] = row[channels[n - 1 - j]];
-    out[i] += kHessianDamping * mean;
-  }
-  if (!Cholesky(n, team, kernels, &factor)) {
-    return absl::InternalError(
-        absl::StrCat("the ", n, " x ", n, " Hessian is not positive definite"));
-  }
-  auto feedback = std::unique_ptr<ErrorFeedback>(new ErrorFeedback);
-  feedback->size_ = n;
-  feedback->upper_.resize(TriangleSize(n));
-  feedback->weights_.resize(n);
-  InvertTransposed(n, factor, team, kernels, [&](int i, int c, double value) {
-    // L^-1 at (i, c) is U at (n-1-i, n-1-c).
-    Row(feedback->upper_.data(), n, n - 1 - i)[n - 1 - c] = static_cast<float>(value);
-  });
-  for (int i = 0; i < n; ++i) {
-    float* row = Row(feedback->upper_.data(), n, i);
-    const float pivot = row[i];
-    feedback->weights_[i] = 1.0f / (pivot * pivot);
-    for (int j = i; j < n; ++j) row[j] /= pivot;
+ErrorFeedback::ErrorFeedback(HessianMatrix* hessian)
+    : hessian_(*hessian),
+      size_(hessian->size()),
+      weights_(size_),
+      roots_(size_),
+      inverses_(static_cast<size_t>(Pieces(size_, kBlock)) * kBlock * kBlock) {}
+
+absl::StatusOr<std::unique_ptr<ErrorFeedback>> ErrorFeedback::Create(HessianMatrix* hessian,
+                                                                     TeamProducts* products) {
+  FEWBIT_CHECK(!hessian->empty());
+  auto feedback = std::unique_ptr<ErrorFeedback>(new ErrorFeedback(hessian));
+  if (!feedback->Factor(products)) {
+    return absl::InternalError(absl::StrCat("the ", hessian->size(), " x ", hessian->size(),
+                                            " Hessian has values that are not finite"));
   }
   return feedback;
 }
 
-void ErrorFeedback::SpreadInStrip(const LaneKernels& kernels, int i, const float* errors,
-                                  float* work) const {
-  const int end = (i / kGroup + 1) * kGroup;
-  kernels.subtract_outer(work + static_cast<size_t>(i + 1) * kLanes, errors,
-                         Row(upper_.data(), size_, i) + i + 1, end - i - 1);
-}
-
-void ErrorFeedback::SpreadStrip(const LaneKernels& kernels, int strip, const float* errors,
-                                float* work) const {
-  const int begin = strip * kGroup, end = begin + kGroup;
-  const float* rows[kGroup];
-  for (int k = 0; k < kGroup; ++k) rows[k] = Row(upper_.data(), size_, begin + k) + end;
-  kernels.subtract_outers(work + static_cast<size_t>(end) * kLanes, errors, rows, kGroup,
-                          size_ - end);
-}
-
-// Strip by strip, and within a strip channel by channel.
-void ErrorFeedback::Solve(const LaneKernels& kernels, float* rows) const {
-  // H^-1 = U^T U; row i of U is row i of upper_ times U_ii, and weights_ has 1 / U_ii^2.
-  const auto channel = [rows](int i) { return rows + static_cast<size_t>(i) * kLanes; };
-  const auto row = [this](int i) { return Row(upper_.data(), size_, i); };
-  const float* later[kGroup];
-  for (int begin = 0; begin < size_; begin += kGroup) {
-    const int end = begin + kGroup;
-    float sums[kGroup * kLanes] = {};
+// Blocks of columns from the last to the first: what the later ones explain is taken out, the block
+// on the diagonal is factored as C C^T with C upper triangular, and the rows above are divided by
+// C^T. At the end U = C sqrt(D)^-1.
+bool ErrorFeedback::Factor(TeamProducts* products) {
+  const double damping = kHessianDamping * hessian_.MeanDiagonal();
+  std::vector<float> block(static_cast<size_t>(kBlock) * kBlock);
+  for (int begin = (size_ - 1) / kBlock * kBlock; begin >= 0; begin -= kBlock) {
+    const int end = std::min(begin + kBlock, size_);
     for (int i = begin; i < end; ++i) {
-      const float* own = row(i) + i;
-      kernels.add_inners(sums + (i - begin) * kLanes, &own, channel(i), 1, end - i);
-      later[i - begin] = row(i) + end;
-    }
-    kernels.add_inners(sums, later, channel(end), kGroup, size_ - end);
-    for (int i = begin; i < end; ++i) {
-      for (int l = 0; l < kLanes; ++l) {
-        channel(i)[l] = sums[(i - begin) * kLanes + l] / weights_[i];
+      for (int j = begin; j < end; ++j) {
+        block[(i - begin) * kBlock + j - begin] = hessian_.row(std::min(i, j))[std::max(i, j)];
       }
+      block[(i - begin) * (kBlock + 1)] += static_cast<float>(damping);
     }
+    SubtractLater(begin, end, products, block.data());
+    if (!FactorBlock(begin, end, damping, block.data())) return false;
+    DivideByBlock(begin, end, inverse(begin), products);
   }
-  for (int begin = size_ - kGroup; begin >= 0; begin -= kGroup) {
-    const int end = begin + kGroup;
-    float negative[kGroup * kLanes];  // the last channel first
-    for (int i = 0; i < kGroup; ++i) {
-      for (int l = 0; l < kLanes; ++l) negative[i * kLanes + l] = -channel(end - 1 - i)[l];
-      later[i] = row(end - 1 - i) + end;
-    }
-    for (int i = end - 1; i >= begin; --i) {
-      kernels.subtract_outer(channel(i + 1), negative + (end - 1 - i) * kLanes, row(i) + i + 1,
-                             end - i - 1);
-    }
-    kernels.subtract_outers(channel(end), negative, later, kGroup, size_ - end);
-  }
+  ToUnitDiagonal(products);
+  return true;
 }
 
-void RefitSubScale(const LaneKernels& kernels, const TileBlock& block, int strip, TileFit* fit) {
-  constexpr int kSubScales = quant::kMaxSubScale + 1;
-  alignas(64) float steps[kSubScales * kLanes];
-  alignas(64) float errors[kSubScales * kLanes];
-  for (int s = 0; s < kSubScales; ++s) {
-    for (int l = 0; l < kLanes; ++l) steps[s * kLanes + l] = static_cast<float>(s) * fit->d[l];
+// `diagonal` [kBlock, kBlock]: the block on the diagonal, whose place also holds a part of H.
+void ErrorFeedback::SubtractLater(int begin, int end, TeamProducts* products,
+                                  float* diagonal) const {
+  if (end == size_) return;
+  const int columns = end - begin, later = size_ - end;
+  const auto rows = [&](int row) { return TileOperand{hessian_.row(row) + end, size_, false}; };
+  TileOperand right = rows(begin);
+  right.transposed = true;
+  std::vector<TileProduct> tiles;
+  tiles.push_back(Subtract({columns, columns, later, rows(begin), right, diagonal, kBlock}));
+  for (int row = 0; row < begin; row += kTileRows) {
+    tiles.push_back(Subtract({std::min(kTileRows, begin - row), columns, later, rows(row), right,
+                              hessian_.row(row) + begin, size_}));
   }
-  kernels.symmetric_errors(block.bits, block.w[strip], block.h[strip], steps, kSubScales, errors);
-  for (int l = 0; l < kLanes; ++l) {
-    int best = 0;
-    for (int s = 1; s < kSubScales; ++s) {
-      if (errors[s * kLanes + l] < errors[best * kLanes + l]) best = s;
+  products->Multiply(tiles);
+}
+
+// In double: C of `block` into the upper triangle of its place, C^-1 into inverse(begin). Each
+// pivot is at least the damping, but for rounding: `floor`.
+bool ErrorFeedback::FactorBlock(int begin, int end, double floor, float* block) {
+  const int n = end - begin;
+  double c[kBlock][kBlock] = {}, inverted[kBlock][kBlock] = {};
+  for (int j = n - 1; j >= 0; --j) {
+    double pivot = block[j * kBlock + j];
+    for (int l = j + 1; l < n; ++l) pivot -= c[j][l] * c[j][l];
+    if (!std::isfinite(pivot)) return false;
+    c[j][j] = std::sqrt(std::max(pivot, floor));
+    for (int r = 0; r < j; ++r) {
+      double sum = block[r * kBlock + j];
+      for (int l = j + 1; l < n; ++l) sum -= c[r][l] * c[j][l];
+      c[r][j] = sum / c[j][j];
     }
-    fit->sub[strip][l] = static_cast<uint8_t>(best);
+  }
+  for (int j = 0; j < n; ++j) {
+    inverted[j][j] = 1.0 / c[j][j];
+    for (int r = j - 1; r >= 0; --r) {
+      double sum = 0.0;
+      for (int l = r + 1; l <= j; ++l) sum -= c[r][l] * inverted[l][j];
+      inverted[r][j] = sum / c[r][r];
+    }
+  }
+  for (int r = 0; r < n; ++r) {
+    roots_[begin + r] = static_cast<float>(c[r][r]);
+    weights_[begin + r] = static_cast<float>(c[r][r] * c[r][r]);
+    for (int j = r + 1; j < n; ++j) {
+      hessian_.row(begin + r)[begin + j] = static_cast<float>(c[r][j]);
+    }
+    for (int j = 0; j < n; ++j) {
+      inverse(begin)[r * kBlock + j] = static_cast<float>(inverted[r][j]);
+    }
+  }
+  return true;
+}
+
+// The rows above the block times C^-T.
+void ErrorFeedback::DivideByBlock(int begin, int end, const float* inverse,
+                                  TeamProducts* products) const {
+  const int columns = end - begin;
+  ForPieces(products->team(), begin, kTileRows, [&](int rank, int64_t first, int64_t last) {
+    std::vector<float> old(static_cast<size_t>(last - first) * columns);
+    for (int64_t i = first; i < last; ++i) {
+      std::copy_n(hessian_.row(static_cast<int>(i)) + begin, columns,
+                  old.data() + (i - first) * columns);
+    }
+    TileProduct product;
+    product.m = static_cast<int>(last - first);
+    product.n = product.k = columns;
+    product.a = {old.data(), columns, false};
+    product.b = {inverse, kBlock, true};
+    product.c = hessian_.row(static_cast<int>(first)) + begin;
+    product.c_row_stride = size_;
+    products->multiplier(rank).Multiply(product);
+  });
+}
+
+void ErrorFeedback::ToUnitDiagonal(TeamProducts* products) {
+  std::vector<float> factors(size_);
+  for (int i = 0; i < size_; ++i) factors[i] = 1.0f / roots_[i];
+  ForPieces(products->team(), size_, kBlock, [&](int, int64_t first, int64_t last) {
+    for (int i = static_cast<int>(first); i < last; ++i) {
+      float* row = hessian_.row(i);
+      for (int j = i + 1; j < size_; ++j) row[j] *= factors[j];
+      float* inverted = inverse(static_cast<int>(first)) + (i - first) * kBlock;
+      for (int j = 0; j < kBlock; ++j) inverted[j] *= roots_[i];
+    }
+  });
+}
+
+void ErrorFeedback::Collect(TileMultiplier* multiplier, int begin, int end, const float* errors,
+                            int rows, float* result) const {
+  if (begin == 0) {
+    std::fill_n(result, static_cast<size_t>(end) * rows, 0.0f);
+    return;
+  }
+  TileProduct product;
+  product.m = end - begin;
+  product.n = rows;
+  product.k = begin;
+  product.a = {hessian_.row(0) + begin, size_, true};
+  product.b = {errors, rows, false};
+  product.c = result;
+  product.c_row_stride = rows;
+  multiplier->Multiply(product);
+}
+
+void ErrorFeedback::SpreadInStrip(const LaneKernels& kernels, int i, const float* errors,
+                                  float* next) const {
+  const int end = (i / kGroup + 1) * kGroup;
+  kernels.subtract_outer(next, errors, hessian_.row(i) + i + 1, end - i - 1);
+}
+
+void ErrorFeedback::SpreadStrip(const LaneKernels& kernels, int strip, const float* errors, int end,
+                                float* next) const {
+  const int begin = strip * kGroup, first = begin + kGroup;
+  const float* rows[kGroup];
+  for (int k = 0; k < kGroup; ++k) rows[k] = hessian_.row(begin + k) + first;
+  kernels.subtract_outers(next, errors, rows, kGroup, end - first);
+}
+
+// U (D (U^T x)) = panel, block by block.
+void ErrorFeedback::Solve(TileMultiplier* multiplier, int rows, float* panel) const {
+  std::vector<float> old(static_cast<size_t>(kBlock) * rows);
+  const auto channel = [&](int i) { return panel + static_cast<size_t>(i) * rows; };
+  const auto take_out = [&](int begin, int count, int from, int terms, bool transposed) {
+    if (terms == 0) return;
+    const TileOperand a = transposed ? TileOperand{hessian_.row(from) + begin, size_, true}
+                                     : TileOperand{hessian_.row(begin) + from, size_, false};
+    multiplier->Multiply(
+        Subtract({count, rows, terms, a, {channel(from), rows, false}, channel(begin), rows}));
+  };
+  const auto invert = [&](int begin, int count, bool transposed) {
+    std::copy_n(channel(begin), static_cast<size_t>(count) * rows, old.data());
+    TileProduct product;
+    product.m = product.k = count;
+    product.n = rows;
+    product.a = {inverse(begin), kBlock, transposed};
+    product.b = {old.data(), rows, false};
+    product.c = channel(begin);
+    product.c_row_stride = rows;
+    multiplier->Multiply(product);
+  };
+  for (int begin = (size_ - 1) / kBlock * kBlock; begin >= 0; begin -= kBlock) {
+    const int end = std::min(begin + kBlock, size_);
+    take_out(begin, end - begin, end, size_ - end, false);
+    invert(begin, end - begin, false);
+  }
+  for (int i = 0; i < size_; ++i) {
+    for (int r = 0; r < rows; ++r) channel(i)[r] /= weights_[i];
+  }
+  for (int begin = 0; begin < size_; begin += kBlock) {
+    const int end = std::min(begin + kBlock, size_);
+    take_out(begin, end - begin, 0, begin, true);
+    invert(begin, end - begin, true);
   }
 }
 

@@ -33,8 +33,9 @@ class Stream {
   absl::Status Advance(int layer, const std::atomic<bool>* stop) {
     const absl::StatusOr<LayerWeights> weights = reader_.Layer(layer);
     if (!weights.ok()) return weights.status();
+    LayerByLayer runner(reader_.spec(), team_, isa_);
     const bool done =
-        RunWindows(reader_.spec(), *weights, context_, hidden_, team_, isa_, nullptr, stop);
+        RunWindows(reader_.spec(), *weights, context_, hidden_, &runner, nullptr, stop);
     reader_.ReleaseLayer(layer);
     return done ? absl::OkStatus() : absl::CancelledError("stopped");
   }

@@ -30,19 +30,8 @@ struct LaneKernels {
   // e[i][l] * u[i][k].
   void (*subtract_outers)(float* w, const float* e, const float* const* u, int count, int channels);
 
-  // sums[i][l] += u[i][k] * w[k][l] for k < channels in ascending order, i < count.
-  void (*add_inners)(float* sums, const float* const* u, const float* w, int count, int channels);
-
-  // y[j] -= factors[i] * x[i][j] for j < n, for i < count in ascending order.
-  void (*subtract_scaled)(double* y, const double* const* x, const double* factors, int count,
-                          int n);
-
-  // sums[j] += x[i * cols + j]^2 for `tokens` rows i in ascending order.
-  void (*add_squares)(const float* x, int tokens, int cols, double* sums);
-
-  // gram[r][c] += sum over tokens of a[t][r] * b[t][c] for r < 8, c < 16; a, b and gram have the
-  // row stride `stride`.
-  void (*add_gram_tile)(const float* a, const float* b, int tokens, int stride, float* gram);
+  // sums[j] += x[i * stride + j]^2 for j < cols, for `tokens` rows i in ascending order.
+  void (*add_squares)(const float* x, int tokens, int cols, int stride, double* sums);
 };
 
 const LaneKernels& LaneKernelsFor(cpu::Isa isa);

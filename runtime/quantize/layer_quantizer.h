@@ -15,19 +15,22 @@ namespace fewbit {
 // Thread rule: one caller at a time, which is not inside team->Run.
 class LayerQuantizer {
  public:
-  // `team` outlives the object.
-  LayerQuantizer(ThreadTeam* team, cpu::Isa isa) : team_(team), kernels_(LaneKernelsFor(isa)) {}
+  // `products` outlives the object.
+  LayerQuantizer(TeamProducts* products, cpu::Isa isa)
+      : products_(products), kernels_(LaneKernelsFor(isa)) {}
 
   // Errors as QuantizeMatrix, with "layers.LAYER.ROLE" as the name.
   absl::StatusOr<QuantizedMatrix> Quantize(int layer, LinearRole role, const Matrix& matrix,
-                                           const Hessian& hessian, const MatrixSettings& settings);
+                                           Hessian* hessian, const MatrixSettings& settings);
+
+  quant::PackedStorage Pack(const quant::UnpackedMatrix& matrix);
 
   // StorageChoices of a matrix that Quantize takes.
   std::vector<StorageChoice> Choices(const Matrix& matrix, const Hessian& hessian,
                                      const MatrixSettings& settings);
 
  private:
-  ThreadTeam* const team_;
+  TeamProducts* const products_;
   const LaneKernels& kernels_;
 };
 

@@ -1,6 +1,7 @@
 #include "runtime/quantize/matrix_quantizer.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -8,11 +9,14 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "runtime/quantize/code_descent.h"
-#include "runtime/quantize/encoded_block.h"
+#include "runtime/products/pieces.h"
+#include "runtime/quantize/drift_product.h"
 #include "runtime/quantize/error_feedback.h"
+#include "runtime/quantize/matrix_plan.h"
+#include "runtime/quantize/panel_encoder.h"
 #include "runtime/quantize/source_rows.h"
 #include "runtime/quantize/strip_choice.h"
+#include "runtime/quantize/tile_codes.h"
 #include "runtime/quantize/tile_fit.h"
 #include "scheduler/check.h"
 
@@ -35,27 +39,28 @@ std::vector<float> FlooredDiagonal(const std::vector<float>& diagonal) {
   return result;
 }
 
-// Strips are counted in compact order here: the 2-bit ones, then the 4-bit ones, no padding.
 class MatrixJob {
  public:
   MatrixJob(const Matrix& matrix, const Hessian& hessian, const MatrixSettings& settings,
             ThreadTeam* team, const LaneKernels& kernels)
       : matrix_(matrix),
-        rows_(MatrixRows(matrix)),
-        cols_(MatrixCols(matrix)),
         h_(FlooredDiagonal(hessian.diagonal)),
-        hessian_(hessian),
         settings_(settings),
         method_(*settings.method),
         team_(team),
         kernels_(kernels),
-        counts_(ChooseStripCounts(rows_, cols_, settings.share4, method_.zero_points)),
-        row_blocks_(counts_.shape.row_blocks()),
         ranks_(team->size()) {
     for (auto& rank : ranks_) rank = std::make_unique<Rank>();
+    plan_.method = settings.method;
+    plan_.rows = MatrixRows(matrix);
+    plan_.cols = MatrixCols(matrix);
+    plan_.counts = ChooseStripCounts(plan_.rows, plan_.cols, settings.share4, method_.zero_points);
+    plan_.CutTiles();
   }
 
-  absl::StatusOr<QuantizedMatrix> Run(const std::string& name);
+  // `hessian`: the constructor's, of which everything may be used.
+  absl::StatusOr<QuantizedMatrix> Run(const std::string& name, Hessian* hessian,
+                                      TeamProducts* products);
   std::vector<StorageChoice> Choices();
 
  private:
@@ -63,68 +68,46 @@ class MatrixJob {
   struct Rank {
     std::vector<float> rows;  // of the row block at hand, as LoadRowBlock gives them
     TileBlock tile;
+    TileCodes codes;
     const float* group(int source_strip) const {
       return rows.data() + static_cast<size_t>(source_strip) * kGroup * kLanes;
     }
   };
 
-  int strips() const { return counts_.strips2 + counts_.strips4; }
-  int tile_strips(int bits) const { return quant::kTileChunks * quant::ChunkStrips(bits); }
-  int first_strip(int bits) const { return bits == 2 ? 0 : counts_.strips2; }
-  int num_strips(int bits) const { return bits == 2 ? counts_.strips2 : counts_.strips4; }
-  int position(int strip) const {
-    return strip < counts_.strips2
-               ? strip
-               : quant::ChunkStrips(2) * counts_.shape.chunks2 + strip - counts_.strips2;
-  }
-  bool corrects() const { return method_.correction > 0.0f && !hessian_.drift.empty(); }
-  bool IsOutlier(int row, int strip, int channel) const {
-    return !masks_.empty() && strip < counts_.strips2 &&
-           ((masks_[static_cast<size_t>(row) * counts_.strips2 + strip] >> channel) & 1) != 0;
-  }
-
   template <typename Fn>
   void ForRowBlocks(const Fn& fn);
   std::vector<double> StripSensitivities(int bits);
-  void LoadTile(int row_block, int bits, int tile, const float* work, Rank* rank) const;
+  void LoadTile(int row_block, const TileRange& tile, Rank* rank) const;
   void Fit(const TileBlock& block, TileFit* fit) const;
   void ChooseOutliers();
   void MarkOutliers(int64_t budget, const std::vector<float>& gains,
                     const std::vector<uint8_t>& channels);
-  void PlaceStrips();
-  std::vector<float> InCompactOrder(const std::vector<float>& source) const;
-  std::vector<float> Targets(const Rank& rank) const;
-  void Encode(int row_block, const std::vector<float>& targets, Rank* rank,
-              EncodedBlock* encoded) const;
-  void ChooseCodes(int row_block, int strip, int channel, const float* targets,
-                   EncodedBlock* encoded, float* errors) const;
-  void StoreTile(int row_block, int bits, int tile, const TileFit& fit,
-                 quant::UnpackedMatrix* m) const;
-  void Store(int row_block, const Rank& rank, const EncodedBlock& encoded, QuantizedMatrix* result,
-             MatrixQuality* quality, std::vector<quant::Outlier>* outliers) const;
+  absl::Status EncodePanels(Hessian* hessian, TeamProducts* products,
+                            quant::UnpackedMatrix* result);
+  void EncodeBlock(int row_block, Rank* rank, quant::UnpackedMatrix* result);
+  void StoreTile(int row_block, const TileRange& tile, const TileFit& fit, const Rank& rank,
+                 quant::UnpackedMatrix* m, MatrixQuality* quality,
+                 std::vector<quant::Outlier>* outliers) const;
+  QuantizedMatrix Store(quant::UnpackedMatrix unpacked);
+  KeptTile& kept(int row_block, int tile) {
+    return kept_[static_cast<size_t>(row_block) * plan_.tiles.size() + tile];
+  }
 
   const Matrix& matrix_;
-  const int rows_;
-  const int cols_;
   const std::vector<float> h_;  // [K] in source order, all positive
-  const Hessian& hessian_;
   const MatrixSettings& settings_;
   const QuantizeMethod& method_;
   ThreadTeam* const team_;
   const LaneKernels& kernels_;
-  const StripCounts counts_;
-  const int row_blocks_;
+  MatrixPlan plan_;
   std::vector<std::unique_ptr<Rank>> ranks_;
-  std::vector<uint16_t> order_;     // [num_positions]
-  std::vector<uint16_t> masks_;     // [16 * row_blocks, strips2] bit k: channel k is an outlier
-  std::vector<StripPlace> places_;  // [strips]
-  std::unique_ptr<ErrorFeedback> factor_;  // null: neither error feedback nor a correction
+  std::vector<KeptTile> kept_;  // [row_blocks, tiles]
 };
 
 template <typename Fn>
 void MatrixJob::ForRowBlocks(const Fn& fn) {
   team_->Run([&](int rank) {
-    const Share share = ShareOf(row_blocks_, 1, rank, team_->size());
+    const Share share = ShareOf(plan_.row_blocks(), 1, rank, team_->size());
     for (int b = share.begin; b < share.end; ++b) {
       LoadRowBlock(matrix_, b, &ranks_[rank]->rows);
       fn(b, ranks_[rank].get());
@@ -132,28 +115,14 @@ void MatrixJob::ForRowBlocks(const Fn& fn) {
   });
 }
 
-// `work`: the row block in compact order as a correction and error feedback have changed it, or
-// null for the weights themselves.
-void MatrixJob::LoadTile(int row_block, int bits, int tile, const float* work, Rank* rank) const {
-  TileBlock* block = &rank->tile;
-  const int begin = tile * tile_strips(bits);
-  const bool feedback = method_.error_feedback && factor_ != nullptr;
-  block->bits = bits;
-  block->strips = std::min(tile_strips(bits), num_strips(bits) - begin);
-  for (int g = 0; g < block->strips; ++g) {
-    const int strip = first_strip(bits) + begin + g;
-    const int source = order_[position(strip)];
-    const float* group =
-        work != nullptr ? work + static_cast<size_t>(strip) * kGroup * kLanes : rank->group(source);
-    std::copy_n(group, kGroup * kLanes, block->w[g]);
-    for (int k = 0; k < kGroup; ++k) {
-      const float h = feedback ? factor_->weight(strip * kGroup + k) : h_[source * kGroup + k];
-      for (int l = 0; l < kLanes; ++l) {
-        const int row = row_block * quant::kBlockRows + l;
-        block->h[g][k * kLanes + l] = IsOutlier(row, strip, k) ? 0.0f : h;
-      }
-    }
+void MatrixJob::LoadTile(int row_block, const TileRange& tile, Rank* rank) const {
+  std::vector<float> h(tile.channels());
+  for (int g = 0; g < tile.strips; ++g) {
+    const int source = plan_.source_channel(tile.first_strip + g);
+    std::copy_n(rank->group(source / kGroup), kGroup * kLanes, rank->tile.w[g]);
+    std::copy_n(h_.data() + source, kGroup, h.data() + g * kGroup);
   }
+  FillTileBlock(plan_, row_block, tile, h, &rank->tile);
 }
 
 void MatrixJob::Fit(const TileBlock& block, TileFit* fit) const {
@@ -165,10 +134,11 @@ void MatrixJob::Fit(const TileBlock& block, TileFit* fit) const {
 }
 
 std::vector<double> MatrixJob::StripSensitivities(int bits) {
-  std::vector<double> parts(static_cast<size_t>(row_blocks_) * strips());
+  const int strips = plan_.strips();
+  std::vector<double> parts(static_cast<size_t>(plan_.row_blocks()) * strips);
   ForRowBlocks([&](int row_block, Rank* rank) {
     float* h = rank->tile.h[0];
-    for (int s = 0; s < strips(); ++s) {
+    for (int s = 0; s < strips; ++s) {
       const float* w = rank->group(s);
       float h_sum = 0.0f;
       for (int k = 0; k < kGroup; ++k) {
@@ -195,29 +165,30 @@ std::vector<double> MatrixJob::StripSensitivities(int bits) {
         }
         for (const float e : errors) sum += e;
       }
-      parts[static_cast<size_t>(row_block) * strips() + s] = sum;
+      parts[static_cast<size_t>(row_block) * strips + s] = sum;
     }
   });
-  std::vector<double> result(strips());
-  for (size_t i = 0; i < parts.size(); ++i) result[i % strips()] += parts[i];
+  std::vector<double> result(strips);
+  for (size_t i = 0; i < parts.size(); ++i) result[i % strips] += parts[i];
   return result;
 }
 
 void MatrixJob::ChooseOutliers() {
   const int64_t budget =
-      static_cast<int64_t>(settings_.outliers * static_cast<double>(rows_) * cols_);
-  const size_t groups = static_cast<size_t>(row_blocks_) * kLanes * counts_.strips2;
+      static_cast<int64_t>(settings_.outliers * static_cast<double>(plan_.rows) * plan_.cols);
+  const size_t groups = static_cast<size_t>(plan_.row_blocks()) * kLanes * plan_.counts.strips2;
   if (budget <= 0 || groups == 0) return;
-  masks_.assign(groups, 0);
+  plan_.masks.assign(groups, 0);
   std::vector<float> gains(groups);
   std::vector<uint8_t> channels(groups);
   for (int round = 0; round < kOutlierRounds; ++round) {
     ForRowBlocks([&](int row_block, Rank* rank) {
-      for (int tile = 0; tile < counts_.shape.tiles(2); ++tile) {
+      for (const TileRange& tile : plan_.tiles) {
+        if (tile.bits != 2) continue;
         TileFit fit;
-        LoadTile(row_block, 2, tile, nullptr, rank);
+        LoadTile(row_block, tile, rank);
         Fit(rank->tile, &fit);
-        for (int g = 0; g < rank->tile.strips; ++g) {
+        for (int g = 0; g < tile.strips; ++g) {
           BestOutlier best;
           if (method_.search_scales) {
             FindOutliersSearched(kernels_, rank->tile, fit, g, &best);
@@ -226,8 +197,8 @@ void MatrixJob::ChooseOutliers() {
           }
           for (int l = 0; l < kLanes; ++l) {
             const size_t i =
-                static_cast<size_t>(row_block * quant::kBlockRows + l) * counts_.strips2 +
-                tile * tile_strips(2) + g;
+                static_cast<size_t>(row_block * quant::kBlockRows + l) * plan_.counts.strips2 +
+                tile.first_strip + g;
             gains[i] = best.gain[l];
             channels[i] = best.channel[l];
           }
@@ -239,165 +210,127 @@ void MatrixJob::ChooseOutliers() {
   }
 }
 
+// The `budget` groups that gain most, of equals the first. Gains are counted by their upper half:
+// positive floats are in order as integers, too.
 void MatrixJob::MarkOutliers(int64_t budget, const std::vector<float>& gains,
                              const std::vector<uint8_t>& channels) {
+  constexpr int kBins = 1 << 16;
+  const auto bin_of = [&](size_t i) {
+    return gains[i] > 0.0f ? std::bit_cast<uint32_t>(gains[i]) >> 16 : 0u;
+  };
+  const auto mark = [&](size_t i) { plan_.masks[i] |= static_cast<uint16_t>(1u << channels[i]); };
+  std::vector<std::vector<int64_t>> counts(ranks_.size());
+  const auto groups = static_cast<int64_t>(gains.size());
+  const auto for_groups = [&](const auto& fn) {
+    ForPieces(team_, groups, kPieceElements, [&](int rank, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) fn(rank, static_cast<size_t>(i));
+    });
+  };
+  for (std::vector<int64_t>& of_rank : counts) of_rank.resize(kBins);
+  for_groups([&](int rank, size_t i) { ++counts[rank][bin_of(i)]; });
+  const auto count_of = [&](uint32_t bin) {
+    int64_t sum = 0;
+    for (const std::vector<int64_t>& of_rank : counts) sum += of_rank[bin];
+    return sum;
+  };
+  uint32_t last = kBins - 1;  // the bin with which the budget is spent; 0: it is not
+  int64_t left = budget;
+  for (; last > 0 && count_of(last) < left; --last) left -= count_of(last);
+  std::vector<std::vector<size_t>> found(ranks_.size());
+  for_groups([&](int rank, size_t i) {
+    const uint32_t bin = bin_of(i);
+    if (bin > last) mark(i);
+    if (bin == last && last > 0) found[rank].push_back(i);
+  });
   std::vector<size_t> candidates;
-  for (size_t i = 0; i < gains.size(); ++i) {
-    if (gains[i] > 0.0f) candidates.push_back(i);
+  for (const auto& of_rank : found) {
+    candidates.insert(candidates.end(), of_rank.begin(), of_rank.end());
   }
   const auto before = [&](size_t a, size_t b) {
     return gains[a] != gains[b] ? gains[a] > gains[b] : a < b;
   };
-  if (static_cast<int64_t>(candidates.size()) > budget) {
-    std::nth_element(candidates.begin(), candidates.begin() + budget, candidates.end(), before);
-    candidates.resize(budget);
+  if (static_cast<int64_t>(candidates.size()) > left) {
+    std::nth_element(candidates.begin(), candidates.begin() + left, candidates.end(), before);
+    candidates.resize(left);
   }
-  for (const size_t i : candidates) masks_[i] |= static_cast<uint16_t>(1u << channels[i]);
+  for (const size_t i : candidates) mark(i);
 }
 
-void MatrixJob::StoreTile(int row_block, int bits, int tile, const TileFit& fit,
-                          quant::UnpackedMatrix* m) const {
-  const int tiles = counts_.shape.tiles(bits);
-  const int begin = tile * tile_strips(bits);
-  const int count = std::min(tile_strips(bits), num_strips(bits) - begin);
-  const int positions = counts_.shape.num_positions();
-  for (int l = 0; l < kLanes; ++l) {
-    const int row = row_block * quant::kBlockRows + l;
-    if (row >= rows_) break;
-    m->second_order[bits == 2 ? 0 : 1][static_cast<size_t>(row) * tiles + tile] = fit.stored[l];
-    for (int g = 0; g < count; ++g) {
-      const size_t i =
-          static_cast<size_t>(row) * positions + position(first_strip(bits) + begin + g);
+// Codes one tile after the other, nearest to the weights.
+void MatrixJob::EncodeBlock(int row_block, Rank* rank, quant::UnpackedMatrix* result) {
+  for (size_t t = 0; t < plan_.tiles.size(); ++t) {
+    const TileRange& tile = plan_.tiles[t];
+    TileFit fit;
+    LoadTile(row_block, tile, rank);
+    Fit(rank->tile, &fit);
+    rank->codes.Begin(plan_, row_block, tile);
+    for (int i = 0; i < tile.channels(); ++i) {
+      rank->codes.Choose(method_.zero_points, fit, i, rank->tile.w[0] + i * kLanes);
+    }
+    KeepTile(plan_, row_block, tile, rank->codes, fit, result,
+             &kept(row_block, static_cast<int>(t)));
+  }
+}
+
+absl::Status MatrixJob::EncodePanels(Hessian* hessian, TeamProducts* products,
+                                     quant::UnpackedMatrix* result) {
+  ScratchFloats misses;
+  if (method_.correction > 0.0f && !hessian->drift.empty()) {
+    misses = DriftProduct(matrix_, settings_.last_use, &hessian->drift, products);
+  } else if (method_.correction > 0.0f) {
+    misses = std::move(hessian->misses);
+  }
+  std::vector<int> channels;  // source channels in compact order
+  for (int s = 0; s < plan_.strips(); ++s) {
+    for (int k = 0; k < kGroup; ++k) channels.push_back(plan_.source_channel(s) + k);
+  }
+  hessian->matrix.Arrange(channels, team_);
+  std::unique_ptr<ErrorFeedback> factor;
+  if (method_.error_feedback || !misses.empty()) {
+    auto made = ErrorFeedback::Create(&hessian->matrix, products);
+    if (!made.ok()) return made.status();
+    factor = *std::move(made);
+  }
+  PanelEncoder encoder(plan_, matrix_, h_, hessian->matrix, factor.get(), &misses, products,
+                       kernels_);
+  ForPieces(team_, encoder.panels(), 1, [&](int rank, int64_t panel, int64_t) {
+    encoder.Run(rank, static_cast<int>(panel), result, &kept_);
+  });
+  return absl::OkStatus();
+}
+
+// Scales and outliers of a finished tile into the result. Quality is against the source weights.
+void MatrixJob::StoreTile(int row_block, const TileRange& tile, const TileFit& fit,
+                          const Rank& rank, quant::UnpackedMatrix* m, MatrixQuality* quality,
+                          std::vector<quant::Outlier>* outliers) const {
+  const int first_row = row_block * quant::kBlockRows;
+  const int rows = std::min(kLanes, plan_.rows - first_row);
+  const int width_tiles = plan_.counts.shape.tiles(tile.bits);
+  const size_t positions = plan_.counts.shape.num_positions();
+  for (int l = 0; l < rows; ++l) {
+    const size_t row = first_row + l;
+    m->second_order[tile.bits == 2 ? 0 : 1][row * width_tiles + tile.index] = fit.stored[l];
+    for (int g = 0; g < tile.strips; ++g) {
+      const size_t i = row * positions + plan_.position(tile.first_strip + g);
       m->sub_scales[i] = fit.sub[g][l];
       if (method_.zero_points) m->zeros[i] = fit.zero[g][l];
     }
   }
-}
-
-// The nearest codes for `targets` [16 rows]; `errors`: what is left of the targets.
-void MatrixJob::ChooseCodes(int row_block, int strip, int channel, const float* targets,
-                            EncodedBlock* encoded, float* errors) const {
-  const StripPlace& place = places_[strip];
-  const TileFit& fit = encoded->fits[place.fit];
-  for (int l = 0; l < kLanes; ++l) {
-    const size_t i = EncodedBlock::Index(strip, channel, l);
-    const float step = fit.step(place.strip_in_tile, l);
-    const int zero = fit.zero[place.strip_in_tile][l];
-    const int code = method_.zero_points ? NearestCode(place.bits, targets[l], step, zero)
-                                         : NearestCode(place.bits, targets[l], step);
-    encoded->codes[i] = static_cast<uint8_t>(code);
-    encoded->is_outlier[i] = IsOutlier(row_block * quant::kBlockRows + l, strip, channel) ? 1 : 0;
-    encoded->values[i] = encoded->is_outlier[i] ? targets[l]
-                         : method_.zero_points  ? CodeWeight(place.bits, code, step, zero)
-                                                : CodeWeight(place.bits, code, step);
-    errors[l] = targets[l] - encoded->values[i];
-  }
-}
-
-// [K channels][16 rows] from source order.
-std::vector<float> MatrixJob::InCompactOrder(const std::vector<float>& source) const {
-  std::vector<float> compact(source.size());
-  for (int s = 0; s < strips(); ++s) {
-    std::copy_n(source.data() + static_cast<size_t>(places_[s].source) * kLanes, kGroup * kLanes,
-                compact.data() + static_cast<size_t>(s) * kGroup * kLanes);
-  }
-  return compact;
-}
-
-// What the codes of a row block shall come to [K channels in source order][16 rows]: the weights W,
-// or with a correction what gives W z from x best in the mean, W (I + D H^-1) with the drift D; as
-// much of that as the method says.
-std::vector<float> MatrixJob::Targets(const Rank& rank) const {
-  std::vector<float> targets = rank.rows;
-  if (!corrects()) return targets;
-  std::vector<float> missing(targets.size());  // -W D
-  for (int begin = 0; begin < cols_; begin += kGroup) {
-    const float* rows[kGroup];
-    for (int k = 0; k < kGroup; ++k) {
-      rows[k] = hessian_.drift.data() + static_cast<size_t>(begin + k) * cols_;
-    }
-    kernels_.subtract_outers(missing.data(), targets.data() + static_cast<size_t>(begin) * kLanes,
-                             rows, kGroup, cols_);
-  }
-  std::vector<float> change = InCompactOrder(missing);
-  factor_->Solve(kernels_, change.data());
-  for (int i = 0; i < cols_; ++i) {
-    float* target =
-        targets.data() + static_cast<size_t>(places_[i / kGroup].source + i % kGroup) * kLanes;
-    for (int l = 0; l < kLanes; ++l) {
-      target[l] -= method_.correction * change[static_cast<size_t>(i) * kLanes + l];
-    }
-  }
-  return targets;
-}
-
-void MatrixJob::Encode(int row_block, const std::vector<float>& targets, Rank* rank,
-                       EncodedBlock* encoded) const {
-  TileBlock* block = &rank->tile;
-  std::vector<float> work;
-  if (factor_) work = InCompactOrder(targets);
-  for (const int bits : {2, 4}) {
-    for (int tile = 0; tile < counts_.shape.tiles(bits); ++tile) {
-      const int first = first_strip(bits) + tile * tile_strips(bits);
-      TileFit& fit = encoded->fits[places_[first].fit];
-      LoadTile(row_block, bits, tile, factor_ ? work.data() : nullptr, rank);
-      Fit(*block, &fit);
-      for (int g = 0; g < block->strips; ++g) {
-        const int strip = first + g;
-        if (method_.error_feedback) {
-          float* group = work.data() + static_cast<size_t>(strip) * kGroup * kLanes;
-          std::copy_n(group, kGroup * kLanes, block->w[g]);
-          if (method_.search_scales) RefitSubScale(kernels_, *block, g, &fit);
-        }
-        float errors[kGroup * kLanes];
-        for (int k = 0; k < kGroup; ++k) {
-          const float* targets_of =
-              factor_ ? work.data() + (static_cast<size_t>(strip) * kGroup + k) * kLanes
-                      : block->w[g] + k * kLanes;
-          ChooseCodes(row_block, strip, k, targets_of, encoded, errors + k * kLanes);
-          if (!method_.error_feedback) continue;
-          factor_->SpreadInStrip(kernels_, strip * kGroup + k, errors + k * kLanes, work.data());
-        }
-        if (method_.error_feedback) factor_->SpreadStrip(kernels_, strip, errors, work.data());
-      }
-    }
-  }
-}
-
-// Codes, scales and outliers of a finished row block into the result. Quality is against the source
-// weights.
-void MatrixJob::Store(int row_block, const Rank& rank, const EncodedBlock& encoded,
-                      QuantizedMatrix* result, MatrixQuality* quality,
-                      std::vector<quant::Outlier>* outliers) const {
-  const size_t columns = static_cast<size_t>(counts_.shape.num_positions()) * kGroup;
-  for (const int bits : {2, 4}) {
-    for (int tile = 0; tile < counts_.shape.tiles(bits); ++tile) {
-      const int fit = places_[first_strip(bits) + tile * tile_strips(bits)].fit;
-      StoreTile(row_block, bits, tile, encoded.fits[fit], &result->unpacked);
-    }
-  }
-  for (int i = 0; i < cols_; ++i) {
-    const int strip = i / kGroup, channel = i % kGroup;
-    const StripPlace& place = places_[strip];
-    const int column = position(strip) * kGroup + channel;
-    const int source = place.source + channel;
-    for (int l = 0; l < kLanes; ++l) {
-      const int row = row_block * quant::kBlockRows + l;
-      if (row >= rows_) break;
-      const size_t at = EncodedBlock::Index(strip, channel, l);
-      const int code = encoded.codes[at];
-      float value = encoded.values[at];
-      if (encoded.is_outlier[at]) {
-        const float step = encoded.fits[place.fit].step(place.strip_in_tile, l);
-        const int zero = encoded.fits[place.fit].zero[place.strip_in_tile][l];
-        const float base = method_.zero_points ? CodeWeight(place.bits, code, step, zero)
-                                               : CodeWeight(place.bits, code, step);
+  for (int i = 0; i < tile.channels(); ++i) {
+    const int strip = tile.first_strip + i / kGroup, channel = i % kGroup;
+    const int source = plan_.source_channel(strip) + channel;
+    for (int l = 0; l < rows; ++l) {
+      const int at = i * kLanes + l;
+      float value = rank.codes.values[at];
+      if (rank.codes.is_outlier[at] != 0) {
+        const float base = rank.codes.ValueOf(method_.zero_points, fit, i, l);
         const uint16_t correction = quant::FloatToHalf(value - base);
         value = base + quant::HalfToFloat(correction);
-        outliers->push_back({.row = row, .position = column, .value = correction});
+        outliers->push_back({.row = first_row + l,
+                             .position = plan_.position(strip) * kGroup + channel,
+                             .value = correction});
         ++quality->outliers;
       }
-      result->unpacked.codes[row * columns + column] = static_cast<uint8_t>(code);
       const double weight = rank.rows[static_cast<size_t>(source) * kLanes + l];
       const double error = weight - value;
       quality->weighted_error += h_[source] * error * error;
@@ -405,97 +338,86 @@ void MatrixJob::Store(int row_block, const Rank& rank, const EncodedBlock& encod
       quality->error += error * error;
       quality->norm += weight * weight;
       ++quality->weights;
-      if (place.bits == 4) ++quality->weights4;
+      if (tile.bits == 4) ++quality->weights4;
     }
   }
 }
 
-// places_ for order_.
-void MatrixJob::PlaceStrips() {
-  const int tiles2 = counts_.shape.tiles(2);
-  for (int s = 0; s < strips(); ++s) {
-    const int bits = s < counts_.strips2 ? 2 : 4;
-    const int in_width = s - first_strip(bits);
-    places_.push_back({.bits = bits,
-                       .fit = (bits == 2 ? 0 : tiles2) + in_width / tile_strips(bits),
-                       .strip_in_tile = in_width % tile_strips(bits),
-                       .source = order_[position(s)] * kGroup});
-  }
-}
-
-absl::StatusOr<QuantizedMatrix> MatrixJob::Run(const std::string& name) {
-  std::vector<double> sensitivity;
-  if (counts_.strips2 > 0 && counts_.strips4 > 0) sensitivity = StripSensitivities(2);
-  // Error feedback gains if the channels that carry most come first of their width.
-  std::vector<double> importance(strips(), 0.0);
-  if (method_.large_first) {
-    for (int k = 0; k < cols_; ++k) importance[k / kGroup] += h_[k];
-  }
-  order_ = OrderStrips(counts_, sensitivity, importance);
-  PlaceStrips();
-  ChooseOutliers();
-  if (method_.error_feedback || corrects()) {
-    std::vector<int> channels;  // source channels in compact order
-    for (const StripPlace& place : places_) {
-      for (int k = 0; k < kGroup; ++k) channels.push_back(place.source + k);
-    }
-    auto factor = ErrorFeedback::Create(hessian_.matrix, channels, team_, kernels_);
-    if (!factor.ok()) {
-      return absl::Status(factor.status().code(),
-                          absl::StrCat(name, ": ", factor.status().message()));
-    }
-    factor_ = *std::move(factor);
-  }
-
-  QuantizedMatrix result;
-  quant::UnpackedMatrix& m = result.unpacked;
-  const size_t positions = counts_.shape.num_positions();
-  m.shape = counts_.shape;
-  m.strip_order = order_;
-  m.codes.assign(rows_ * positions * kGroup, 0);
-  m.sub_scales.assign(rows_ * positions, 0);
-  if (method_.zero_points) m.zeros.assign(rows_ * positions, 0);
-  m.second_order[0].assign(static_cast<size_t>(rows_) * counts_.shape.tiles(2), 0);
-  m.second_order[1].assign(static_cast<size_t>(rows_) * counts_.shape.tiles(4), 0);
-
-  std::vector<MatrixQuality> qualities(row_blocks_);
-  std::vector<std::vector<quant::Outlier>> outliers(row_blocks_);
-  std::unique_ptr<CodeDescent> descent;
-  if (method_.descent_sweeps > 0) {
-    descent = std::make_unique<CodeDescent>(hessian_.matrix, places_, kernels_);
-  }
+// The kept tiles into the result.
+QuantizedMatrix MatrixJob::Store(quant::UnpackedMatrix unpacked) {
+  const int row_blocks = plan_.row_blocks();
+  std::vector<MatrixQuality> qualities(row_blocks);
+  std::vector<std::vector<quant::Outlier>> outliers(row_blocks);
   ForRowBlocks([&](int row_block, Rank* rank) {
-    EncodedBlock encoded(strips(), counts_.shape.tiles(2) + counts_.shape.tiles(4));
-    const std::vector<float> targets = Targets(*rank);
-    Encode(row_block, targets, rank, &encoded);
-    if (descent) descent->Run(targets, method_.descent_sweeps, method_.descent, &encoded);
-    Store(row_block, *rank, encoded, &result, &qualities[row_block], &outliers[row_block]);
+    for (size_t t = 0; t < plan_.tiles.size(); ++t) {
+      const TileRange& tile = plan_.tiles[t];
+      const KeptTile& tile_kept = kept(row_block, static_cast<int>(t));
+      rank->codes.Begin(plan_, row_block, tile);
+      RecallTile(plan_, row_block, tile, unpacked, tile_kept, &rank->codes);
+      StoreTile(row_block, tile, tile_kept.fit, *rank, &unpacked, &qualities[row_block],
+                &outliers[row_block]);
+    }
   });
-  for (int b = 0; b < row_blocks_; ++b) {
+  QuantizedMatrix result;
+  result.unpacked = std::move(unpacked);
+  for (int b = 0; b < row_blocks; ++b) {
     result.quality.Add(qualities[b]);
-    m.outliers.insert(m.outliers.end(), outliers[b].begin(), outliers[b].end());
+    result.unpacked.outliers.insert(result.unpacked.outliers.end(), outliers[b].begin(),
+                                    outliers[b].end());
   }
   return result;
+}
+
+absl::StatusOr<QuantizedMatrix> MatrixJob::Run(const std::string& name, Hessian* hessian,
+                                               TeamProducts* products) {
+  std::vector<double> sensitivity;
+  if (plan_.counts.strips2 > 0 && plan_.counts.strips4 > 0) sensitivity = StripSensitivities(2);
+  // Error feedback gains if the channels that carry most come first of their width.
+  std::vector<double> importance(plan_.strips(), 0.0);
+  if (method_.large_first) {
+    for (int k = 0; k < plan_.cols; ++k) importance[k / kGroup] += h_[k];
+  }
+  plan_.order = OrderStrips(plan_.counts, sensitivity, importance);
+  ChooseOutliers();
+
+  quant::UnpackedMatrix m;
+  const size_t rows = plan_.rows, positions = plan_.counts.shape.num_positions();
+  m.shape = plan_.counts.shape;
+  m.strip_order = plan_.order;
+  m.codes.assign(rows * positions * kGroup, 0);
+  m.sub_scales.assign(rows * positions, 0);
+  if (method_.zero_points) m.zeros.assign(rows * positions, 0);
+  m.second_order[0].assign(rows * m.shape.tiles(2), 0);
+  m.second_order[1].assign(rows * m.shape.tiles(4), 0);
+  kept_.resize(plan_.row_blocks() * plan_.tiles.size());
+  if (method_.full_hessian()) {
+    if (absl::Status status = EncodePanels(hessian, products, &m); !status.ok()) {
+      return absl::Status(status.code(), absl::StrCat(name, ": ", status.message()));
+    }
+  } else {
+    ForRowBlocks([&](int row_block, Rank* rank) { EncodeBlock(row_block, rank, &m); });
+  }
+  return Store(std::move(m));
 }
 
 std::vector<StorageChoice> MatrixJob::Choices() {
   const std::vector<double> errors2 = StripSensitivities(2);
   const std::vector<double> errors4 = StripSensitivities(4);
-  std::vector<int> ranked(strips());
+  std::vector<int> ranked(plan_.strips());
   std::iota(ranked.begin(), ranked.end(), 0);
   std::stable_sort(ranked.begin(), ranked.end(),
                    [&](int a, int b) { return errors2[a] > errors2[b]; });
   std::vector<StorageChoice> choices;
   double loss = std::accumulate(errors2.begin(), errors2.end(), 0.0);
   int strips4 = 0;
-  for (const StripCounts& counts : UsefulStripCounts(rows_, cols_, method_.zero_points)) {
+  for (const StripCounts& counts : UsefulStripCounts(plan_.rows, plan_.cols, method_.zero_points)) {
     for (; strips4 < counts.strips4; ++strips4) {
       loss -= errors2[ranked[strips4]] - errors4[ranked[strips4]];
     }
     const int64_t outliers =
-        counts.strips2 == 0
-            ? 0
-            : static_cast<int64_t>(settings_.outliers * static_cast<double>(rows_) * cols_);
+        counts.strips2 == 0 ? 0
+                            : static_cast<int64_t>(settings_.outliers *
+                                                   static_cast<double>(plan_.rows) * plan_.cols);
     const size_t starts = outliers == 0 ? 0 : counts.shape.num_outlier_lists() + 1;
     choices.push_back(
         {.strips4 = counts.strips4,
@@ -520,9 +442,8 @@ void MatrixQuality::Add(const MatrixQuality& other) {
 }
 
 absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const Matrix& matrix,
-                                               const Hessian& hessian,
-                                               const MatrixSettings& settings, ThreadTeam* team,
-                                               const LaneKernels& kernels) {
+                                               Hessian* hessian, const MatrixSettings& settings,
+                                               TeamProducts* products, const LaneKernels& kernels) {
   const int rows = MatrixRows(matrix), cols = MatrixCols(matrix);
   if (rows <= 0 || cols <= 0) {
     return absl::InvalidArgumentError(absl::StrCat(name, ": empty, ", rows, " x ", cols));
@@ -531,15 +452,17 @@ absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const Ma
     return absl::InvalidArgumentError(absl::StrCat(
         name, ": K = ", cols, " input channels is not a multiple of ", quant::kStripChannels));
   }
-  if (absl::Status status = CheckWeights(name, matrix); !status.ok()) return status;
-  FEWBIT_CHECK(static_cast<int>(hessian.diagonal.size()) == cols) << name;
+  if (absl::Status status = CheckWeights(name, matrix, products->team()); !status.ok())
+    return status;
+  FEWBIT_CHECK(static_cast<int>(hessian->diagonal.size()) == cols) << name;
   for (int k = 0; k < cols; ++k) {
-    if (std::isfinite(hessian.diagonal[k])) continue;
+    if (std::isfinite(hessian->diagonal[k])) continue;
     return absl::InvalidArgumentError(absl::StrCat(
         name, ": the calibration inputs of channel ", k,
         " are NaN or infinite; the weights before this layer are out of any sensible range"));
   }
-  return MatrixJob(matrix, hessian, settings, team, kernels).Run(name);
+  return MatrixJob(matrix, *hessian, settings, products->team(), kernels)
+      .Run(name, hessian, products);
 }
 
 std::vector<StorageChoice> StorageChoices(const Matrix& matrix, const Hessian& hessian,

@@ -9,25 +9,20 @@
 #include "absl/status/statusor.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/quant_pack.h"
+#include "runtime/products/team_products.h"
 #include "runtime/quantize/bit_allocation.h"
+#include "runtime/quantize/hessian.h"
 #include "runtime/quantize/lane_kernels.h"
 #include "runtime/quantize/methods.h"
 #include "runtime/thread_team.h"
 
 namespace fewbit {
 
-// What calibration knows about the inputs x of one linear layer, as means over tokens.
-struct Hessian {
-  std::vector<float> diagonal;  // [K] mean of x_k^2
-  std::vector<float> matrix;    // [K, K] mean of x_i x_j; only for methods with error feedback
-  // [K, K] mean of (z_i - x_i) x_j, z the input in the original model; empty: not wanted, or z = x.
-  std::vector<float> drift;
-};
-
 struct MatrixSettings {
   const QuantizeMethod* method = &kQuantizeMethods[0];
   double share4 = 0.25;     // of the strips of each matrix
   double outliers = 0.002;  // at most this share of the weights of each matrix
+  bool last_use = false;    // of the Hessian, which may be used up
 };
 
 // Sums over a matrix; sums over several matrices add up.
@@ -49,13 +44,14 @@ struct QuantizedMatrix {
 };
 
 // Quantizes `matrix` [rows, cols], of any dtype but packed. The result depends on the arguments
-// only, not on the team's size or the processor. INVALID_ARGUMENT naming `name` (the tensor): cols
-// no multiple of 16, a NaN or infinite weight (with its place), a weight too large for the fp16
-// scales. `team` must not be inside a Run.
+// and, with error feedback, the kind of processor (oneDNN's products) only, not on the team's size.
+// With error feedback the Hessian is rearranged and factored in its own memory; it can be used
+// again, but for its misses. INVALID_ARGUMENT naming `name` (the tensor): cols no multiple of 16, a
+// NaN or infinite weight (with its place), a weight too large for the fp16 scales. The team must
+// not be inside a Run.
 absl::StatusOr<QuantizedMatrix> QuantizeMatrix(const std::string& name, const Matrix& matrix,
-                                               const Hessian& hessian,
-                                               const MatrixSettings& settings, ThreadTeam* team,
-                                               const LaneKernels& kernels);
+                                               Hessian* hessian, const MatrixSettings& settings,
+                                               TeamProducts* products, const LaneKernels& kernels);
 
 // The ways to store the matrix, one per useful number of 4-bit strips (strip_choice.h): bytes in
 // the file, and as loss the H-weighted squared error that nearest codes leave. REQUIRES: weights

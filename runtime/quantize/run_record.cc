@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/quant_layout.h"
 #include "nlohmann/json.hpp"
+#include "runtime/products/tile_product.h"
 
 namespace fewbit {
 namespace {
@@ -81,7 +82,8 @@ absl::StatusOr<Fingerprint> FingerprintOf(const QuantizeOptions& options,
                              {"calibration", DescribeIds(calibration)},
                              {"program", options.program},
                              {"layout version", number(quant::kLayoutVersion)},
-                             {"instruction set", cpu::IsaName(isa)}};
+                             {"instruction set", cpu::IsaName(isa)},
+                             {"products", ProductsName()}};
   if (absl::Status status = AddModelFiles(options.model_dir, "model file", &fingerprint);
       !status.ok()) {
     return status;

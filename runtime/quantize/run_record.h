@@ -22,8 +22,9 @@
 
 namespace fewbit {
 
-// Options but for threads, the calibration ids, program, layout and instruction set, and the files
-// of the model by size and time. NOT_FOUND and the like when the model cannot be listed.
+// Options but for threads, the calibration ids, program, layout, instruction set and library of
+// products, and the files of the model by size and time. NOT_FOUND and the like when the model
+// cannot be listed.
 absl::StatusOr<Fingerprint> FingerprintOf(const QuantizeOptions& options,
                                           std::span<const TokenId> calibration, cpu::Isa isa);
 

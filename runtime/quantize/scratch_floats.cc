@@ -67,12 +67,21 @@ ScratchFloats& ScratchFloats::operator=(ScratchFloats&& other) noexcept {
 }
 
 void ScratchFloats::Release(size_t begin, size_t count) {
-  if (directory_.empty()) return;
-  // Whole pages only. Pages of a shared mapping stay in the file when they leave the process.
+  // Pages of a shared mapping stay in the file when they leave the process.
+  if (!directory_.empty()) Advise(begin, count, MADV_DONTNEED);
+}
+
+void ScratchFloats::Drop(size_t begin, size_t count) {
+  FEWBIT_CHECK(directory_.empty());
+  Advise(begin, count, MADV_DONTNEED);
+}
+
+// Of the whole pages among [begin, begin + count).
+void ScratchFloats::Advise(size_t begin, size_t count, int advice) {
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto first = (reinterpret_cast<uintptr_t>(data_ + begin) + page - 1) / page * page;
   const auto last = reinterpret_cast<uintptr_t>(data_ + begin + count) / page * page;
-  if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, advice);
 }
 
 }  // namespace fewbit

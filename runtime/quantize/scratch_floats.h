@@ -34,7 +34,12 @@ class ScratchFloats {
   // [begin, begin + count) is not needed for now: its pages may leave memory, the file keeps them.
   void Release(size_t begin, size_t count);
 
+  // They are not needed any more, and become zeros. In memory only; whole pages are given back.
+  void Drop(size_t begin, size_t count);
+
  private:
+  void Advise(size_t begin, size_t count, int advice);
+
   float* data_ = nullptr;
   size_t size_ = 0;
   std::string directory_;  // empty: in memory

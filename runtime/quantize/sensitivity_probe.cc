@@ -15,12 +15,13 @@ constexpr int kLogitRows = 64;  // of one product with the head
 }  // namespace
 
 SensitivityProbe::SensitivityProbe(const ModelSpec& spec, const Matrix& embedding,
-                                   CalibrationWindows windows, ThreadTeam* team, cpu::Isa isa,
+                                   CalibrationWindows windows, TeamProducts* products, cpu::Isa isa,
                                    ScratchFloats hidden)
     : spec_(spec),
       windows_(std::move(windows)),
-      team_(team),
+      team_(products->team()),
       isa_(isa),
+      linear_(products, isa),
       hidden_(std::move(hidden)) {
   FEWBIT_CHECK_EQ(hidden_.size(), windows_.tokens.size() * spec.hidden_size);
   EmbedWindows(spec, embedding, windows_, &hidden_);
@@ -41,16 +42,18 @@ absl::Status SensitivityProbe::Branch(const LayerWeights& altered) {
   absl::StatusOr<ScratchFloats> variant = ScratchFloats::Like(hidden_);
   if (!variant.ok()) return variant.status();
   Copy(&hidden_, &*variant);
-  RunWindows(spec_, altered, windows_.context, &*variant, team_, isa_);
+  LayerByLayer runner(spec_, team_, isa_, &linear_);
+  RunWindows(spec_, altered, windows_.context, &*variant, &runner);
   variants_.push_back(*std::move(variant));
   return absl::OkStatus();
 }
 
 void SensitivityProbe::Advance(const LayerWeights& weights) {
+  LayerByLayer runner(spec_, team_, isa_, &linear_);
   for (size_t v = 0; v < advanced_; ++v) {
-    RunWindows(spec_, weights, windows_.context, &variants_[v], team_, isa_);
+    RunWindows(spec_, weights, windows_.context, &variants_[v], &runner);
   }
-  RunWindows(spec_, weights, windows_.context, &hidden_, team_, isa_);
+  RunWindows(spec_, weights, windows_.context, &hidden_, &runner);
   advanced_ = variants_.size();
 }
 
@@ -80,7 +83,7 @@ std::vector<double> SensitivityProbe::Divergences(std::span<const float> final_n
     const int rows = std::min(kLogitRows, tokens - begin);
     const size_t offset = static_cast<size_t>(begin) * spec_.hidden_size;
     ComputeLogits(spec_, final_norm, head, hidden_.values().data() + offset, rows, team_, isa_,
-                  original.data());
+                  original.data(), &linear_);
     const auto row_of = [&](const std::vector<float>& logits, int r) {
       return std::span(logits).subspan(static_cast<size_t>(r) * vocab, vocab);
     };
@@ -93,7 +96,7 @@ std::vector<double> SensitivityProbe::Divergences(std::span<const float> final_n
     for_rows([&](int r) { norms[r] = LogSumExp(row_of(original, r)); });
     for (size_t v = 0; v < variants_.size(); ++v) {
       ComputeLogits(spec_, final_norm, head, variants_[v].values().data() + offset, rows, team_,
-                    isa_, variant.data());
+                    isa_, variant.data(), &linear_);
       for_rows([&](int r) {
         const std::span<const float> row = row_of(variant, r);
         of_rows[r] = KlDivergence(row_of(original, r), norms[r], row, LogSumExp(row));

@@ -19,10 +19,10 @@ namespace fewbit {
 // Thread rule: one caller at a time, which is not inside team->Run.
 class SensitivityProbe {
  public:
-  // Embeds the windows into `hidden`, of windows * context * E floats. `spec` and `team` outlive
-  // the object.
+  // Embeds the windows into `hidden`, of windows * context * E floats. `spec` and `products`
+  // outlive the object.
   SensitivityProbe(const ModelSpec& spec, const Matrix& embedding, CalibrationWindows windows,
-                   ThreadTeam* team, cpu::Isa isa, ScratchFloats hidden);
+                   TeamProducts* products, cpu::Isa isa, ScratchFloats hidden);
 
   // Begins a variant of the model: the layer that comes next is `altered` instead of itself. Takes
   // as many floats again; the errors are those of ScratchFloats::Like.
@@ -47,6 +47,7 @@ class SensitivityProbe {
   const CalibrationWindows windows_;
   ThreadTeam* const team_;
   const cpu::Isa isa_;
+  DenseLinear linear_;
   ScratchFloats hidden_;                 // [windows * context, E], of the original
   ScratchFloats marked_;                 // likewise
   std::vector<ScratchFloats> variants_;  // likewise

@@ -1,10 +1,12 @@
 #include "runtime/quantize/source_rows.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/quant_layout.h"
+#include "runtime/products/pieces.h"
 
 namespace fewbit {
 namespace {
@@ -28,25 +30,37 @@ void LoadRowBlock(const Matrix& matrix, int row_block, std::vector<float>* rows)
   }
 }
 
-absl::Status CheckWeights(const std::string& name, const Matrix& matrix) {
+absl::Status CheckWeights(const std::string& name, const Matrix& matrix, ThreadTeam* team) {
   // d is at most the largest step / 15, a step at most the range of a group / 3.
   const float limit = kLargestHalf / quant::kStoredSecondOrderFactor * quant::kMaxSubScale;
-  std::vector<float> row(MatrixCols(matrix));
-  for (int r = 0; r < MatrixRows(matrix); ++r) {
-    cpu::DequantizeRow(matrix, r, row.data());
-    for (int k = 0; k < MatrixCols(matrix); ++k) {
-      const float w = row[k];
-      if (std::abs(w) <= limit) continue;
-      const char* what = std::isnan(w) ? "NaN" : std::isinf(w) ? "infinite" : "";
-      if (*what != '\0') {
-        return absl::InvalidArgumentError(
-            absl::StrCat(name, ": weight [", r, ", ", k, "] is ", what));
+  const int rows = MatrixRows(matrix), cols = MatrixCols(matrix);
+  std::atomic<int> first_bad{rows};
+  const auto bad_column = [&](const std::vector<float>& row) {
+    const auto bad =
+        std::find_if(row.begin(), row.end(), [limit](float w) { return !(std::abs(w) <= limit); });
+    return static_cast<int>(bad - row.begin());
+  };
+  ForPieces(team, rows, RowsPerPiece(cols), [&](int, int64_t begin, int64_t end) {
+    std::vector<float> row(cols);
+    for (int r = static_cast<int>(begin); r < end; ++r) {
+      cpu::DequantizeRow(matrix, r, row.data());
+      if (bad_column(row) == cols) continue;
+      int seen = first_bad.load();
+      while (r < seen && !first_bad.compare_exchange_weak(seen, r)) {
       }
-      return absl::InvalidArgumentError(absl::StrCat(name, ": weight [", r, ", ", k, "] is ", w,
-                                                     ", beyond the format's limit of ", limit));
     }
+  });
+  const int r = first_bad.load();
+  if (r == rows) return absl::OkStatus();
+  std::vector<float> row(cols);
+  cpu::DequantizeRow(matrix, r, row.data());
+  const int k = bad_column(row);
+  const char* what = std::isnan(row[k]) ? "NaN" : std::isinf(row[k]) ? "infinite" : "";
+  if (*what != '\0') {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": weight [", r, ", ", k, "] is ", what));
   }
-  return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, ": weight [", r, ", ", k, "] is ", row[k],
+                                                 ", beyond the format's limit of ", limit));
 }
 
 }  // namespace fewbit

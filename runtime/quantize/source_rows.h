@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "kernels/cpu/linear.h"
 #include "runtime/quantize/lane_kernels.h"
+#include "runtime/thread_team.h"
 
 namespace fewbit {
 
@@ -17,6 +18,6 @@ void LoadRowBlock(const Matrix& matrix, int row_block, std::vector<float>* rows)
 
 // INVALID_ARGUMENT naming `name` and the place of the first weight that is NaN, infinite or larger
 // than the format's scales can stand for.
-absl::Status CheckWeights(const std::string& name, const Matrix& matrix);
+absl::Status CheckWeights(const std::string& name, const Matrix& matrix, ThreadTeam* team);
 
 }  // namespace fewbit

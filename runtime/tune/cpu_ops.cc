@@ -13,9 +13,9 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/gradients.h"
 #include "kernels/quant_pack.h"
+#include "runtime/products/pieces.h"
 #include "runtime/thread_team.h"
 #include "runtime/tune/cpu_products.h"
-#include "runtime/tune/pieces.h"
 #include "scheduler/check.h"
 
 namespace fewbit::tune {

@@ -5,8 +5,8 @@
 #include <memory>
 
 #include "kernels/cpu/linear.h"
+#include "runtime/products/tile_product.h"
 #include "runtime/tune/ops.h"
-#include "runtime/tune/tile_product.h"
 
 namespace fewbit::tune {
 

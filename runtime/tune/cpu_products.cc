@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "runtime/tune/pieces.h"
+#include "runtime/products/pieces.h"
 
 namespace fewbit::tune {
 namespace {
@@ -23,11 +23,8 @@ struct Tiling {
       if (larger <= kSmallestTile) break;
       larger = std::max(kSmallestTile, larger / 2);
     }
-    down = Pieces(p.m, rows);
-    across = Pieces(p.n, cols);
   }
   int rows, cols;
-  int64_t down, across;
 };
 
 // One matrix of a batch.
@@ -39,23 +36,16 @@ int64_t Offset(const Operand& whole, Place place) {
   return place.outer * whole.outer_stride + place.inner * whole.inner_stride;
 }
 
-// The part of an operand that begins at `row`, `col` of what is multiplied.
-TileOperand Part(const Operand& whole, TileType type, Place place, int64_t row, int64_t col) {
-  if (whole.transposed) std::swap(row, col);
-  const int64_t element = Offset(whole, place) + row * whole.row_stride + col;
+TileOperand Of(const Operand& whole, TileType type, Place place) {
   const int64_t bytes = type == TileType::kFloat32 ? 4 : 2;
-  const void* data = reinterpret_cast<const char*>(whole.data) + element * bytes;
+  const void* data = reinterpret_cast<const char*>(whole.data) + Offset(whole, place) * bytes;
   return {data, whole.row_stride, whole.transposed};
 }
 
 }  // namespace
 
 CpuProducts::CpuProducts(ThreadTeam* team, const cpu::GradientTable<float>* table, TileType type)
-    : team_(team), table_(*table), type_(type) {
-  for (int rank = 0; rank < team->size(); ++rank) {
-    ranks_.push_back(std::make_unique<TileMultiplier>());
-  }
-}
+    : products_(team), table_(*table), type_(type) {}
 
 void CpuProducts::Multiply(const Product& p) {
   Operand a = p.a, b = p.b;
@@ -66,26 +56,23 @@ void CpuProducts::Multiply(const Product& p) {
     alpha = 1.0f;
   }
   const Tiling tiling(p);
-  const int64_t per_matrix = tiling.down * tiling.across;
-  const int64_t matrices = static_cast<int64_t>(p.outer) * p.inner;
-  ForPieces(team_, matrices * per_matrix, 1, [&](int rank, int64_t i, int64_t) {
-    const Place place = {i / per_matrix / p.inner, i / per_matrix % p.inner};
-    const int row = static_cast<int>(i % per_matrix / tiling.across) * tiling.rows;
-    const int col = static_cast<int>(i % tiling.across) * tiling.cols;
-    TileProduct tile;
-    tile.m = std::min(tiling.rows, p.m - row);
-    tile.n = std::min(tiling.cols, p.n - col);
-    tile.k = p.k;
-    tile.type = type_;
-    tile.a = Part(a, type_, place, row, 0);
-    tile.b = Part(b, type_, place, 0, col);
-    tile.alpha = alpha;
-    tile.beta = p.beta;
-    tile.c = p.c + place.outer * p.c_outer_stride + place.inner * p.c_inner_stride +
-             row * p.c_row_stride + col;
-    tile.c_row_stride = p.c_row_stride;
-    ranks_[rank]->Multiply(tile);
-  });
+  std::vector<TileProduct> tiles;
+  for (int64_t i = 0; i < static_cast<int64_t>(p.outer) * p.inner; ++i) {
+    const Place place = {i / p.inner, i % p.inner};
+    TileProduct whole;
+    whole.m = p.m;
+    whole.n = p.n;
+    whole.k = p.k;
+    whole.type = type_;
+    whole.a = Of(a, type_, place);
+    whole.b = Of(b, type_, place);
+    whole.alpha = alpha;
+    whole.beta = p.beta;
+    whole.c = p.c + place.outer * p.c_outer_stride + place.inner * p.c_inner_stride;
+    whole.c_row_stride = p.c_row_stride;
+    CutProduct(whole, tiling.rows, tiling.cols, &tiles);
+  }
+  products_.Multiply(tiles);
 }
 
 Operand CpuProducts::Narrow(const Operand& whole, const Product& product, int rows, int cols,
@@ -98,15 +85,16 @@ Operand CpuProducts::Narrow(const Operand& whole, const Product& product, int ro
     narrow->resize(outer * inner * size);
   }
   uint16_t* to = narrow->data();
-  ForPieces(team_, outer * inner * rows, RowsPerPiece(cols), [&](int, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const Place place = {r / rows / inner, r / rows % inner};
-      const float* from = whole.data + Offset(whole, place) + r % rows * whole.row_stride;
-      table_.to_bfloat16(from, factor, cols, to + r * cols);
-    }
-  });
+  ForPieces(products_.team(), outer * inner * rows, RowsPerPiece(cols),
+            [&](int, int64_t begin, int64_t end) {
+              for (int64_t r = begin; r < end; ++r) {
+                const Place place = {r / rows / inner, r / rows % inner};
+                const float* from = whole.data + Offset(whole, place) + r % rows * whole.row_stride;
+                table_.to_bfloat16(from, factor, cols, to + r * cols);
+              }
+            });
   Operand out;
-  // Read again as what it is by Part.
+  // Read again as what it is by Of.
   out.data = reinterpret_cast<const float*>(to);
   out.row_stride = cols;
   out.transposed = whole.transposed;

@@ -3,13 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "kernels/cpu/gradients.h"
+#include "runtime/products/team_products.h"
 #include "runtime/thread_team.h"
 #include "runtime/tune/ops.h"
-#include "runtime/tune/tile_product.h"
 
 namespace fewbit::tune {
 
@@ -27,10 +26,9 @@ class CpuProducts {
   Operand Narrow(const Operand& whole, const Product& product, int rows, int cols, float factor,
                  std::vector<uint16_t>* narrow);
 
-  ThreadTeam* const team_;
+  TeamProducts products_;
   const cpu::GradientTable<float>& table_;
   const TileType type_;
-  std::vector<std::unique_ptr<TileMultiplier>> ranks_;
   std::vector<uint16_t> a_, b_;
 };
 

@@ -41,9 +41,8 @@ struct Bench {
   explicit Bench(benchmark::State& benchmark_state)
       : state(benchmark_state),
         windows(static_cast<int>(state.range(1))),
-        cpu(tune::CreateCpuOps(
-            static_cast<int>(state.range(0)), cpu::BestIsa(),
-            state.range(2) != 0 ? tune::TileType::kBFloat16 : tune::TileType::kFloat32)),
+        cpu(tune::CreateCpuOps(static_cast<int>(state.range(0)), cpu::BestIsa(),
+                               state.range(2) != 0 ? TileType::kBFloat16 : TileType::kFloat32)),
         ops(cpu.get()) {
     for (int role = 0; role < kNumLinearRoles; ++role) {
       const LinearShape shape = ShapeOf(spec, static_cast<LinearRole>(role));
@@ -130,7 +129,7 @@ void Shapes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"threads", "windows", "bfloat16"})->UseRealTime()->Unit(benchmark::kMillisecond);
   for (const int threads : {1, 2}) {
     bench->Args({threads, 2, 0});
-    if (tune::HasBFloat16Products()) bench->Args({threads, 2, 1});
+    if (HasBFloat16Products()) bench->Args({threads, 2, 1});
   }
 }
 

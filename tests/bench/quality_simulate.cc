@@ -79,9 +79,9 @@ struct Simulated {
 // Thread rule: one thread.
 class Simulator {
  public:
-  Simulator(const Model& model, const Scheme& scheme, ThreadTeam* team,
+  Simulator(const Model& model, const Scheme& scheme, TeamProducts* products,
             const std::atomic<bool>* stop)
-      : model_(model), scheme_(scheme), team_(team), stop_(stop) {}
+      : model_(model), scheme_(scheme), products_(products), stop_(stop) {}
 
   absl::StatusOr<Simulated> Run(const std::string& directory, const std::vector<TokenId>& text);
 
@@ -93,7 +93,7 @@ class Simulator {
 
   const Model& model_;
   const Scheme& scheme_;
-  ThreadTeam* const team_;
+  TeamProducts* const products_;
   const std::atomic<bool>* const stop_;
   const float correction_ = static_cast<float>(absl::GetFlag(FLAGS_correction));
   std::vector<double> shares_;  // of 4-bit strips, by matrix
@@ -113,7 +113,7 @@ absl::Status Simulator::Plan(const std::string& directory, const CalibrationWind
       {.bits = bits,
        .probe_windows = absl::GetFlag(FLAGS_probe_windows),
        .scratch_directory = std::filesystem::temp_directory_path()},
-      team_, cpu::BestIsa(), [](int, const char*) { return absl::OkStatus(); }, stop_);
+      products_, cpu::BestIsa(), [](int, const char*) { return absl::OkStatus(); }, stop_);
   if (!plan.ok()) return plan.status();
   shares_ = std::move(plan->shares);
   return absl::OkStatus();
@@ -131,7 +131,7 @@ absl::Status Simulator::DoLayer(int layer, Calibration* calibration) {
   for (int r = 0; r < kNumLinearRoles; ++r) {
     const auto role = static_cast<LinearRole>(r);
     if (by_matrix() && Calibration::IsFirstWithItsInput(role)) {
-      absl::Status status = calibration->ObserveInput(role, weights, altered, stop_);
+      absl::Status status = calibration->ObserveInput(role, weights, altered, nullptr, stop_);
       if (!status.ok()) return status;
     }
     const int rows = MatrixRows(weights.linears[r]), cols = MatrixCols(weights.linears[r]);
@@ -144,7 +144,7 @@ absl::Status Simulator::DoLayer(int layer, Calibration* calibration) {
                        {.share4 = shares_[layer * kNumLinearRoles + r],
                         .outliers = absl::GetFlag(FLAGS_outliers),
                         .correction = correction_},
-                       team_);
+                       products_);
     if (!matrix.ok()) return matrix.status();
     result_.bits += matrix->bits;
     result_.matrices.push_back(std::move(matrix->values));
@@ -161,8 +161,8 @@ absl::StatusOr<Simulated> Simulator::Run(const std::string& directory,
                  absl::GetFlag(FLAGS_calibration_windows), 0, model_.spec.vocab_size);
   if (!windows.ok()) return windows.status();
   if (absl::Status status = Plan(directory, *windows); !status.ok()) return status;
-  Calibration calibration(model_.spec, model_.embedding, *std::move(windows), team_, cpu::BestIsa(),
-                          by_matrix());
+  Calibration calibration(model_.spec, model_.embedding, *std::move(windows), products_,
+                          cpu::BestIsa(), by_matrix());
   for (size_t layer = 0; layer < model_.layers.size(); ++layer) {
     absl::Status status = DoLayer(static_cast<int>(layer), &calibration);
     if (!status.ok()) return status;
@@ -227,12 +227,13 @@ absl::Status Run(int argc, char** argv) {
   if (!reference.ok()) return reference.status();
   const StopSignal stop;
   ThreadTeam team(absl::GetFlag(FLAGS_threads));
+  TeamProducts products(&team);
   const int vocab = (*model)->spec.vocab_size;
   absl::StatusOr<std::vector<TokenId>> text =
       TokenizeFile(absl::GetFlag(FLAGS_calibration), dir, vocab);
   if (!text.ok()) return text.status();
   const absl::StatusOr<Simulated> simulated =
-      Simulator(**model, *scheme, &team, stop.flag()).Run(dir, *text);
+      Simulator(**model, *scheme, &products, stop.flag()).Run(dir, *text);
   if (!simulated.ok()) return simulated.status();
   const double cpu_seconds = static_cast<double>(std::clock()) / CLOCKS_PER_SEC;  // of all threads
   Model altered = **model;

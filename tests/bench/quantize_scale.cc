@@ -1,6 +1,6 @@
 // Time and memory of fewbit-quantize by the shape of the model: writes a checkpoint of random bf16
-// weights, one shard per layer and never more than one tensor in memory, quantizes it, and prints
-// the time of each layer and the peak of resident memory as the system counts it.
+// weights, a file per tensor and never more than one tensor per thread in memory, quantizes it, and
+// prints the time of each layer and the peak of resident memory as the system counts it.
 //   quantize_scale --dir=DIR [--shape=llama-2-70b] [--layers=2] [--windows=4] [--context=512] ...
 #include <fcntl.h>
 #include <sys/resource.h>
@@ -21,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
 #include "runtime/models/arch_table.h"
+#include "runtime/products/pieces.h"
 #include "runtime/quantize/checkpoint_quantizer.h"
 #include "runtime/weights/safetensors_writer.h"
 
@@ -31,6 +32,7 @@ ABSL_FLAG(int, layers, 2, "decoder layers; 0: all of the model");
 ABSL_FLAG(std::string, method, fewbit::QuantizeOptions().method, "as fewbit-quantize");
 ABSL_FLAG(int, windows, 4, "calibration windows");
 ABSL_FLAG(int, probe_windows, 1, "as fewbit-quantize");
+ABSL_FLAG(int, held_out_windows, 1, "as fewbit-quantize");
 ABSL_FLAG(int, context, 512, "tokens per window");
 ABSL_FLAG(int, threads, 0, "0: one per processor");
 ABSL_FLAG(int, embedding_bits, 16, "8 or 16");
@@ -51,6 +53,8 @@ constexpr Shape kShapes[] = {{"llama-2-70b", 8192, 64, 8, 28672, 80, 32000},
 // Sums of random bytes: near enough to a normal distribution, fast, the same everywhere.
 class RandomWeights {
  public:
+  explicit RandomWeights(uint64_t seed) : state_(0x9E3779B97F4A7C15u * (seed + 1)) {}
+
   // bf16 of standard deviation `deviation`.
   std::vector<uint16_t> Draw(int64_t count, float deviation) {
     std::vector<uint16_t> values(count);
@@ -71,7 +75,7 @@ class RandomWeights {
   }
 
  private:
-  uint64_t state_ = 0x9E3779B97F4A7C15u;
+  uint64_t state_;
 };
 
 class CheckpointMaker {
@@ -79,49 +83,44 @@ class CheckpointMaker {
   CheckpointMaker(std::string directory, const Shape& shape, int layers)
       : directory_(std::move(directory)), shape_(shape), layers_(layers) {}
 
-  absl::Status Make();
+  absl::Status Make(ThreadTeam* team);
 
  private:
-  // A file with this one tensor; all other weights are 1 over the square root of `cols`.
-  absl::Status Add(const std::string& name, int rows, int cols);
-  absl::Status AddNorm(const std::string& name);
-  absl::Status AddLayer(int layer);
+  // A file with this one tensor: random, of a deviation of 1 over the square root of `cols`; rows
+  // 0: a norm of ones.
+  struct Tensor {
+    std::string name;
+    int rows = 0;
+    int cols = 0;
+  };
+  void AddLayer(int layer);
+  absl::Status Write(const Tensor& tensor, uint64_t seed) const;
   absl::Status WriteText(const char* name, const nlohmann::json& json) const;
 
   const std::string directory_;
   const Shape& shape_;
   const int layers_;
-  RandomWeights random_;
-  nlohmann::json weight_map_;
+  std::vector<Tensor> tensors_;
 };
 
-absl::Status CheckpointMaker::Add(const std::string& name, int rows, int cols) {
-  const std::vector<uint16_t> values =
-      random_.Draw(int64_t{rows} * cols, 1.0f / std::sqrt(static_cast<float>(cols)));
-  const std::string file = name + ".safetensors";
-  weight_map_[name] = file;
-  return WriteSafetensors(
-      absl::StrCat(directory_, "/", file),
-      {{.name = name,
-        .type = TensorType::kBF16,
-        .shape = {rows, cols},
-        .data = {reinterpret_cast<const uint8_t*>(values.data()), values.size() * 2}}});
-}
-
-absl::Status CheckpointMaker::AddNorm(const std::string& name) {
+absl::Status CheckpointMaker::Write(const Tensor& tensor, uint64_t seed) const {
   constexpr uint16_t kOne = 0x3F80;  // bf16
-  const std::vector<uint16_t> values(shape_.hidden, kOne);
-  const std::string file = name + ".safetensors";
-  weight_map_[name] = file;
+  const bool norm = tensor.rows == 0;
+  const std::vector<uint16_t> values =
+      norm ? std::vector<uint16_t>(tensor.cols, kOne)
+           : RandomWeights(seed).Draw(int64_t{tensor.rows} * tensor.cols,
+                                      1.0f / std::sqrt(static_cast<float>(tensor.cols)));
+  const std::vector<int64_t> shape =
+      norm ? std::vector<int64_t>{tensor.cols} : std::vector<int64_t>{tensor.rows, tensor.cols};
   return WriteSafetensors(
-      absl::StrCat(directory_, "/", file),
-      {{.name = name,
+      absl::StrCat(directory_, "/", tensor.name, ".safetensors"),
+      {{.name = tensor.name,
         .type = TensorType::kBF16,
-        .shape = {shape_.hidden},
+        .shape = shape,
         .data = {reinterpret_cast<const uint8_t*>(values.data()), values.size() * 2}}});
 }
 
-absl::Status CheckpointMaker::AddLayer(int layer) {
+void CheckpointMaker::AddLayer(int layer) {
   const int head_dim = shape_.hidden / shape_.heads;
   const LinearShape shapes[kNumLinearRoles] = {{shape_.hidden, shape_.hidden},
                                                {shape_.kv_heads * head_dim, shape_.hidden},
@@ -132,15 +131,12 @@ absl::Status CheckpointMaker::AddLayer(int layer) {
                                                {shape_.hidden, shape_.ffn}};
   const TensorNames& names = CanonicalNames();
   for (int r = 0; r < kNumLinearRoles; ++r) {
-    const absl::Status status = Add(absl::StrCat(names.InLayer(layer, names.linears[r]), ".weight"),
-                                    shapes[r].rows, shapes[r].cols);
-    if (!status.ok()) return status;
+    tensors_.push_back({absl::StrCat(names.InLayer(layer, names.linears[r]), ".weight"),
+                        shapes[r].rows, shapes[r].cols});
   }
   for (const char* norm : {names.input_norm, names.post_attention_norm}) {
-    const absl::Status status = AddNorm(names.InLayer(layer, norm));
-    if (!status.ok()) return status;
+    tensors_.push_back({names.InLayer(layer, norm), 0, shape_.hidden});
   }
-  return absl::OkStatus();
 }
 
 absl::Status CheckpointMaker::WriteText(const char* name, const nlohmann::json& json) const {
@@ -150,15 +146,24 @@ absl::Status CheckpointMaker::WriteText(const char* name, const nlohmann::json& 
   return out ? absl::OkStatus() : absl::UnknownError(absl::StrCat(directory_, "/", name));
 }
 
-absl::Status CheckpointMaker::Make() {
+absl::Status CheckpointMaker::Make(ThreadTeam* team) {
   std::error_code error;
   std::filesystem::create_directories(directory_, error);
   const TensorNames& names = CanonicalNames();
-  absl::Status status = Add(names.embedding, shape_.vocab, shape_.hidden);
-  if (status.ok()) status = Add(names.head, shape_.vocab, shape_.hidden);
-  if (status.ok()) status = AddNorm(names.final_norm);
-  for (int layer = 0; status.ok() && layer < layers_; ++layer) status = AddLayer(layer);
-  if (!status.ok()) return status;
+  tensors_ = {{names.embedding, shape_.vocab, shape_.hidden},
+              {names.head, shape_.vocab, shape_.hidden},
+              {names.final_norm, 0, shape_.hidden}};
+  for (int layer = 0; layer < layers_; ++layer) AddLayer(layer);
+  std::vector<absl::Status> statuses(tensors_.size());
+  nlohmann::json weight_map;
+  ForPieces(team, static_cast<int64_t>(tensors_.size()), 1, [&](int, int64_t i, int64_t) {
+    statuses[i] = Write(tensors_[i], static_cast<uint64_t>(i));
+  });
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    if (!statuses[i].ok()) return statuses[i];
+    weight_map[tensors_[i].name] = tensors_[i].name + ".safetensors";
+  }
+  absl::Status status;
   status = WriteText("config.json", {{"architectures", {"LlamaForCausalLM"}},
                                      {"model_type", "llama"},
                                      {"hidden_size", shape_.hidden},
@@ -176,7 +181,7 @@ absl::Status CheckpointMaker::Make() {
                                      {"tie_word_embeddings", false},
                                      {"torch_dtype", "bfloat16"}});
   if (!status.ok()) return status;
-  return WriteText("model.safetensors.index.json", {{"weight_map", weight_map_}});
+  return WriteText("model.safetensors.index.json", {{"weight_map", weight_map}});
 }
 
 // MiB; resident pages of mapped files count in the first, not in the second. -1: not known.
@@ -265,7 +270,8 @@ void PrintSizes(const Shape& shape, int windows, int context) {
 absl::Status Quantize(const Shape& shape, const QuantizeOptions& options) {
   std::vector<TokenId> ids;
   uint32_t state = 1;
-  for (int i = 0; i < options.calibration_windows * options.context; ++i) {
+  for (int i = 0; i < (options.calibration_windows + options.held_out_windows) * options.context;
+       ++i) {
     state = state * 1664525u + 1013904223u;
     ids.push_back(TokenId{static_cast<int32_t>((state >> 8) % static_cast<uint32_t>(shape.vocab))});
   }
@@ -311,13 +317,17 @@ absl::Status Run() {
   options.method = absl::GetFlag(FLAGS_method);
   options.calibration_windows = absl::GetFlag(FLAGS_windows);
   options.probe_windows = absl::GetFlag(FLAGS_probe_windows);
+  options.held_out_windows = absl::GetFlag(FLAGS_held_out_windows);
   options.context = absl::GetFlag(FLAGS_context);
   options.threads = absl::GetFlag(FLAGS_threads);
   options.embedding_bits = absl::GetFlag(FLAGS_embedding_bits);
   if (absl::Status status = options.Validate(); !status.ok()) return status;
   if (!std::filesystem::exists(options.model_dir + "/model.safetensors.index.json")) {
     const auto start = std::chrono::steady_clock::now();
-    const absl::Status status = CheckpointMaker(options.model_dir, *shape, layers).Make();
+    const absl::Status status = [&] {
+      ThreadTeam team(options.threads);
+      return CheckpointMaker(options.model_dir, *shape, layers).Make(&team);
+    }();
     if (!status.ok()) return status;
     std::printf("made %s in %.1f s\n", options.model_dir.c_str(), SecondsSince(start));
   }

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/quantize/drift_product.h"
 #include "runtime/quantize/error_feedback.h"
 
 namespace fewbit {
@@ -92,19 +93,20 @@ class GroupFitter {
 // One matrix.
 class Simulation {
  public:
-  Simulation(const Scheme& scheme, const float* weights, int rows, int cols, const Hessian& hessian,
-             ThreadTeam* team)
+  Simulation(const Scheme& scheme, const float* weights, int rows, int cols, Hessian* hessian,
+             TeamProducts* products)
       : scheme_(scheme),
         weights_(weights),
         rows_(rows),
         cols_(cols),
-        hessian_(hessian),
-        team_(team),
+        hessian_(*hessian),
+        products_(products),
+        team_(products->team()),
         kernels_(LaneKernelsFor(cpu::BestIsa())),
         narrow_(scheme.zero, scheme.levels),
         wide_fitter_(scheme.zero, 16),
         groups_(cols / scheme.group),
-        h_(hessian.diagonal),
+        h_(hessian->diagonal),
         wide_(groups_, false),
         outliers_(static_cast<size_t>(rows) * cols, false) {
     const float mean = std::accumulate(h_.begin(), h_.end(), 0.0f) / static_cast<float>(cols);
@@ -121,7 +123,7 @@ class Simulation {
   void ForRows(int step, const Fn& fn) const {
     team_->Run([&](int rank) {
       const Share share = ShareOf((rows_ + step - 1) / step, 1, rank, team_->size());
-      for (int r = share.begin; r < share.end; ++r) fn(r * step);
+      for (int r = share.begin; r < share.end; ++r) fn(rank, r * step);
     });
   }
   // The group's weights of the diagonal for one row; 0 for outliers.
@@ -139,8 +141,10 @@ class Simulation {
   float OutlierGain(int row, int group, int* channel) const;
   std::vector<int> Processing() const;
   void ScaleGrids();
-  std::vector<float> Targets(int first_row, const std::vector<int>& channels,
-                             const ErrorFeedback* feedback, float correction) const;
+  std::vector<float> Targets(int first_row, const std::vector<int>& channels) const;
+  void Correct(int rank, int first_row, const std::vector<int>& channels,
+               const ErrorFeedback& feedback, float correction, std::vector<float>* targets) const;
+  ScratchFloats Misses();
   void EncodeBlock(int first_row, const std::vector<int>& order, const ErrorFeedback* feedback,
                    std::vector<float>* work, std::vector<float>* result) const;
   double Bits(int64_t num_outliers) const;
@@ -148,12 +152,14 @@ class Simulation {
   const Scheme& scheme_;
   const float* const weights_;
   const int rows_, cols_;
-  const Hessian& hessian_;
+  Hessian& hessian_;
+  TeamProducts* const products_;
   ThreadTeam* const team_;
   const LaneKernels& kernels_;
   const GroupFitter narrow_, wide_fitter_;
   const int groups_;
   std::vector<float> h_;
+  ScratchFloats misses_;        // as Hessian's; empty: nothing to make up for
   std::vector<char> wide_;      // [groups]
   std::vector<double> gain_;    // [groups] what the strips were ranked by
   std::vector<char> outliers_;  // [rows, cols]
@@ -162,7 +168,7 @@ class Simulation {
 
 void Simulation::Widen(double share4) {
   std::vector<double> parts(static_cast<size_t>(rows_) * groups_);
-  ForRows(1, [&](int row) {
+  ForRows(1, [&](int /*rank*/, int row) {
     float h[kMaxGroup];
     for (int g = 0; g < groups_; ++g) {
       Weights(row, g, h_.data(), h);
@@ -225,7 +231,7 @@ void Simulation::MarkOutliers(int64_t budget) {
   const size_t count = static_cast<size_t>(rows_) * groups_;
   std::vector<float> gains(count);
   std::vector<int> channels(count);
-  ForRows(1, [&](int row) {
+  ForRows(1, [&](int /*rank*/, int row) {
     for (int g = 0; g < groups_; ++g) {
       if (wide_[g] && !scheme_.outliers_everywhere) continue;
       const size_t i = static_cast<size_t>(row) * groups_ + g;
@@ -245,7 +251,7 @@ void Simulation::MarkOutliers(int64_t budget) {
 // The second-order scale of every group: the largest free step that shares it, over 15.
 void Simulation::ScaleGrids() {
   grid_.assign(static_cast<size_t>(rows_) * groups_, 0.0f);
-  ForRows(1, [&](int row) {
+  ForRows(1, [&](int /*rank*/, int row) {
     float h[kMaxGroup];
     for (int g = 0; g < groups_; ++g) {
       Weights(row, g, h_.data(), h);
@@ -260,7 +266,7 @@ void Simulation::ScaleGrids() {
     const int width = wide_[g] ? 1 : 0;
     tile[g] = 2 * (counts[width]++ / per_tile) + width;
   }
-  ForRows(quant::kBlockRows, [&](int first) {
+  ForRows(quant::kBlockRows, [&](int /*rank*/, int first) {
     const int last = std::min(first + quant::kBlockRows, rows_);
     const auto at = [&](int r, int g) -> float& {
       return grid_[static_cast<size_t>(r) * groups_ + g];
@@ -297,37 +303,41 @@ std::vector<int> Simulation::Processing() const {
   return order;
 }
 
-// Sixteen rows, channels in the order of `channels`, [K][16 rows]: the weights, and `correction` of
-// what they miss of the original outputs because their inputs have drifted.
-std::vector<float> Simulation::Targets(int first_row, const std::vector<int>& channels,
-                                       const ErrorFeedback* feedback, float correction) const {
+// Sixteen rows of weights, channels in the order of `channels`, [K][16 rows].
+std::vector<float> Simulation::Targets(int first_row, const std::vector<int>& channels) const {
   const int lanes = std::min(kLanes, rows_ - first_row);
-  std::vector<float> rows(static_cast<size_t>(cols_) * kLanes);  // in source order
-  for (int k = 0; k < cols_; ++k) {
+  std::vector<float> targets(static_cast<size_t>(cols_) * kLanes);
+  for (int i = 0; i < cols_; ++i) {
     for (int l = 0; l < lanes; ++l) {
-      rows[static_cast<size_t>(k) * kLanes + l] =
-          weights_[static_cast<size_t>(first_row + l) * cols_ + k];
+      targets[static_cast<size_t>(i) * kLanes + l] =
+          weights_[static_cast<size_t>(first_row + l) * cols_ + channels[i]];
     }
   }
-  const auto in_order = [&](const std::vector<float>& source) {
-    std::vector<float> result(source.size());
-    for (int i = 0; i < cols_; ++i) {
-      std::copy_n(source.data() + static_cast<size_t>(channels[i]) * kLanes, kLanes,
-                  result.data() + static_cast<size_t>(i) * kLanes);
-    }
-    return result;
-  };
-  std::vector<float> targets = in_order(rows);
-  if (feedback == nullptr || correction == 0.0f || hessian_.drift.empty()) return targets;
-  std::vector<float> missing(rows.size());  // - rows * drift
-  for (int k = 0; k < cols_; ++k) {
-    kernels_.subtract_outer(missing.data(), rows.data() + static_cast<size_t>(k) * kLanes,
-                            hessian_.drift.data() + static_cast<size_t>(k) * cols_, cols_);
-  }
-  std::vector<float> change = in_order(missing);
-  feedback->Solve(kernels_, change.data());
-  for (size_t i = 0; i < targets.size(); ++i) targets[i] -= correction * change[i];
   return targets;
+}
+
+// What the weights miss of the original outputs because their inputs have drifted.
+ScratchFloats Simulation::Misses() {
+  if (hessian_.drift.empty()) return std::move(hessian_.misses);
+  const DenseMatrix matrix = {.data = weights_, .dtype = DType::kF32, .rows = rows_, .cols = cols_};
+  return DriftProduct(matrix, /*drop=*/false, &hessian_.drift, products_);
+}
+
+// Adds `correction` of that.
+void Simulation::Correct(int rank, int first_row, const std::vector<int>& channels,
+                         const ErrorFeedback& feedback, float correction,
+                         std::vector<float>* targets) const {
+  const int panel_rows = PanelRows(cols_);
+  const float* panel = misses_.values().data() +
+                       static_cast<size_t>(first_row / panel_rows) * panel_rows * cols_ +
+                       first_row % panel_rows;
+  std::vector<float> change(targets->size());
+  for (int i = 0; i < cols_; ++i) {
+    std::copy_n(panel + static_cast<size_t>(channels[i]) * panel_rows, kLanes,
+                change.data() + static_cast<size_t>(i) * kLanes);
+  }
+  feedback.Solve(&products_->multiplier(rank), kLanes, change.data());
+  for (size_t i = 0; i < targets->size(); ++i) (*targets)[i] += correction * change[i];
 }
 
 // `work` [K][16 rows] in the order of the groups `order`: the targets, used up.
@@ -336,6 +346,7 @@ void Simulation::EncodeBlock(int first_row, const std::vector<int>& order,
                              std::vector<float>* result) const {
   const int n = scheme_.group;
   const int lanes = std::min(kLanes, rows_ - first_row);
+  const std::vector<float> targets = *work;
   float errors[kGroup * kLanes];  // of a strip
   for (int o = 0; o < groups_; ++o) {
     const int g = order[o];
@@ -358,11 +369,14 @@ void Simulation::EncodeBlock(int first_row, const std::vector<int>& order,
         const size_t at = static_cast<size_t>(first_row + l) * cols_ + g * n + k;
         (*result)[at] =
             outliers_[at] ? target : Nearest(target, levels(g), fits[l].step, fits[l].zero);
-        channel_errors[l] = target - (*result)[at];
+        channel_errors[l] = (*result)[at] - targets[static_cast<size_t>(i) * kLanes + l];
       }
       if (feedback == nullptr) continue;
-      feedback->SpreadInStrip(kernels_, i, channel_errors, work->data());
-      if ((i + 1) % kGroup == 0) feedback->SpreadStrip(kernels_, i / kGroup, errors, work->data());
+      float* next = work->data() + static_cast<size_t>(i + 1) * kLanes;
+      feedback->SpreadInStrip(kernels_, i, channel_errors, next);
+      if ((i + 1) % kGroup == 0) {
+        feedback->SpreadStrip(kernels_, i / kGroup, errors, cols_, next);
+      }
     }
   }
 }
@@ -402,14 +416,19 @@ absl::StatusOr<SimulatedMatrix> Simulation::Run(const SimulationSettings& settin
   }
   std::unique_ptr<ErrorFeedback> feedback;
   if (scheme_.order != Order::kNearest) {
-    auto created = ErrorFeedback::Create(hessian_.matrix, channels, team_, kernels_);
+    hessian_.matrix.Arrange(channels, team_);
+    auto created = ErrorFeedback::Create(&hessian_.matrix, products_);
     if (!created.ok()) return created.status();
     feedback = *std::move(created);
+    if (settings.correction > 0.0f) misses_ = Misses();
   }
   SimulatedMatrix result{.values = std::vector<float>(static_cast<size_t>(rows_) * cols_),
                          .bits = Bits(std::count(outliers_.begin(), outliers_.end(), true))};
-  ForRows(kLanes, [&](int first) {
-    std::vector<float> work = Targets(first, channels, feedback.get(), settings.correction);
+  ForRows(kLanes, [&](int rank, int first) {
+    std::vector<float> work = Targets(first, channels);
+    if (!misses_.empty()) {
+      Correct(rank, first, channels, *feedback, settings.correction, &work);
+    }
     EncodeBlock(first, order, feedback.get(), &work, &result.values);
   });
   return result;
@@ -419,14 +438,14 @@ absl::StatusOr<SimulatedMatrix> Simulation::Run(const SimulationSettings& settin
 
 absl::StatusOr<SimulatedMatrix> SimulateMatrix(const Scheme& scheme,
                                                const std::vector<float>& weights, int rows,
-                                               int cols, const Hessian& hessian,
+                                               int cols, Hessian* hessian,
                                                const SimulationSettings& settings,
-                                               ThreadTeam* team) {
+                                               TeamProducts* products) {
   if (cols % scheme.group != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("K = ", cols, " is not a multiple of the groups of ", scheme.group));
   }
-  return Simulation(scheme, weights.data(), rows, cols, hessian, team).Run(settings);
+  return Simulation(scheme, weights.data(), rows, cols, hessian, products).Run(settings);
 }
 
 }  // namespace fewbit

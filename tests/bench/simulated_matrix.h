@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "runtime/quantize/matrix_quantizer.h"
-#include "runtime/thread_team.h"
+#include "runtime/products/team_products.h"
+#include "runtime/quantize/hessian.h"
 
 namespace fewbit {
 
@@ -35,12 +35,12 @@ struct SimulatedMatrix {
   double bits = 0.0;          // of the whole matrix
 };
 
-// `weights` [rows, cols]. INVALID_ARGUMENT: cols is no multiple of the scheme's groups. `team` must
-// not be inside a Run.
+// `weights` [rows, cols]. INVALID_ARGUMENT: cols is no multiple of the scheme's groups. Uses
+// `hessian` as QuantizeMatrix does.
 absl::StatusOr<SimulatedMatrix> SimulateMatrix(const Scheme& scheme,
                                                const std::vector<float>& weights, int rows,
-                                               int cols, const Hessian& hessian,
+                                               int cols, Hessian* hessian,
                                                const SimulationSettings& settings,
-                                               ThreadTeam* team);
+                                               TeamProducts* products);
 
 }  // namespace fewbit

@@ -30,7 +30,7 @@ ALLOWED = {
     'kernels/cuda': ['kernels/', 'cuda', 'cublas', 'nccl'],
     'scheduler': ['scheduler/', 'absl/'],
     'runtime': ['runtime/', 'scheduler/', 'kernels/', 'absl/', 'nlohmann/'],
-    'runtime/tune': ['runtime/', 'scheduler/', 'kernels/', 'absl/', 'nlohmann/', 'dnnl'],
+    'runtime/products': ['runtime/', 'scheduler/', 'kernels/', 'dnnl'],
     'runtime/cuda': ['runtime/', 'scheduler/', 'kernels/', 'absl/', 'cuda'],
     'server': ['server/', 'runtime/', 'scheduler/', 'absl/', 'nlohmann/', 'fewbit/', 'grpc/', 'grpcpp/', 'google/protobuf/',
                'prometheus/', 'spdlog/', 'sentencepiece'],

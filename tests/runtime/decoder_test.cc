@@ -130,9 +130,8 @@ TEST_P(AnySpec, LayerByLayerIsTheSame) {
     ThreadTeam team(threads);
     std::vector<float> hidden(ids.size() * spec.hidden_size), logits(want.size());
     EmbedTokens(model.embedding, ids, hidden.data());
-    for (const LayerWeights& w : model.layers) {
-      RunLayer(spec, w, q_start, hidden.data(), &team, cpu::BestIsa(), nullptr);
-    }
+    LayerByLayer runner(spec, &team, cpu::BestIsa());
+    for (const LayerWeights& w : model.layers) runner.Run(w, q_start, hidden.data(), nullptr);
     ComputeLogits(spec, model.final_norm, model.head, hidden.data(), static_cast<int>(ids.size()),
                   &team, cpu::BestIsa(), logits.data());
     EXPECT_EQ(logits, want) << threads;
@@ -234,7 +233,7 @@ std::vector<double> Multiply(const Matrix& w, const std::vector<float>& x, int t
 }
 
 // The observer must see exactly what the linear layers saw: redo them from its records.
-TEST(RunLayer, ObserverSeesTheInputsOfTheLinearLayers) {
+TEST(LayerByLayer, ObserverSeesTheInputsOfTheLinearLayers) {
   const auto owned = RandomModel(SmallSpec(), 8);
   const ModelSpec& spec = owned->model.spec;
   const LayerWeights& w = owned->model.layers[0];
@@ -244,8 +243,8 @@ TEST(RunLayer, ObserverSeesTheInputsOfTheLinearLayers) {
   const std::vector<float> before = hidden;
   ThreadTeam team(2);
   Recorder recorder;
-  RunLayer(spec, w, std::vector<int32_t>{0, 5, 12}, hidden.data(), &team, cpu::BestIsa(),
-           &recorder);
+  LayerByLayer(spec, &team, cpu::BestIsa())
+      .Run(w, std::vector<int32_t>{0, 5, 12}, hidden.data(), &recorder);
   ASSERT_EQ(recorder.inputs.size(), 4u);
   std::vector<LinearRole> roles;
   for (const auto& input : recorder.inputs) {

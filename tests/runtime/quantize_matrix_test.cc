@@ -24,8 +24,28 @@ struct Problem {
   int rows = 0;
   int cols = 0;
   std::vector<float> weights;
-  Hessian hessian;
+  struct {
+    std::vector<float> diagonal, matrix;
+    std::vector<float> drift;  // [K, K] mean of (z_i - x_i) x_j, or empty
+  } hessian;
 };
+
+Hessian HessianOf(const Problem& p) {
+  Hessian hessian;
+  hessian.diagonal = p.hessian.diagonal;
+  hessian.matrix = HessianMatrix(p.cols);
+  for (int i = 0; i < p.cols; ++i) {
+    for (int j = 0; j <= i; ++j) hessian.matrix.row(i)[j] = p.hessian.matrix[i * p.cols + j];
+  }
+  if (p.hessian.drift.empty()) return hessian;
+  hessian.drift = ScratchFloats::InMemory(p.hessian.drift.size());
+  for (int i = 0; i < p.cols; ++i) {
+    for (int j = 0; j < p.cols; ++j) {
+      hessian.drift.values()[j * p.cols + i] = p.hessian.drift[i * p.cols + j];
+    }
+  }
+  return hessian;
+}
 
 // Gaussian weights with a few large ones; inputs of uneven size whose neighbours are correlated.
 Problem RandomProblem(int rows, int cols, int seed, float large = 5.0f) {
@@ -56,8 +76,10 @@ Matrix Weights(const Problem& p) {
 QuantizedMatrix Quantize(const Problem& p, const MatrixSettings& settings, int threads = 2,
                          cpu::Isa isa = cpu::BestIsa()) {
   ThreadTeam team(threads);
+  TeamProducts products(&team);
+  Hessian hessian = HessianOf(p);
   absl::StatusOr<QuantizedMatrix> result =
-      QuantizeMatrix("test", Weights(p), p.hessian, settings, &team, LaneKernelsFor(isa));
+      QuantizeMatrix("test", Weights(p), &hessian, settings, &products, LaneKernelsFor(isa));
   EXPECT_TRUE(result.ok()) << result.status();
   return *std::move(result);
 }
@@ -404,7 +426,7 @@ TEST(QuantizeMatrixTest, ChoicesAreWhatWouldBeStored) {
   ThreadTeam team(2);
   const MatrixSettings settings{.method = kSearched, .share4 = 0.0, .outliers = 0.002};
   const std::vector<StorageChoice> choices =
-      StorageChoices(Weights(p), p.hessian, settings, &team, LaneKernelsFor(cpu::BestIsa()));
+      StorageChoices(Weights(p), HessianOf(p), settings, &team, LaneKernelsFor(cpu::BestIsa()));
   ASSERT_EQ(choices.size(), 5u);  // 0, 8, 16, 24 and 32 strips
   for (size_t i = 0; i < choices.size(); ++i) {
     EXPECT_EQ(choices[i].strips4, static_cast<int>(8 * i));
@@ -428,19 +450,23 @@ TEST(QuantizeMatrixTest, TheTypeOfTheWeightsDoesNotMatter) {
   }
   const MatrixSettings settings{.method = kSearched};
   ThreadTeam team(2);
+  TeamProducts products(&team);
+  Hessian hessian = HessianOf(p);
   const Matrix matrix =
       DenseMatrix{.data = halves.data(), .dtype = DType::kF16, .rows = p.rows, .cols = p.cols};
   const auto from_halves =
-      QuantizeMatrix("test", matrix, p.hessian, settings, &team, LaneKernelsFor(cpu::BestIsa()));
+      QuantizeMatrix("test", matrix, &hessian, settings, &products, LaneKernelsFor(cpu::BestIsa()));
   ASSERT_TRUE(from_halves.ok()) << from_halves.status();
   EXPECT_EQ(Bytes(from_halves->unpacked), Bytes(Quantize(p, settings).unpacked));
 }
 
 TEST(QuantizeMatrixTest, RefusesWhatItCannotQuantize) {
   ThreadTeam team(1);
+  TeamProducts products(&team);
   const auto refusal = [&](const Problem& p) {
-    const absl::Status status = QuantizeMatrix("layers.3.up_proj", Weights(p), p.hessian, {}, &team,
-                                               LaneKernelsFor(cpu::BestIsa()))
+    Hessian hessian = HessianOf(p);
+    const absl::Status status = QuantizeMatrix("layers.3.up_proj", Weights(p), &hessian, {},
+                                               &products, LaneKernelsFor(cpu::BestIsa()))
                                     .status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(std::string(status.message()), HasSubstr("layers.3.up_proj"));

@@ -1,18 +1,23 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <memory>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "kernels/cpu/linear.h"
 #include "runtime/models/decoder.h"
+#include "runtime/products/dense_linear.h"
 #include "runtime/quantize/bit_allocation.h"
 #include "runtime/quantize/bit_plan.h"
 #include "runtime/quantize/calibration.h"
+#include "runtime/quantize/drift_product.h"
 #include "runtime/quantize/scratch_floats.h"
 #include "runtime/quantize/sensitivity_probe.h"
 #include "runtime/thread_team.h"
@@ -128,6 +133,13 @@ TEST(ScratchFloatsTest, KeepWhatIsReleased) {
     }
     for (size_t i = 0; i < kCount; ++i) ASSERT_EQ(floats->values()[i], static_cast<float>(i));
   }
+  ScratchFloats memory = ScratchFloats::InMemory(kCount);
+  std::ranges::fill(memory.values(), 1.0f);
+  memory.Release(0, kCount);
+  memory.Drop(2048, 4096);  // whole pages of 1024
+  for (size_t i = 0; i < kCount; ++i) {
+    ASSERT_EQ(memory.values()[i], i < 2048 || i >= 2048 + 4096 ? 1.0f : 0.0f) << i;
+  }
   ScratchFloats moved = *std::move(scratch);
   EXPECT_EQ(moved.values()[77], 77.0f);
   EXPECT_FALSE(ScratchFloats::InDirectory(directory / "absent", 1).ok());
@@ -139,7 +151,9 @@ class SensitivityProbeTest : public ::testing::Test {
   SensitivityProbeTest()
       : model_(*LoadModel(GoldenDirectory("llama2"))),
         team_(2),
-        probe_(model_->spec, model_->embedding, Windows(), &team_, cpu::BestIsa(),
+        products_(&team_),
+        linear_(&products_, cpu::BestIsa()),
+        probe_(model_->spec, model_->embedding, Windows(), &products_, cpu::BestIsa(),
                ScratchFloats::InMemory(Windows().tokens.size() * model_->spec.hidden_size)) {}
 
   static CalibrationWindows Windows() {
@@ -174,6 +188,8 @@ class SensitivityProbeTest : public ::testing::Test {
 
   std::unique_ptr<Model> model_;
   ThreadTeam team_;
+  TeamProducts products_;
+  DenseLinear linear_;
   std::vector<std::vector<float>> dense_;
   SensitivityProbe probe_;
 };
@@ -217,58 +233,158 @@ class InputRecorder : public LinearInputObserver {
   std::vector<float> inputs_;
 };
 
-using DriftTest = SensitivityProbeTest;
-
-TEST_F(DriftTest, IsTheMeanOfWhatTheInputsMissTimesThemselves) {
-  const auto windows = Windows();
-  const LayerWeights altered = Scaled(1.5f);
-  Calibration calibration(model_->spec, model_->embedding, windows, &team_, cpu::BestIsa(), true);
-  const auto observe = [&](int layer) {
-    const absl::Status status =
-        calibration.Observe(model_->layers[layer], true, Calibration::Then::kStay, nullptr);
-    EXPECT_TRUE(status.ok()) << status;
-  };
-  observe(0);
-  for (const float value : calibration.hessian(LinearRole::kDown).drift) ASSERT_EQ(value, 0.0f);
-  ASSERT_TRUE(calibration.Advance(altered, nullptr).ok());
-  observe(1);
-
-  InputRecorder seen(LinearRole::kDown), original(LinearRole::kDown);
-  for (InputRecorder* recorder : {&seen, &original}) {
-    std::vector<float> hidden(windows.tokens.size() * model_->spec.hidden_size);
-    EmbedTokens(model_->embedding, windows.tokens, hidden.data());
-    RunWindows(model_->spec, recorder == &seen ? altered : model_->layers[0], windows.context,
-               hidden, &team_, cpu::BestIsa(), nullptr);
-    RunWindows(model_->spec, model_->layers[1], windows.context, hidden, &team_, cpu::BestIsa(),
-               recorder);
+// Of what two models make of the same text: inputs x and z of down_proj in layer 1, whose layer 0
+// differs.
+class DriftTest : public SensitivityProbeTest {
+ protected:
+  DriftTest() : altered_(Scaled(1.5f)) {
+    for (InputRecorder* recorder : {&seen_, &original_}) {
+      const CalibrationWindows windows = Windows();
+      std::vector<float> hidden(windows.tokens.size() * model_->spec.hidden_size);
+      EmbedTokens(model_->embedding, windows.tokens, hidden.data());
+      LayerByLayer runner(model_->spec, &team_, cpu::BestIsa(), &linear_);
+      RunWindows(model_->spec, recorder == &seen_ ? altered_ : model_->layers[0], windows.context,
+                 hidden, &runner, nullptr);
+      RunWindows(model_->spec, model_->layers[1], windows.context, hidden, &runner, recorder);
+    }
   }
-  const std::vector<float>& drift = calibration.hessian(LinearRole::kDown).drift;
-  ASSERT_EQ(drift.size(), static_cast<size_t>(seen.cols()) * seen.cols());
+
+  // What is multiplied is bfloat16 where the processor has such products.
+  static float Rounded(float value) {
+    if (!HasBFloat16Products()) return value;
+    const auto bits = std::bit_cast<uint32_t>(value);
+    return std::bit_cast<float>((bits + 0x7FFFu + (bits >> 16 & 1u)) & 0xFFFF0000u);
+  }
+  float Input(int token, int channel) const { return Rounded(seen_.at(token, channel)); }
+  float Difference(int token, int channel) const {
+    return Rounded(original_.at(token, channel) - seen_.at(token, channel));
+  }
+  // A Calibration behind the altered layer.
+  std::unique_ptr<Calibration> Behind() {
+    auto calibration = std::make_unique<Calibration>(model_->spec, model_->embedding, Windows(),
+                                                     &products_, cpu::BestIsa(), true);
+    EXPECT_TRUE(calibration->AdvanceOriginal(model_->layers[0], nullptr).ok());
+    EXPECT_TRUE(calibration->Advance(altered_, nullptr).ok());
+    return calibration;
+  }
+
+  const LayerWeights altered_;
+  InputRecorder seen_{LinearRole::kDown}, original_{LinearRole::kDown};
+};
+
+// Whether numbers that expected(i, j) counts out are in `values` at i * stride + j, relative to the
+// largest.
+template <typename Fn>
+void ExpectClose(std::span<const float> values, int rows, int cols, int stride,
+                 const Fn& expected) {
   double largest = 0.0, worst = 0.0;
-  for (int i = 0; i < seen.cols(); ++i) {
-    for (int j = 0; j < seen.cols(); ++j) {
-      double sum = 0.0;
-      for (int t = 0; t < seen.tokens(); ++t) {
-        sum += static_cast<double>(original.at(t, i) - seen.at(t, i)) * seen.at(t, j);
-      }
-      const double expected = sum / seen.tokens();
-      largest = std::max(largest, std::abs(expected));
-      worst = std::max(worst, std::abs(expected - drift[i * seen.cols() + j]));
+  for (int i = 0; i < rows; ++i) {
+    for (int j = 0; j < cols; ++j) {
+      const double wanted = expected(i, j);
+      largest = std::max(largest, std::abs(wanted));
+      worst = std::max(worst, std::abs(wanted - values[static_cast<size_t>(i) * stride + j]));
     }
   }
   EXPECT_GT(largest, 0.0);
   EXPECT_LT(worst, 1e-4 * largest);
 }
 
+TEST_F(DriftTest, IsTheMeanOfWhatTheInputsMissTimesThemselves) {
+  Calibration start(model_->spec, model_->embedding, Windows(), &products_, cpu::BestIsa(), true);
+  ASSERT_TRUE(start.Observe(model_->layers[0], true, Calibration::Then::kStay, nullptr).ok());
+  for (const float value : start.hessian(LinearRole::kDown)->drift.values()) {
+    ASSERT_EQ(value, 0.0f);
+  }
+  const auto calibration = Behind();
+  ASSERT_TRUE(
+      calibration->Observe(model_->layers[1], true, Calibration::Then::kStay, nullptr).ok());
+  const Hessian& hessian = *calibration->hessian(LinearRole::kDown);
+  const int cols = seen_.cols(), tokens = seen_.tokens();
+  const auto mean = [&](const auto& of_token) {
+    double sum = 0.0;
+    for (int t = 0; t < tokens; ++t) sum += of_token(t);
+    return sum / tokens;
+  };
+  ASSERT_EQ(hessian.drift.size(), static_cast<size_t>(cols) * cols);
+  ExpectClose(hessian.drift.values(), cols, cols, cols, [&](int i, int j) {
+    return mean([&](int t) { return static_cast<double>(Input(t, i)) * Difference(t, j); });
+  });
+  ASSERT_EQ(hessian.matrix.size(), cols);
+  std::vector<float> matrix;
+  for (int i = 0; i < cols; ++i) {
+    for (int j = 0; j < cols; ++j) matrix.push_back(hessian.matrix.at(i, j));
+  }
+  ExpectClose(matrix, cols, cols, cols, [&](int i, int j) {
+    return mean([&](int t) { return static_cast<double>(Input(t, i)) * Input(t, j); });
+  });
+}
+
+// For a matrix with fewer rows than columns the drift is never made, only what it would do.
+TEST_F(DriftTest, MissesAreTheMatrixTimesTheDrift) {
+  const LayerWeights& layer = model_->layers[1];
+  const auto calibration = Behind();
+  ASSERT_TRUE(calibration->ObserveInput(LinearRole::kDown, layer, layer, nullptr, nullptr).ok());
+  const Hessian& hessian = *calibration->hessian(LinearRole::kDown);
+  EXPECT_TRUE(hessian.drift.empty());
+  const Matrix& down = layer[LinearRole::kDown];
+  const int rows = MatrixRows(down), cols = MatrixCols(down), panel_rows = PanelRows(cols);
+  ASSERT_LT(rows, cols);
+  ScratchFloats drift = ScratchFloats::InMemory(static_cast<size_t>(cols) * cols);
+  for (int i = 0; i < cols; ++i) {
+    for (int j = 0; j < cols; ++j) {
+      double sum = 0.0;
+      for (int t = 0; t < seen_.tokens(); ++t) {
+        sum += static_cast<double>(Input(t, i)) * Difference(t, j);
+      }
+      drift.values()[static_cast<size_t>(i) * cols + j] = static_cast<float>(sum / seen_.tokens());
+    }
+  }
+  std::vector<float> weights(static_cast<size_t>(rows) * cols);
+  for (int r = 0; r < rows; ++r) {
+    cpu::DequantizeRow(down, r, weights.data() + static_cast<size_t>(r) * cols);
+  }
+  const ScratchFloats product = DriftProduct(down, false, &drift, &products_);
+  ASSERT_EQ(product.size(), hessian.misses.size());
+  // Both round twice on their way: to the eighth binary digit, but not together.
+  double largest = 0.0, apart = 0.0;
+  for (int r = 0; r < rows; ++r) {
+    for (int k = 0; k < cols; ++k) {
+      double wanted = 0.0;
+      for (int j = 0; j < cols; ++j) {
+        wanted += static_cast<double>(weights[static_cast<size_t>(r) * cols + j]) *
+                  drift.values()[static_cast<size_t>(k) * cols + j];
+      }
+      const size_t at = (static_cast<size_t>(r / panel_rows) * cols + k) * panel_rows +
+                        static_cast<size_t>(r % panel_rows);
+      largest = std::max(largest, std::abs(wanted));
+      apart = std::max({apart, std::abs(wanted - product.values()[at]),
+                        std::abs(wanted - hessian.misses.values()[at])});
+    }
+  }
+  EXPECT_GT(largest, 0.0);
+  EXPECT_LT(apart, largest / 256.0);
+}
+
 TEST_F(DriftTest, OneInputAtATimeSeesTheMatricesBeforeIt) {
   const LayerWeights& layer = model_->layers[0];
-  Calibration at_once(model_->spec, model_->embedding, Windows(), &team_, cpu::BestIsa(), true);
+  Calibration at_once(model_->spec, model_->embedding, Windows(), &products_, cpu::BestIsa(), true);
   ASSERT_TRUE(at_once.Observe(layer, true, Calibration::Then::kStay, nullptr).ok());
-  Calibration one(model_->spec, model_->embedding, Windows(), &team_, cpu::BestIsa(), true);
+  Calibration one(model_->spec, model_->embedding, Windows(), &products_, cpu::BestIsa(), true);
   const auto observe = [&](LinearRole role, const LayerWeights& altered) {
-    const absl::Status status = one.ObserveInput(role, layer, altered, nullptr);
+    const absl::Status status = one.ObserveInput(role, layer, altered, nullptr, nullptr);
     EXPECT_TRUE(status.ok()) << status;
     return one.hessian(role);
+  };
+  const auto same = [](const Hessian& a, const Hessian& b) {
+    for (int i = 0; i < a.matrix.size(); ++i) {
+      if (!std::equal(a.matrix.row(i), a.matrix.row(i) + i + 1, b.matrix.row(i))) return false;
+    }
+    return a.matrix.size() == b.matrix.size();
+  };
+  const auto none = [](const Hessian& hessian) {
+    const auto zero = [](float value) { return value == 0.0f; };
+    return std::ranges::all_of(hessian.drift.values(), zero) &&
+           std::ranges::all_of(hessian.misses.values(), zero);
   };
   std::vector<LinearRole> first;
   for (int r = 0; r < kNumLinearRoles; ++r) {
@@ -281,11 +397,10 @@ TEST_F(DriftTest, OneInputAtATimeSeesTheMatricesBeforeIt) {
   for (const LinearRole role : first) {
     SCOPED_TRACE(LinearRoleName(role));
     const bool before = role <= LinearRole::kO;  // what it sees does not come through o_proj
-    const Hessian seen = observe(role, altered);
-    EXPECT_EQ(seen.diagonal == at_once.hessian(role).diagonal, before);
-    EXPECT_EQ(seen.matrix == at_once.hessian(role).matrix, before);
-    EXPECT_EQ(std::all_of(seen.drift.begin(), seen.drift.end(), [](float d) { return d == 0.0f; }),
-              before);
+    const Hessian& seen = *observe(role, altered);
+    EXPECT_EQ(seen.diagonal == at_once.hessian(role)->diagonal, before);
+    EXPECT_EQ(same(seen, *at_once.hessian(role)), before);
+    EXPECT_EQ(none(seen), before);
   }
   // The layer is behind the original model now, and not behind the windows.
   ASSERT_TRUE(one.Advance(layer, nullptr).ok());
@@ -294,8 +409,8 @@ TEST_F(DriftTest, OneInputAtATimeSeesTheMatricesBeforeIt) {
     ASSERT_TRUE(
         calibration->Observe(model_->layers[1], true, Calibration::Then::kStay, nullptr).ok());
   }
-  EXPECT_EQ(one.hessian(LinearRole::kDown).matrix, at_once.hessian(LinearRole::kDown).matrix);
-  for (const float d : one.hessian(LinearRole::kDown).drift) ASSERT_EQ(d, 0.0f);
+  EXPECT_TRUE(same(*one.hessian(LinearRole::kDown), *at_once.hessian(LinearRole::kDown)));
+  EXPECT_TRUE(none(*one.hessian(LinearRole::kDown)));
 }
 
 }  // namespace

@@ -203,9 +203,9 @@ TEST_P(Families, AnyNumberOfThreadsGivesTheSameBits) {
 
 // Rounding what is multiplied turns no gradient, and gives the same bits on any number of threads.
 TEST_P(Families, BFloat16Products) {
-  if (!tune::HasBFloat16Products()) GTEST_SKIP() << "not on this processor";
+  if (!HasBFloat16Products()) GTEST_SKIP() << "not on this processor";
   const auto ops = [](int threads) {
-    return tune::CreateCpuOps(threads, cpu::BestIsa(), tune::TileType::kBFloat16);
+    return tune::CreateCpuOps(threads, cpu::BestIsa(), TileType::kBFloat16);
   };
   const Lesson lesson = TwoWindows(GetParam());
   const TapeResult exact = lesson.Run(tune::CreateCpuOps(2).get());

@@ -1,9 +1,10 @@
-#include "runtime/tune/tile_product.h"
+#include "runtime/products/tile_product.h"
 
 #include <array>
 #include <bit>
 #include <dnnl.hpp>
 #include <map>
+#include <string>
 #include <vector>
 
 #include "scheduler/check.h"
@@ -12,7 +13,7 @@
 // start.
 extern "C" void omp_set_num_threads(int count);
 
-namespace fewbit::tune {
+namespace fewbit {
 namespace {
 
 // All that oneDNN makes code for.
@@ -62,6 +63,13 @@ bool HasBFloat16Products() {
   const auto has = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
   const auto want = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
   return (has & want) == want;
+}
+
+std::string ProductsName() {
+  const dnnl_version_t& version = *dnnl_version();
+  return "oneDNN " + std::to_string(version.major) + "." + std::to_string(version.minor) + "." +
+         std::to_string(version.patch) + ", instructions " +
+         std::to_string(static_cast<unsigned>(dnnl::get_effective_cpu_isa()));
 }
 
 struct TileMultiplier::Impl {
@@ -120,4 +128,4 @@ void TileMultiplier::Multiply(const TileProduct& product) {
   }
 }
 
-}  // namespace fewbit::tune
+}  // namespace fewbit

@@ -7,7 +7,7 @@
 
 #include "runtime/thread_team.h"
 
-namespace fewbit::tune {
+namespace fewbit {
 
 // Elements that one rank works on at a time: large against what a hand-out costs, small enough that
 // the ranks end together.
@@ -36,4 +36,4 @@ void ForPieces(ThreadTeam* team, int64_t count, int64_t piece, const Fn& fn) {
   });
 }
 
-}  // namespace fewbit::tune
+}  // namespace fewbit

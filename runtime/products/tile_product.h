@@ -3,8 +3,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
-namespace fewbit::tune {
+namespace fewbit {
 
 enum class TileType : uint8_t { kFloat32, kBFloat16 };
 
@@ -32,7 +33,11 @@ struct TileProduct {
 // Whether this processor has instructions for products of bfloat16 numbers.
 bool HasBFloat16Products();
 
-// Results depend on the arguments and the kind of processor only. Thread rule: one caller at a
+// What results depend on beside the arguments: the library's version and the instructions that it
+// uses here.
+std::string ProductsName();
+
+// Results depend on the arguments and ProductsName() only. Thread rule: one caller at a
 // time; several of these run beside each other.
 class TileMultiplier {
  public:
@@ -46,4 +51,4 @@ class TileMultiplier {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace fewbit::tune
+}  // namespace fewbit
