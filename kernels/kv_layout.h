@@ -17,7 +17,9 @@
 //
 // A head of a block is one run of bytes, so that one bulk copy brings it to shared memory. A
 // token's elements lie in 16-byte pieces whose order depends on the token (piece_slot): there,
-// copied as it is, a matrix load of the same piece of 8 tokens meets every memory bank once. An i8
+// copied as it is, a matrix load of the same piece of 8 tokens meets every memory bank once. Where
+// a token has more than 128 bytes and a multiple of that, keys (and values) lie in panels: the
+// first 128 bytes of all tokens, then the next; that is what products of a warpgroup read. An i8
 // element is (byte - 128) * scale. D is padded to the next size that kernels are compiled for;
 // padding is 0.
 #pragma once
@@ -102,10 +104,18 @@ struct DeviceBlockShape {
     const int width = pieces % 8 == 0 ? 8 : pieces % 4 == 0 ? 4 : pieces % 2 == 0 ? 2 : 1;
     return piece ^ (token % 8 / (8 / width));
   }
+  // Pieces of a token that lie together.
+  static constexpr int panel_pieces(int pieces) { return pieces % 8 == 0 ? 8 : pieces; }
+  // Byte of piece `piece` of a token's key, of `pieces`, from the first key; the same for values.
+  static constexpr int piece_offset(int pieces, int token, int piece) {
+    const int panel = panel_pieces(pieces);
+    return 16 * ((piece / panel * kBlockTokens + token) * panel +
+                 piece_slot(pieces, token, piece) % panel);
+  }
   // Byte of element `dim` of a token's key, from the first key; the same for values.
   constexpr int element_offset(int token, int dim) const {
     const int at = dim * KvTypeBytes(type);
-    return token * token_bytes() + 16 * piece_slot(token_bytes() / 16, token, at / 16) + at % 16;
+    return piece_offset(token_bytes() / 16, token, at / 16) + at % 16;
   }
 };
 

@@ -119,6 +119,15 @@ DecodeSharedLayout DecodeShared(const AttentionPlan& p, int stages) {
 }
 
 size_t PrefillSharedBytes(const AttentionPlan& p) {
+  if (p.wide_prefill) {
+    const int keys = WideKeyTile(p.cache.type);
+    const size_t tile = size_t{2} * keys * p.padded_dim * 2;
+    const size_t raw = p.cache.type == kv::KvType::kI8
+                           ? keys / kv::kBlockTokens * static_cast<size_t>(p.cache.head_bytes())
+                           : 0;
+    return kWideAlignment + kWideStages * (tile + 2 * sizeof(uint64_t)) +
+           kWideRawStages * (raw + sizeof(uint64_t));
+  }
   const int blocks = kKeyTile / kv::kBlockTokens;
   size_t bytes = 2 * blocks * static_cast<size_t>(p.cache.head_bytes());
   if (p.cache.type == kv::KvType::kI8) bytes += 2 * 2 * size_t{kKeyTile} * p.padded_dim;
@@ -144,6 +153,7 @@ AttentionPlan SelectAttention(const AttentionDesc& desc, const AttentionLimits& 
   p.multiprocessors = device.multiprocessors;
   ChooseRing(device, &p);
   p.lone_shared = std::max<size_t>(p.decode_shared, device.shared_per_multiprocessor / 3);
+  p.wide_prefill = device.major == 9 && (p.padded_dim == 64 || p.padded_dim == 128);
   p.prefill_shared = PrefillSharedBytes(p);
   const size_t shared = std::max(p.lone_shared, p.prefill_shared);
   if (shared > static_cast<size_t>(device.shared_per_block)) {

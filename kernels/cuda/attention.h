@@ -51,8 +51,8 @@ inline constexpr int kMostGroupHeads = 8;  // query heads of a kv head that one 
 inline constexpr int kSplitTokens = 128;   // of the shortest run of keys
 inline constexpr int kMostSplits = 32;     // up to kMostSplits * kMaxSplitTokens keys
 inline constexpr int kMaxSplitTokens = 2048;
-inline constexpr int kSplitUnit = 64;  // lengths of runs are multiples of it
-inline constexpr int kQueryTile = 64;  // rows of a prefill block
+inline constexpr int kSplitUnit = 64;   // lengths of runs are multiples of it
+inline constexpr int kQueryTile = 128;  // rows of an entry of the prefill list
 
 // Keys of one run, when `keys` are seen in all. And how many runs there are.
 constexpr int SplitTokens(int keys) {
@@ -86,7 +86,8 @@ struct AttentionPlan {
   bool bulk = false;   // the bulk copy engine of sm_90
   int stages = 0;      // KV blocks in flight per warp, decoding
   int multiprocessors = 0;
-  int decode_blocks = 0;  // grid of the decode kernel at full size
+  int decode_blocks = 0;      // grid of the decode kernel at full size
+  bool wide_prefill = false;  // products of a warpgroup
   size_t decode_shared = 0, prefill_shared = 0;
   // Of a decode block of a small grid: two of them and a linear layer's never fit together, so that
   // one is on every multiprocessor.

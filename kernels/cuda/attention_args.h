@@ -20,6 +20,11 @@ inline constexpr int kMostDecodeStages = 3;  // KV blocks of a ring, at least 2
 inline constexpr int kStripeKeys = 32;       // neighbouring keys that a warp takes at once
 inline constexpr int kQueryPad = 8;  // elements behind a row of queries, against bank conflicts
 inline constexpr int kKeyTile = 64;  // keys that a prefill block takes at once
+// The same where warpgroups multiply (sm_90). A tile of i8 is copied, then widened.
+constexpr int WideKeyTile(kv::KvType type) { return type == kv::KvType::kI8 ? 64 : 128; }
+inline constexpr int kWideStages = 3;     // tiles of 16-bit numbers in shared memory
+inline constexpr int kWideRawStages = 2;  // tiles of i8, behind them
+inline constexpr int kWideAlignment = 1024;
 inline constexpr int kMaxRegisterQueryDim = 128;  // of a prefill block's queries in registers
 
 // A decoded token. The list has one entry per run of its keys, all alike, so that dividing the
@@ -65,8 +70,9 @@ struct DecodeSharedLayout {
 };
 DecodeSharedLayout DecodeShared(const AttentionPlan& plan, int stages);
 
-// Two stages of kKeyTile keys and values as cached, for i8 a widened one, then two
-// barriers.
+// Two stages of kKeyTile keys and values as cached, for i8 a widened one, then two barriers. Wide:
+// room to align, kWideStages tiles of 16-bit keys and values, for i8 kWideRawStages as cached, then
+// two barriers for each of the former and one for each of the latter.
 size_t PrefillSharedBytes(const AttentionPlan& plan);
 
 }  // namespace fewbit::cuda

@@ -1,5 +1,6 @@
 // The end of attention: the runs of a decoded row become one, and every row, decoded or prefilled,
-// is left as the o layer reads it (staging.h).
+// is left as the o layer reads it (staging.h). Prefilled rows that are not staged are there
+// already.
 //
 // A block has one tile of one matrix' staged form and one token, a thread 4 channels of it, and one
 // warp stages the tile. More blocks write the plain copy if there is one.
@@ -21,7 +22,7 @@ struct CombineArgs {
   LinearInput out;
   const int32_t *sequence_of, *q_start, *kv_len;
   RunResults runs;
-  const float* attended;
+  const float* attended;  // prefilled rows; null: they are in their places
   int head_dim, num_heads, window;
 };
 
@@ -50,6 +51,7 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant_
     splits = SplitCount(kv_len - FirstKey(kv_len, a.window));
   }
   WaitForPreviousKernels();
+  if (sequence >= 0 && !decoded && a.attended == nullptr) return;
   float4 value = make_float4(0, 0, 0, 0);
   if (channel >= 0 && sequence >= 0) {
     const int head = channel / a.head_dim;
@@ -86,7 +88,7 @@ cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, uint8
   a.q_start = step.q_start;
   a.kv_len = step.kv_len;
   a.runs = RunResultsOf(plan, base);
-  a.attended = reinterpret_cast<const float*>(base + plan.attended);
+  a.attended = out.count == 0 ? nullptr : reinterpret_cast<const float*>(base + plan.attended);
   a.head_dim = d.head_dim;
   a.num_heads = d.num_heads;
   a.window = d.window;

@@ -243,10 +243,11 @@ __device__ __forceinline__ void CompleteNewestBlock(const DecodeArgs& a, const D
     if (lane < 2) slot_scales[16 * lane + token] = scales[lane];
     if (lane > token && lane < 16) slot_scales[lane] = slot_scales[16 + lane] = 0;
   } else {
-    uint8_t* rest = slot + View::kHalf + (token + 1) * View::kRow;
-    const int bytes = (kv::kBlockTokens - 1 - token) * View::kRow;
-    for (int i = 16 * lane; i < bytes; i += 16 * 32) {
-      *reinterpret_cast<uint4*>(rest + i) = make_uint4(0, 0, 0, 0);
+    const int rest = (kv::kBlockTokens - 1 - token) * View::kPieces;
+    for (int i = lane; i < rest; i += 32) {
+      const int at = kv::DeviceBlockShape::piece_offset(
+          View::kPieces, token + 1 + i / View::kPieces, i % View::kPieces);
+      *reinterpret_cast<uint4*>(slot + View::kHalf + at) = make_uint4(0, 0, 0, 0);
     }
   }
   FenceBeforeBulkCopies();

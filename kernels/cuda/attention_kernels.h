@@ -79,7 +79,8 @@ struct PrefillArgs {
   const WorkCounts* counts = nullptr;
   const PrefillItem* items = nullptr;
   const uint16_t* queries = nullptr;
-  float* attended = nullptr;  // [T, H * D]
+  void* attended = nullptr;  // [T, H * D] of attended_type
+  DType attended_type = DType::kF32;
   size_t block_bytes = 0;
   int head_bytes = 0;
   int head_dim = 0, num_heads = 0, group = 0, window = 0;
@@ -93,10 +94,18 @@ cudaError_t LaunchDecodeOf(int dim, const DecodeArgs& args, int blocks, size_t s
 
 template <kv::KvType kType>
 cudaError_t PreparePrefillOf(int dim, size_t shared_bytes);
-// Two launches: WriteArgs for `tokens` rows, then at most `tiles` tiles.
+// For `tokens` rows.
 template <kv::KvType kType>
-cudaError_t LaunchPrefillOf(int dim, const WriteArgs& write, int tokens, const PrefillArgs& args,
-                            int tiles, size_t shared_bytes, cudaStream_t stream);
+cudaError_t LaunchWriteOf(int dim, const WriteArgs& write, int tokens, cudaStream_t stream);
+// At most `tiles` tiles.
+template <kv::KvType kType>
+cudaError_t LaunchPrefillOf(int dim, const PrefillArgs& args, int tiles, size_t shared_bytes,
+                            cudaStream_t stream);
+
+// The same where the plan says wide_prefill.
+cudaError_t PreparePrefillWide(kv::KvType type, int dim, size_t shared_bytes);
+cudaError_t LaunchPrefillWide(kv::KvType type, int dim, const PrefillArgs& args, int tiles,
+                              size_t shared_bytes, cudaStream_t stream);
 
 RunResults RunResultsOf(const AttentionPlan& plan, uint8_t* base);
 

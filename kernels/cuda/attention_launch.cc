@@ -45,9 +45,11 @@ DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
   return a;
 }
 
+// `rows`: where a decode launch of its own leaves its rows, or null. `direct`: null, or where
+// prefilled rows go that nobody stages.
 template <kv::KvType kType>
 cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const AttentionLayer& layer,
-                     uint8_t* base, float* rows, cudaStream_t stream) {
+                     uint8_t* base, float* rows, const LinearInput* direct, cudaStream_t stream) {
   if (layer.type == DType::kBF16) return cudaErrorInvalidValue;
   DecodeArgs decode = DecodeArgsOf(plan, step, layer, base);
   decode.attended = rows;
@@ -80,27 +82,32 @@ cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const Atte
   prefill.counts = decode.counts;
   prefill.items = reinterpret_cast<const PrefillItem*>(base + plan.prefill_items);
   prefill.queries = write.queries;
-  prefill.attended = reinterpret_cast<float*>(base + plan.attended);
+  prefill.attended = direct == nullptr ? base + plan.attended : direct->plain;
+  prefill.attended_type = direct == nullptr ? DType::kF32 : direct->plain_type;
   prefill.block_bytes = decode.block_bytes;
   prefill.head_bytes = decode.head_bytes;
   prefill.head_dim = plan.desc.head_dim;
   prefill.num_heads = decode.num_heads;
   prefill.group = plan.group;
   prefill.window = plan.desc.window;
-  return LaunchPrefillOf<kType>(plan.padded_dim, write, step.tokens, prefill,
-                                MostPrefillTiles(step.tokens, step.sequences), plan.prefill_shared,
-                                stream);
+  const cudaError_t written = LaunchWriteOf<kType>(plan.padded_dim, write, step.tokens, stream);
+  if (written != cudaSuccess) return written;
+  const int tiles = MostPrefillTiles(step.tokens, step.sequences);
+  return plan.wide_prefill
+             ? LaunchPrefillWide(kType, plan.padded_dim, prefill, tiles, plan.prefill_shared,
+                                 stream)
+             : LaunchPrefillOf<kType>(plan.padded_dim, prefill, tiles, plan.prefill_shared, stream);
 }
 
 cudaError_t LaunchAny(const AttentionPlan& plan, const StepView& step, const AttentionLayer& layer,
-                      uint8_t* base, float* rows, cudaStream_t stream) {
+                      uint8_t* base, float* rows, const LinearInput* direct, cudaStream_t stream) {
   switch (plan.cache.type) {
     case kv::KvType::kF16:
-      return LaunchOf<kv::KvType::kF16>(plan, step, layer, base, rows, stream);
+      return LaunchOf<kv::KvType::kF16>(plan, step, layer, base, rows, direct, stream);
     case kv::KvType::kBF16:
-      return LaunchOf<kv::KvType::kBF16>(plan, step, layer, base, rows, stream);
+      return LaunchOf<kv::KvType::kBF16>(plan, step, layer, base, rows, direct, stream);
     case kv::KvType::kI8:
-      return LaunchOf<kv::KvType::kI8>(plan, step, layer, base, rows, stream);
+      return LaunchOf<kv::KvType::kI8>(plan, step, layer, base, rows, direct, stream);
     case kv::KvType::kF32:
       break;
   }
@@ -111,7 +118,11 @@ template <kv::KvType kType>
 cudaError_t PrepareOf(const AttentionPlan& plan) {
   const cudaError_t error = PrepareDecodeOf<kType>(plan.padded_dim, plan.lone_shared);
   if (error != cudaSuccess) return error;
-  return PreparePrefillOf<kType>(plan.padded_dim, plan.prefill_shared);
+  if (plan.wide_prefill) {
+    const cudaError_t wide = PreparePrefillWide(kType, plan.padded_dim, plan.prefill_shared);
+    if (wide != cudaSuccess) return wide;
+  }
+  return PreparePrefillOf<kType>(plan.padded_dim, plan.wide_prefill ? 0 : plan.prefill_shared);
 }
 
 }  // namespace
@@ -141,7 +152,8 @@ cudaError_t LaunchAttention(const AttentionPlan& plan, const StepView& step,
                             const AttentionLayer& layer, void* workspace, const LinearInput& out,
                             cudaStream_t stream) {
   uint8_t* base = static_cast<uint8_t*>(workspace);
-  const cudaError_t error = LaunchAny(plan, step, layer, base, nullptr, stream);
+  const LinearInput* direct = out.count == 0 ? &out : nullptr;
+  const cudaError_t error = LaunchAny(plan, step, layer, base, nullptr, direct, stream);
   return error != cudaSuccess ? error : LaunchCombine(plan, step, base, out, stream);
 }
 
@@ -153,7 +165,7 @@ cudaError_t LaunchAttentionRows(const AttentionPlan& plan, const StepView& step,
                                 const AttentionLayer& layer, void* workspace, cudaStream_t stream) {
   if (step.max_query > 1) return cudaErrorInvalidValue;
   return LaunchAny(plan, step, layer, static_cast<uint8_t*>(workspace),
-                   AttendedRows(plan, workspace), stream);
+                   AttendedRows(plan, workspace), nullptr, stream);
 }
 
 }  // namespace fewbit::cuda

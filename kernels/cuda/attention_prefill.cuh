@@ -1,5 +1,6 @@
 // Prefill: many query tokens of one sequence. The first kernel leaves the queries as fragments want
-// them and writes keys and values to the cache; the second takes tiles of 64 query rows of one head
+// them and writes keys and values to the cache; the second (or, where it can run, the one in
+// attention_prefill_wide.cu) takes tiles of 64 query rows of one head
 // and walks the keys in tiles of 64 by absolute index with an online softmax (Dao et al. 2022;
 // Milakov and Gimelshein 2018). A key tile in which a row sees nothing leaves the row's sums as
 // they are, bit for bit, so that a row's result does not depend on the tile it is in.
@@ -11,6 +12,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/device/attended_row.cuh"
 #include "kernels/cuda/device/fragment.cuh"
 #include "kernels/cuda/device/head_row.cuh"
 #include "kernels/cuda/launch.h"
@@ -18,8 +20,141 @@
 namespace fewbit::cuda {
 
 inline constexpr int kPrefillWarps = 4;
+inline constexpr int kBlockQueries = 16 * kPrefillWarps;
 inline constexpr int kTileBlocks = kKeyTile / kv::kBlockTokens;
 inline constexpr float kNothingSeen = -1e30f;
+
+// Elements lane + 32 i of a row of 16-bit numbers. `at(d)`: where element d goes.
+template <kv::KvType kType, int kPerLane, typename At>
+__device__ __forceinline__ void StoreHalves(const float (&x)[kPerLane], const At& at) {
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int d = static_cast<int>(threadIdx.x % 32) + 32 * i;
+    *reinterpret_cast<uint16_t*>(at(d)) = static_cast<uint16_t>(PackPair<kType>(x[i], x[i]));
+  }
+}
+
+// A token's rows of heads: queries, keys, values.
+class TokenRows {
+ public:
+  __device__ TokenRows(const WriteArgs& a, int64_t token, uint8_t* block, int place)
+      : a_(a),
+        token_(token),
+        block_(block),
+        place_(place),
+        turns_(a.turns + token * (a.head.rotary_dim / 2)) {}
+
+  __device__ int count() const { return a_.num_heads + 2 * a_.num_kv_heads; }
+  __device__ bool IsQuery(int row) const { return row < a_.num_heads; }
+  __device__ bool IsValue(int row) const { return row >= a_.num_heads + a_.num_kv_heads; }
+  __device__ int KvHead(int row) const {
+    return row - a_.num_heads - (IsValue(row) ? a_.num_kv_heads : 0);
+  }
+  __device__ const float2* turns() const { return turns_; }
+
+  __device__ HeadSource Source(int row) const {
+    const AttentionLayer& l = a_.layer;
+    if (IsQuery(row)) return Of(l.q, l.q_stride, l.q_bias, row, l.q_norm, turns_);
+    if (IsValue(row)) return Of(l.v, l.v_stride, l.v_bias, KvHead(row), nullptr, nullptr);
+    return Of(l.k, l.k_stride, l.k_bias, KvHead(row), l.k_norm, turns_);
+  }
+  template <int kDim>
+  __device__ uint16_t* Query(int row) const {
+    return a_.queries + (token_ * a_.num_heads + row) * kDim;
+  }
+  // Of the row's kv head: the token's block, and in it the keys (or values) of all its tokens.
+  __device__ uint8_t* Cached(int row) const { return block_ + KvHead(row) * a_.head_bytes; }
+  template <kv::KvType kType, int kDim>
+  __device__ uint8_t* CachedHalf(int row) const {
+    constexpr int kHalf = kv::kBlockTokens * kDim * kv::KvTypeBytes(kType);
+    return Cached(row) + (IsValue(row) ? kHalf : 0);
+  }
+  __device__ int place() const { return place_; }
+
+ private:
+  __device__ HeadSource Of(const void* x, int64_t stride, const float* bias, int head,
+                           const float* norm, const float2* turns) const {
+    const int d = a_.head.dim, width = a_.layer.type == DType::kF32 ? 4 : 2;
+    return {static_cast<const uint8_t*>(x) + (token_ * stride + head * d) * width, a_.layer.type,
+            bias == nullptr ? nullptr : bias + head * d, norm, turns};
+  }
+  const WriteArgs& a_;
+  const int64_t token_;
+  uint8_t* const block_;
+  const int place_;
+  const float2* const turns_;
+};
+
+// The rows of one warp, several asked for at once without a branch between the loads: 16-bit
+// caches, pairs of rope in one lane. T: of q, k and v.
+template <kv::KvType kType, int kDim, typename T>
+__device__ __forceinline__ void WriteOwnPairs(const WriteArgs& a, const TokenRows& rows) {
+  constexpr int kPerLane = (kDim + 31) / 32, kPieces = kDim / 8, kAtOnce = 32 / kPerLane;
+  float2 turn[kPerLane];
+  LoadTurns(a.head, rows.turns(), turn);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int first = warp; first < rows.count(); first += kPrefillWarps * kAtOnce) {
+    T raw[kAtOnce][kPerLane];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = min(first + i * kPrefillWarps, rows.count() - 1);
+      const T* from = static_cast<const T*>(rows.Source(row).x);
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) raw[i][j] = from[min(lane + 32 * j, a.head.dim - 1)];
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = first + i * kPrefillWarps;
+      if (row >= rows.count()) break;
+      float x[kPerLane];
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) {
+        x[j] = lane + 32 * j < a.head.dim ? static_cast<float>(raw[i][j]) : 0.0f;
+      }
+      const HeadSource from = rows.Source(row);
+      AddBias(a.head, from, x);
+      NormHead(a.head, from, x);
+      if (!rows.IsValue(row)) TurnOwnPairs(turn, x);
+      if (rows.IsQuery(row)) {
+#pragma unroll
+        for (float& v : x) v *= a.scale;
+        uint16_t* to = rows.Query<kDim>(row);
+        StoreHalves<kType>(x, [to](int d) { return to + d; });
+      } else {
+        uint8_t* to = rows.CachedHalf<kType, kDim>(row);
+        StoreHalves<kType>(x, [&](int d) {
+          return to + kv::DeviceBlockShape::piece_offset(kPieces, rows.place(), d / 8) +
+                 2 * (d % 8);
+        });
+      }
+    }
+  }
+}
+
+// The same for any cache and rope, a row at a time.
+template <kv::KvType kType, int kDim>
+__device__ __forceinline__ void WriteAny(const WriteArgs& a, const TokenRows& rows, float* row_of,
+                                         uint8_t* encoded) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  for (int row = warp; row < rows.count(); row += kPrefillWarps) {
+    PrepareHead<kDim>(a.head, rows.Source(row), row_of);
+    if (rows.IsQuery(row)) {
+      uint32_t* to = reinterpret_cast<uint32_t*>(rows.Query<kDim>(row));
+      for (int i = lane; i < kDim / 2; i += 32) {
+        to[i] = PackPair<kType>(row_of[2 * i] * a.scale, row_of[2 * i + 1] * a.scale);
+      }
+      continue;
+    }
+    const __half scale = EncodeRow<kType, kDim>(row_of, encoded);
+    __syncwarp();
+    PlaceRow<kType, kDim>(encoded, rows.CachedHalf<kType, kDim>(row), rows.place());
+    if (kType == kv::KvType::kI8 && lane == 0) {
+      constexpr int kScales = 2 * kv::kBlockTokens * kDim * kv::KvTypeBytes(kType);
+      __half* scales = reinterpret_cast<__half*>(rows.Cached(row) + kScales);
+      scales[(rows.IsValue(row) ? kv::kBlockTokens : 0) + rows.place()] = scale;
+    }
+  }
+}
 
 // A block per token, a warp per head. Tokens of decoded sequences and padding are left alone.
 template <kv::KvType kType, int kDim>
@@ -32,44 +167,22 @@ __global__ __launch_bounds__(32 *
   const int64_t token = blockIdx.x;
   const int sequence = a.sequence_of[token];
   if (sequence < 0 || a.q_start[sequence + 1] - a.q_start[sequence] < 2) return;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = a.head.dim;
-  const int position = a.positions[token], place = position % kv::kBlockTokens;
+  const int warp = threadIdx.x / 32, position = a.positions[token];
   const int id = a.block_table[static_cast<size_t>(sequence) * a.sizes->block_table_stride +
                                position / kv::kBlockTokens];
-  uint8_t* block = a.layer.cache + static_cast<size_t>(id) * a.block_bytes;
-  const AttentionLayer& l = a.layer;
-  const int width = a.layer.type == DType::kF32 ? 4 : 2;
-  const auto at = [&](const void* x, int64_t stride, int head) {
-    return static_cast<const uint8_t*>(x) + (token * stride + head * d) * width;
-  };
-  const auto part = [d](const float* x, int head) { return x == nullptr ? x : x + head * d; };
-  const float2* turns = a.turns + token * (a.head.rotary_dim / 2);
-  float* row = rows[warp];
-  for (int r = warp; r < a.num_heads + 2 * a.num_kv_heads; r += kPrefillWarps) {
-    if (r < a.num_heads) {
-      PrepareHead<kDim>(
-          a.head, {at(l.q, l.q_stride, r), a.layer.type, part(l.q_bias, r), l.q_norm, turns}, row);
-      uint32_t* to = reinterpret_cast<uint32_t*>(a.queries + (token * a.num_heads + r) * kDim);
-      for (int i = lane; i < kDim / 2; i += 32) {
-        to[i] = PackPair<kType>(row[2 * i] * a.scale, row[2 * i + 1] * a.scale);
+  const TokenRows of_token(a, token, a.layer.cache + static_cast<size_t>(id) * a.block_bytes,
+                           position % kv::kBlockTokens);
+  if constexpr (kType != kv::KvType::kI8) {
+    if (OwnPairs<kDim>(a.head)) {
+      if (a.layer.type == DType::kF16) {
+        WriteOwnPairs<kType, kDim, __half>(a, of_token);
+      } else {
+        WriteOwnPairs<kType, kDim, float>(a, of_token);
       }
-      continue;
-    }
-    const bool key = r < a.num_heads + a.num_kv_heads;
-    const int head = r - a.num_heads - (key ? 0 : a.num_kv_heads);
-    const HeadSource from = {key ? at(l.k, l.k_stride, head) : at(l.v, l.v_stride, head),
-                             a.layer.type, part(key ? l.k_bias : l.v_bias, head),
-                             key ? l.k_norm : nullptr, key ? turns : nullptr};
-    PrepareHead<kDim>(a.head, from, row);
-    const __half scale = EncodeRow<kType, kDim>(row, encoded[warp]);
-    __syncwarp();
-    constexpr int kHalf = kv::kBlockTokens * kDim * kv::KvTypeBytes(kType);
-    uint8_t* cached = block + head * a.head_bytes;
-    PlaceRow<kType, kDim>(encoded[warp], cached + (key ? 0 : kHalf), place);
-    if (kType == kv::KvType::kI8 && lane == 0) {
-      reinterpret_cast<__half*>(cached + 2 * kHalf)[(key ? 0 : 16) + place] = scale;
+      return;
     }
   }
+  WriteAny<kType, kDim>(a, of_token, rows[warp], encoded[warp]);
 }
 
 // Key tiles of one (sequence, kv head), two of them in shared memory.
@@ -156,12 +269,15 @@ struct TileView {
   static constexpr int kRow = 16 * kPieces;
   static constexpr int kHalf = kv::kBlockTokens * kRow;
   static constexpr int kBlock = 2 * kHalf;
+  static constexpr int kPanel = kv::DeviceBlockShape::panel_pieces(kPieces);
   struct Lane {
     int row, low;
-    __device__ int At(int even_piece) const { return row + ((even_piece ^ low) << 4); }
+    __device__ int At(int even_piece) const {
+      return row + even_piece / kPanel * (256 * kPanel) + ((even_piece % kPanel ^ low) << 4);
+    }
   };
   static __device__ Lane LaneOf(int token, int odd) {
-    return {token * kRow, odd ^ kv::DeviceBlockShape::piece_slot(kPieces, token, 0)};
+    return {token * 16 * kPanel, odd ^ kv::DeviceBlockShape::piece_slot(kPieces, token, 0)};
   }
 };
 
@@ -178,22 +294,18 @@ __device__ __forceinline__ void WidenTile(const uint8_t* raw, int head_bytes, in
     uint4 out[2] = {};
     if (key < count) {
       const uint8_t* from = raw + block * head_bytes;
-      const int slot = kv::DeviceBlockShape::piece_slot(kRawPieces, token, piece);
       const uint4 bytes = *reinterpret_cast<const uint4*>(
-          from + (half * kv::kBlockTokens + token) * 16 * kRawPieces + 16 * slot);
-      const uint32_t one = reinterpret_cast<const uint16_t*>(
+          from + half * kv::kBlockTokens * 16 * kRawPieces +
+          kv::DeviceBlockShape::piece_offset(kRawPieces, token, piece));
+      const uint32_t scale = reinterpret_cast<const uint16_t*>(
           from + 2 * kv::kBlockTokens * 16 * kRawPieces)[half * kv::kBlockTokens + token];
-      const uint32_t scale = one | one << 16;
-      const auto low = [&](uint32_t b) { return MultiplyHalves(WidenBytes<0, 1>(b), scale); };
-      const auto high = [&](uint32_t b) { return MultiplyHalves(WidenBytes<2, 3>(b), scale); };
-      out[0] = make_uint4(low(bytes.x), high(bytes.x), low(bytes.y), high(bytes.y));
-      out[1] = make_uint4(low(bytes.z), high(bytes.z), low(bytes.w), high(bytes.w));
+      WidenPiece(bytes, scale, out);
     }
-    uint8_t* to = wide + block * View::kBlock + half * View::kHalf + token * View::kRow;
+    uint8_t* to = wide + block * View::kBlock + half * View::kHalf;
 #pragma unroll
     for (int p = 0; p < 2; ++p) {
-      const int slot = kv::DeviceBlockShape::piece_slot(View::kPieces, token, 2 * piece + p);
-      *reinterpret_cast<uint4*>(to + 16 * slot) = out[p];
+      *reinterpret_cast<uint4*>(
+          to + kv::DeviceBlockShape::piece_offset(View::kPieces, token, 2 * piece + p)) = out[p];
     }
   }
 }
@@ -204,9 +316,10 @@ __device__ __forceinline__ void ZeroValues(uint8_t* tile, int count) {
   using View = TileView<kDim>;
   for (int i = threadIdx.x; i < (kKeyTile - count) * View::kPieces; i += blockDim.x) {
     const int key = count + i / View::kPieces;
-    uint8_t* row = tile + key / kv::kBlockTokens * View::kBlock + View::kHalf +
-                   key % kv::kBlockTokens * View::kRow;
-    *reinterpret_cast<uint4*>(row + 16 * (i % View::kPieces)) = make_uint4(0, 0, 0, 0);
+    uint8_t* values = tile + key / kv::kBlockTokens * View::kBlock + View::kHalf;
+    *reinterpret_cast<uint4*>(
+        values + kv::DeviceBlockShape::piece_offset(View::kPieces, key % kv::kBlockTokens,
+                                                    i % View::kPieces)) = make_uint4(0, 0, 0, 0);
   }
   FenceBeforeBulkCopies();
 }
@@ -326,8 +439,8 @@ struct PrefillWarp {
     }
   }
 
-  // to [2]: where rows g and g + 8 go, null beyond the item.
-  __device__ __forceinline__ void Store(float* const (&to)[2], int head_dim) {
+  // to [2]: where rows g and g + 8 go; those beyond the item do not exist.
+  __device__ __forceinline__ void Store(const AttendedRow (&to)[2], int head_dim) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float all = sum[r];
@@ -337,9 +450,8 @@ struct PrefillWarp {
 #pragma unroll
       for (int n = 0; n < 2 * kSteps; ++n) {
         const int d = 8 * n + 2 * (threadIdx.x % 4);
-        if (to[r] == nullptr || d >= head_dim) continue;
-        *reinterpret_cast<float2*>(to[r] + d) =
-            make_float2(out[n][2 * r] * scale, out[n][2 * r + 1] * scale);
+        if (!to[r].exists() || d >= head_dim) continue;
+        to[r].Store(d, out[n][2 * r] * scale, out[n][2 * r + 1] * scale);
       }
     }
   }
@@ -353,9 +465,15 @@ __global__ __launch_bounds__(32 * kPrefillWarps, kDim > 128 ? 1 : 2) void Prefil
   constexpr bool kBytes = kType == kv::KvType::kI8;
   LetNextKernelStart();
   WaitForPreviousKernels();
-  const int index = a.counts->prefill_items - 1 - static_cast<int>(blockIdx.y);
+  constexpr int kParts = kQueryTile / kBlockQueries;
+  const int index = kParts * a.counts->prefill_items - 1 - static_cast<int>(blockIdx.y);
   if (index < 0) return;
-  const PrefillItem item = a.items[index];
+  PrefillItem item = a.items[index / kParts];
+  const int first_row = index % kParts * kBlockQueries;
+  item.token += first_row;
+  item.position += first_row;
+  item.rows = min(item.rows - first_row, kBlockQueries);
+  if (item.rows <= 0) return;
   const int head = blockIdx.x, warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
   const int seen_end = item.position + item.rows;
   const int first_seen = a.window == 0 ? 0 : max(0, item.position - a.window + 1);
@@ -366,14 +484,14 @@ __global__ __launch_bounds__(32 * kPrefillWarps, kDim > 128 ? 1 : 2) void Prefil
   tiles.Issue(begin);
   PrefillWarp<kType, kDim> rows;
   int position[2];
-  float* to[2];
+  AttendedRow to[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = 16 * warp + g + 8 * r;
     const size_t at = static_cast<size_t>(item.token + row) * a.num_heads + head;
     position[r] = item.position + row;
     rows.rows[r] = row < item.rows ? a.queries + at * kDim : nullptr;
-    to[r] = row < item.rows ? a.attended + at * a.head_dim : nullptr;
+    if (row < item.rows) to[r] = AttendedRow(a, at);
   }
   rows.KeepQueries();
   for (int tile = begin; tile < end; ++tile) {
@@ -436,13 +554,18 @@ cudaError_t PreparePrefillOf(int dim, size_t shared_bytes) {
 }
 
 template <kv::KvType kType>
-cudaError_t LaunchPrefillOf(int dim, const WriteArgs& write, int tokens, const PrefillArgs& args,
-                            int tiles, size_t shared_bytes, cudaStream_t stream) {
-  return VisitPrefillKernels<kType>(dim, [&](auto first, auto second) {
-    const dim3 block(32 * kPrefillWarps);
-    const cudaError_t error = LaunchDependent(first, dim3(tokens), block, 0, stream, write);
-    if (error != cudaSuccess) return error;
-    return LaunchDependent(second, dim3(args.num_heads, tiles), block, shared_bytes, stream, args);
+cudaError_t LaunchWriteOf(int dim, const WriteArgs& write, int tokens, cudaStream_t stream) {
+  return VisitPrefillKernels<kType>(dim, [&](auto kernel, auto) {
+    return LaunchDependent(kernel, dim3(tokens), dim3(32 * kPrefillWarps), 0, stream, write);
+  });
+}
+
+template <kv::KvType kType>
+cudaError_t LaunchPrefillOf(int dim, const PrefillArgs& args, int tiles, size_t shared_bytes,
+                            cudaStream_t stream) {
+  return VisitPrefillKernels<kType>(dim, [&](auto, auto kernel) {
+    const dim3 grid(args.num_heads, tiles * (kQueryTile / kBlockQueries));
+    return LaunchDependent(kernel, grid, dim3(32 * kPrefillWarps), shared_bytes, stream, args);
   });
 }
 

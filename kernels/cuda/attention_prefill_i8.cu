@@ -4,8 +4,8 @@
 namespace fewbit::cuda {
 
 template cudaError_t PreparePrefillOf<kv::KvType::kI8>(int, size_t);
-template cudaError_t LaunchPrefillOf<kv::KvType::kI8>(int, const WriteArgs&, int,
-                                                      const PrefillArgs&, int, size_t,
+template cudaError_t LaunchWriteOf<kv::KvType::kI8>(int, const WriteArgs&, int, cudaStream_t);
+template cudaError_t LaunchPrefillOf<kv::KvType::kI8>(int, const PrefillArgs&, int, size_t,
                                                       cudaStream_t);
 
 }  // namespace fewbit::cuda

@@ -10,6 +10,7 @@
 
 #include "tests/gpu/gpu_attention.h"
 #include "tests/gpu/gpu_linear.h"
+#include "tests/gpu/gpu_values.h"
 #include "tests/kernels/random_matrix.h"
 
 namespace fewbit::testing {
@@ -115,12 +116,13 @@ TEST(AttentionGpu, DecodeLongContext) {
 
 TEST(AttentionGpu, RopeBiasesAndNorms) {
   for (KvType type : kTypes) {
-    for (DType qkv_type : {DType::kF32, DType::kF16}) {
+    for (const auto& [qkv_type, dim] :
+         {std::pair{DType::kF32, 80}, {DType::kF16, 80}, {DType::kF32, 128}, {DType::kF16, 128}}) {
       for (bool interleaved : {false, true}) {
-        AttentionOptions o = Options(type, 4, 2, 80);
+        AttentionOptions o = Options(type, 4, 2, dim);
         o.qkv_type = qkv_type;
         o.desc.interleaved = interleaved;
-        o.desc.rotary_dim = interleaved ? 40 : 80;
+        o.desc.rotary_dim = interleaved ? 40 : dim;
         o.biases = true;
         o.norms = !interleaved;
         o.theta = 5e5;
@@ -300,6 +302,42 @@ TEST(AttentionGpu, StagedInput) {
   }
 }
 
+// Prefilled rows go straight to their places where nothing is staged, and through the combining
+// kernel otherwise; as floats and in 16 bits.
+TEST(AttentionGpu, PlainRowsAreTheSameOnBothWays) {
+  std::mt19937 rng(4);
+  const quant::UnpackedMatrix plain = RandomUnpacked({32, 1024, 0.25}, &rng);
+  const GpuMatrix matrix(quant::Pack(plain));
+  for (KvType type : kTypes) {
+    for (int dim : {128, 64, 32}) {
+      const AttentionOptions o = Options(type, 1024 / dim, 2, dim);
+      GpuAttention gpu(o);
+      const std::vector<float> rows = gpu.Step(
+          {{gpu.AddSequence(50, 1), 1}, {gpu.AddSequence(7, 2), 30}, {gpu.AddSequence(0, 3), 20}});
+      cuda::Desc desc;
+      desc.shapes[0] = plain.shape;
+      desc.m = gpu.rows();
+      desc.x_type = DType::kF32;
+      const cuda::Plan plan = cuda::Select(desc, ThisDevice());
+      ASSERT_EQ(plan.error, "");
+      const cuda::DeviceGroup group = {1, {matrix.view()}};
+      const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(desc, plan));
+      const cuda::DeviceBuffer<float> to(std::vector<float>(rows.size(), -1.0f));
+      const cuda::LinearInput both = cuda::InputOf(desc, plan, group, staged.get(), to.get());
+      ASSERT_EQ(both.count, 1);
+      gpu.RunInto(both);
+      EXPECT_TRUE(to.Download() == rows) << Name(o);
+      for (DType half : {DType::kF16, DType::kBF16}) {
+        cuda::LinearInput alone;
+        alone.plain = to.get();
+        alone.plain_type = half;
+        gpu.RunInto(alone);
+        EXPECT_TRUE(ReadAs(half, to.get(), rows.size()) == RoundTo(half, rows)) << Name(o);
+      }
+    }
+  }
+}
+
 // The block that ends a head's last run adds up all of them, many times over, as the kernel that
 // does nothing else.
 TEST(AttentionGpu, RowsInOneLaunch) {
@@ -339,8 +377,9 @@ TEST(AttentionGpu, NonFiniteStaysInItsRow) {
 }
 
 TEST(AttentionGpu, ReducedSetForSanitizers) {
-  for (KvType type : kTypes) {
-    AttentionOptions o = Options(type, 4, 2, 80);
+  for (const auto& [type, dim] :
+       {std::pair{KvType::kF16, 80}, {KvType::kBF16, 80}, {KvType::kI8, 80}, {KvType::kF16, 128}}) {
+    AttentionOptions o = Options(type, 4, 2, dim);
     o.biases = o.norms = true;
     o.desc.window = 200;
     o.padding_tokens = o.padding_sequences = 2;

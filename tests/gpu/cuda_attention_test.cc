@@ -143,9 +143,9 @@ TEST(SelectAttention, TheWorkspaceHoldsItsPartsInOrder) {
 TEST(SelectAttention, MostPrefillTilesHoldsAnyMix) {
   for (int sequences = 1; sequences < 40; ++sequences) {
     // One long prompt, the others as short as a prefill can be; and all of them just over a tile.
-    const int tokens = 200 + 2 * (sequences - 1);
+    const int tokens = 3 * kQueryTile + 8 + 2 * (sequences - 1);
     EXPECT_GE(MostPrefillTiles(tokens, sequences), 4 + sequences - 1);
-    EXPECT_GE(MostPrefillTiles(65 * sequences, sequences), 2 * sequences);
+    EXPECT_GE(MostPrefillTiles((kQueryTile + 1) * sequences, sequences), 2 * sequences);
   }
 }
 

@@ -30,12 +30,15 @@ struct BlockView {
 
   // Where a lane's addresses for matrix loads start: its token's row, and what is XORed with the
   // number of an even piece.
+  static constexpr int kPanel = kv::DeviceBlockShape::panel_pieces(kPieces);
   struct Lane {
     int row, low;
-    __device__ int At(int even_piece) const { return row + ((even_piece ^ low) << 4); }
+    __device__ int At(int even_piece) const {
+      return row + even_piece / kPanel * (256 * kPanel) + ((even_piece % kPanel ^ low) << 4);
+    }
   };
   static __device__ Lane LaneOf(int token, int odd) {
-    return {token * kRow, odd ^ kv::DeviceBlockShape::piece_slot(kPieces, token, 0)};
+    return {token * 16 * kPanel, odd ^ kv::DeviceBlockShape::piece_slot(kPieces, token, 0)};
   }
   // Matrices (tokens 0-7, 8-15) of a piece, then of the next piece.
   static __device__ Lane TokensFirst() {

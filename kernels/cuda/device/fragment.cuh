@@ -87,6 +87,15 @@ __device__ __forceinline__ uint32_t MultiplyHalves(uint32_t a, uint32_t b) {
   return reinterpret_cast<const uint32_t&>(v);
 }
 
+// 16 bytes of i8 cache elements as f16 numbers times `scale` (an f16 number's bits).
+__device__ __forceinline__ void WidenPiece(const uint4& bytes, uint32_t scale, uint4 (&out)[2]) {
+  const uint32_t twice = scale | scale << 16;
+  const auto low = [&](uint32_t b) { return MultiplyHalves(WidenBytes<0, 1>(b), twice); };
+  const auto high = [&](uint32_t b) { return MultiplyHalves(WidenBytes<2, 3>(b), twice); };
+  out[0] = make_uint4(low(bytes.x), high(bytes.x), low(bytes.y), high(bytes.y));
+  out[1] = make_uint4(low(bytes.z), high(bytes.z), low(bytes.w), high(bytes.w));
+}
+
 __device__ __forceinline__ float Exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -36,6 +36,72 @@ __device__ __forceinline__ void TurnOwnPairs(const float2 (&turn)[kPerLane], flo
   }
 }
 
+// To elements lane + 32 i of a head.
+template <int kPerLane>
+__device__ __forceinline__ void AddBias(const HeadShape& shape, const HeadSource& from,
+                                        float (&x)[kPerLane]) {
+  if (from.bias == nullptr) return;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int d = static_cast<int>(threadIdx.x % 32) + 32 * i;
+    if (d < shape.dim) x[i] = __fadd_rn(x[i], from.bias[d]);
+  }
+}
+
+// Elements lane + 32 i of a head with its bias, zeros behind D.
+template <int kPerLane>
+__device__ __forceinline__ void LoadHead(const HeadShape& shape, const HeadSource& from,
+                                         float (&x)[kPerLane]) {
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int d = static_cast<int>(threadIdx.x % 32) + 32 * i;
+    x[i] = d < shape.dim ? LoadNumber(from.x, from.type, d) : 0.0f;
+  }
+  AddBias(shape, from, x);
+}
+
+// The head's norm, if it has one.
+template <int kPerLane>
+__device__ __forceinline__ void NormHead(const HeadShape& shape, const HeadSource& from,
+                                         float (&x)[kPerLane]) {
+  if (from.norm == nullptr) return;
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) squares = __fmaf_rn(x[i], x[i], squares);
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    squares = __fadd_rn(squares, __shfl_xor_sync(0xFFFFFFFFu, squares, mask));
+  }
+  const float mean = __fdiv_rn(squares, static_cast<float>(shape.dim));
+  const float scale = __frcp_rn(__fsqrt_rn(__fadd_rn(mean, shape.rms_eps)));
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int d = static_cast<int>(threadIdx.x % 32) + 32 * i;
+    if (d < shape.dim) x[i] = __fmul_rn(__fmul_rn(x[i], scale), from.norm[d]);
+  }
+}
+
+// The turns of a lane's elements; (1, 0) where there are none.
+template <int kPerLane>
+__device__ __forceinline__ void LoadTurns(const HeadShape& shape, const float2* turns,
+                                          float2 (&turn)[kPerLane]) {
+  const int pairs = shape.rotary_dim / 2;
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) {
+    const int d = static_cast<int>(threadIdx.x % 32) + 32 * i;
+    turn[i] = make_float2(1, 0);
+    if (turns != nullptr && d < shape.rotary_dim) {
+      turn[i] = turns[shape.interleaved ? d / 2 : d < pairs ? d : d - pairs];
+    }
+  }
+}
+
+// Both elements of a pair are in one lane.
+template <int kDim>
+__device__ __forceinline__ bool OwnPairs(const HeadShape& shape) {
+  return kDim % 64 == 0 && !shape.interleaved && shape.rotary_dim == kDim;
+}
+
 // out [kDim] floats in shared memory: the head, zeros behind D.
 template <int kDim>
 __device__ __forceinline__ void PrepareHead(const HeadShape& shape, const HeadSource& from,
@@ -44,33 +110,10 @@ __device__ __forceinline__ void PrepareHead(const HeadShape& shape, const HeadSo
   constexpr int kPerLane = (kDim + 31) / 32;
   float x[kPerLane];
   float2 turn[kPerLane];
-  float squares = 0;
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int d = lane + 32 * i;
-    x[i] = d < shape.dim ? LoadNumber(from.x, from.type, d) : 0.0f;
-    turn[i] = make_float2(1, 0);
-    if (from.turns != nullptr && d < shape.rotary_dim) {
-      turn[i] = from.turns[shape.interleaved ? d / 2 : d < pairs ? d : d - pairs];
-    }
-    if (from.bias != nullptr && d < shape.dim) x[i] = __fadd_rn(x[i], from.bias[d]);
-    squares = __fmaf_rn(x[i], x[i], squares);
-  }
-  if (from.norm != nullptr) {
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) {
-      squares = __fadd_rn(squares, __shfl_xor_sync(0xFFFFFFFFu, squares, mask));
-    }
-    const float mean = __fdiv_rn(squares, static_cast<float>(shape.dim));
-    const float scale = __frcp_rn(__fsqrt_rn(__fadd_rn(mean, shape.rms_eps)));
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int d = lane + 32 * i;
-      if (d < shape.dim) x[i] = __fmul_rn(__fmul_rn(x[i], scale), from.norm[d]);
-    }
-  }
-  // As a rule both elements of a pair are in one lane.
-  const bool own_pairs = kDim % 64 == 0 && !shape.interleaved && shape.rotary_dim == kDim;
+  LoadTurns(shape, from.turns, turn);
+  LoadHead(shape, from, x);
+  NormHead(shape, from, x);
+  const bool own_pairs = OwnPairs<kDim>(shape);  // as a rule
   if (own_pairs) TurnOwnPairs<kPerLane>(turn, x);
   __syncwarp();  // whoever read `out` before is done
 #pragma unroll
@@ -152,8 +195,7 @@ template <kv::KvType kType, int kDim>
 __device__ __forceinline__ void PlaceRow(const uint8_t* row, uint8_t* half, int token) {
   constexpr int kPieces = kDim * kv::KvTypeBytes(kType) / 16;
   for (int piece = threadIdx.x % 32; piece < kPieces; piece += 32) {
-    const int slot = kv::DeviceBlockShape::piece_slot(kPieces, token, piece);
-    *reinterpret_cast<uint4*>(half + (token * kPieces + slot) * 16) =
+    *reinterpret_cast<uint4*>(half + kv::DeviceBlockShape::piece_offset(kPieces, token, piece)) =
         *reinterpret_cast<const uint4*>(row + 16 * piece);
   }
 }

@@ -1,0 +1,35 @@
+// Where a prefilled row of a head goes: to the combining kernel as floats, or straight to the next
+// layer.
+#pragma once
+
+#include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/device/fragment.cuh"
+
+namespace fewbit::cuda {
+
+class AttendedRow {
+ public:
+  AttendedRow() = default;
+  // Row `row` of heads, as PrefillArgs::attended has them.
+  __device__ AttendedRow(const PrefillArgs& a, size_t row)
+      : at_(static_cast<uint8_t*>(a.attended) +
+            row * a.head_dim * (a.attended_type == DType::kF32 ? 4 : 2)),
+        type_(a.attended_type) {}
+
+  __device__ bool exists() const { return at_ != nullptr; }
+  // Elements d and d + 1, d even.
+  __device__ __forceinline__ void Store(int d, float first, float second) const {
+    if (type_ == DType::kF32) {
+      reinterpret_cast<float2*>(at_)[d / 2] = make_float2(first, second);
+    } else {
+      reinterpret_cast<uint32_t*>(at_)[d / 2] =
+          type_ == DType::kF16 ? HalfMath::Pack(first, second) : BfloatMath::Pack(first, second);
+    }
+  }
+
+ private:
+  uint8_t* at_ = nullptr;
+  DType type_ = DType::kF32;
+};
+
+}  // namespace fewbit::cuda
