@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kernels/cuda/dequantize.h"
+#include "kernels/cuda/linear_cluster.h"
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/linear_small.h"
 #include "kernels/cuda/linear_stream.h"
@@ -50,12 +51,14 @@ cudaError_t ReadDeviceProps(int device, DeviceProps* props) {
     const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device);
     if (error != cudaSuccess) return error;
   }
-  return CountWideClusters(*props, &props->wide_clusters);
+  props->wide_teams = props->major == 9 ? props->multiprocessors / kSegments : 0;
+  return CountClusters(*props, &props->wide_clusters);
 }
 
 cudaError_t PrepareLinearKernels(const DeviceProps& props) {
   cudaError_t error = PrepareSmallKernels(props);
   if (error == cudaSuccess) error = PrepareStreamKernels(props);
+  if (error == cudaSuccess) error = PrepareClusterKernels(props);
   if (error == cudaSuccess) error = PrepareWideKernels(props);
   if (error == cudaSuccess) error = PrepareStaging();
   return error;
@@ -69,7 +72,10 @@ std::string LaunchLinear(const Desc& desc, const Plan& plan, const DeviceGroup& 
     return error == cudaSuccess ? "" : std::string("LaunchStream: ") + cudaGetErrorString(error);
   }
   if (plan.path == Path::kWide) {
-    const cudaError_t error = LaunchWide(desc, plan.wide, group, in, out, stream);
+    const cudaError_t error =
+        plan.wide.clustered
+            ? LaunchCluster(desc, plan.wide, group, in, out, stream)
+            : LaunchWide(desc, plan.wide, group, in, out, workspace.exchange, stream);
     return error == cudaSuccess ? "" : std::string("LaunchWide: ") + cudaGetErrorString(error);
   }
   if (plan.path == Path::kDequantize) {

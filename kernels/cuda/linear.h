@@ -23,7 +23,8 @@ struct DeviceProps {
   int multiprocessors = 0;
   int shared_per_multiprocessor = 0;  // bytes
   int shared_per_block = 0;           // bytes, opt-in limit
-  int wide_clusters = 0;  // clusters of the wide kernel resident at once; 0 but on sm_90
+  // Of the wide kernels, one block per multiprocessor, resident at once; 0 but on sm_90.
+  int wide_teams = 0, wide_clusters = 0;
 };
 
 // One to kMostParts matrices with the same input, one launch.
@@ -139,6 +140,9 @@ Plan Select(const Desc& desc, const DeviceProps& device, const Tuning& tuning = 
 // tokens of a plan (staging.h has the form).
 size_t StagedGroupBytes(const quant::PackedShape& shape, int tokens);
 size_t StagedBytes(const Desc& desc, const Plan& plan);
+
+// Bytes of LinearWorkspace::exchange (linear_launch.h), whatever the layers of this device.
+size_t ExchangeBytes(const DeviceProps& device);
 
 // What the producer of the group's input has to write, and LaunchLinear reads: the staged forms
 // behind each other at `staged` (StagedBytes() bytes, 16-byte aligned) if the plan takes them, and

@@ -35,10 +35,16 @@ struct LinearOutput {
   const float* add = nullptr;
 };
 
-// For plans that go through 16-bit weights; unused by the others.
+// What some plans need beside their arguments. One per stream: launches that may run at the same
+// time must not share it.
 struct LinearWorkspace {
-  void* scratch = nullptr;  // ScratchBytes() of all matrices of a group (dequantize.h)
+  // For plans that go through 16-bit weights: ScratchBytes() of all matrices of a group
+  // (dequantize.h).
+  void* scratch = nullptr;
   Cublas* cublas = nullptr;
+  // For the wide kernel: ExchangeBytes(), 16-byte aligned, zeroed before the first launch; all zero
+  // again after every launch.
+  void* exchange = nullptr;
 };
 
 // All matrices of the group, whatever path the plan takes. Empty, or what failed. REQUIRES: plan ==

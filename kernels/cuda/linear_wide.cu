@@ -1,7 +1,7 @@
-// Linear layers for more than a few tokens, sm_90: wgmma on integers. A cluster of 4 blocks takes
+// Linear layers for more than a few tokens, sm_90: wgmma on integers. A team of 4 blocks takes
 // kWideRows rows of the weights for one token group, each block one segment of the channels;
-// partial sums go to the block that owns the row, through its shared memory. Blocks stay and take
-// unit after unit, and their warps have roles that run ahead of each other.
+// partial sums go to the block that owns the row, through memory that stays in the L2 cache. Blocks
+// stay and take unit after unit, and their warps have roles that run ahead of each other.
 #include <array>
 #include <utility>
 
@@ -34,10 +34,6 @@ __device__ __forceinline__ void InitBarriers(const WideBarriers& b) {
     BarrierInit(b.slices.full + i, 1);
     BarrierInit(b.slices.empty + i, kWideProductWarps);
   }
-  for (int i = 0; i < kF.inboxes; ++i) {
-    BarrierInit(b.inbox.full + i, 1);
-    BarrierInit(b.inbox.empty + i, kWideCluster);
-  }
   BarrierInitFence();
 }
 
@@ -52,8 +48,6 @@ __global__ void __launch_bounds__(kWideForms[kForm].threads, kWideForms[kForm].r
   if (threadIdx.x == 0) InitBarriers<kForm>(barriers);
   LetNextKernelStart();
   __syncthreads();
-  // The other blocks may still be on their way: nobody needs them before the first partial sums.
-  ClusterArrive();
   if (warp < kWideProductWarps) {
     RaiseRegisters<kF.product_registers>();
     RunProducts<kForm, kZeroPoints>(a, shared, barriers);
@@ -61,20 +55,13 @@ __global__ void __launch_bounds__(kWideForms[kForm].threads, kWideForms[kForm].r
     LowerRegisters<kF.other_registers>();
     if (warp == kWideProductWarps) {
       FetchWeights<kForm, kZeroPoints>(a, shared, barriers);
-      __syncwarp();
-      ClusterWait();
     } else if (warp == kWideProductWarps + 1) {
       WaitForPreviousKernels();
       if (threadIdx.x % 32 == 0) FetchActivations<kForm, kZeroPoints>(a, shared, barriers);
-      __syncwarp();
-      ClusterWait();
     } else {
-      RunHelpers<kForm, kZeroPoints>(a, shared, barriers);
+      RunHelpers<kForm, kZeroPoints>(a, shared);
     }
   }
-  // No block may end while another can still reach into its shared memory.
-  ClusterArrive();
-  ClusterWait();
 }
 
 using Kernel = void (*)(WideArgs);
@@ -86,14 +73,6 @@ constexpr std::array<Kernel, sizeof...(kIndex)> KernelTable(std::index_sequence<
 }
 constexpr std::array<Kernel, 2 * kForms> kKernels =
     KernelTable(std::make_index_sequence<2 * kForms>());
-
-cudaLaunchAttribute ClusterAttribute() {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = kWideCluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  return attribute;
-}
 
 }  // namespace
 
@@ -108,23 +87,9 @@ cudaError_t PrepareWideKernels(const DeviceProps& props) {
   return cudaSuccess;
 }
 
-cudaError_t CountWideClusters(const DeviceProps& props, int* clusters) {
-  *clusters = 0;
-  if (props.major != 9) return cudaSuccess;
-  const cudaError_t error = PrepareWideKernels(props);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute = ClusterAttribute();
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kWideCluster * props.multiprocessors);
-  config.blockDim = dim3(kWideForms.back().threads);
-  config.dynamicSmemBytes = WideLayout(kWideForms.back(), false).total;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaOccupancyMaxActiveClusters(clusters, kKernels[2 * (kForms - 1)], &config);
-}
-
 cudaError_t LaunchWide(const Desc& desc, const WidePlan& plan, const DeviceGroup& group,
-                       const LinearInput& in, const LinearOutput& out, cudaStream_t stream) {
+                       const LinearInput& in, const LinearOutput& out, void* exchange,
+                       cudaStream_t stream) {
   WideArgs args = {};
   args.parts = desc.count;
   for (int p = 0; p < desc.count; ++p) {
@@ -137,25 +102,27 @@ cudaError_t LaunchWide(const Desc& desc, const WidePlan& plan, const DeviceGroup
                     w.shape.row_blocks(),
                     args.row_tiles,
                     out.column[p]};
+    args.outliers |= w.outliers != nullptr;
     args.row_tiles += (w.shape.row_blocks() + kWideRowBlocks - 1) / kWideRowBlocks;
   }
   args.groups = plan.groups;
   args.m = desc.m;
+  args.exchange = static_cast<uint32_t*>(exchange);
   args.y = out.y;
   args.y_stride = out.stride;
   args.y_type = desc.y_type;
   const WideForm& form = kWideForms[plan.form];
   const bool zero_points = desc.shapes[0].zero_points;
-  cudaLaunchAttribute attributes[2] = {ClusterAttribute(), {}};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kWideCluster * plan.clusters);
+  config.gridDim = dim3(kWideTeam * plan.teams);
   config.blockDim = dim3(form.threads);
   config.dynamicSmemBytes = WideLayout(form, zero_points).total;
   config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = plan.early_start ? 2 : 1;
+  config.attrs = &attribute;
+  config.numAttrs = plan.early_start ? 1 : 0;
   return cudaLaunchKernelEx(&config, kKernels[2 * plan.form + (zero_points ? 1 : 0)], args);
 }
 

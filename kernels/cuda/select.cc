@@ -143,7 +143,7 @@ int Plan::group_tokens(const Desc& desc, int part) const {
     case Path::kStream:
       return stream.tokens();
     case Path::kWide:
-      return kWideForms[wide.form].tokens;
+      return wide.tokens;
     default:
       return desc.m;
   }
@@ -176,7 +176,7 @@ LinearInput InputOf(const Desc& desc, const Plan& plan, const DeviceGroup& group
     to.staged = at;
     to.group_tokens = plan.group_tokens(desc, p);
     to.form = plan.form();
-    to.floats = group.parts[p].outliers != nullptr;
+    to.floats = plan.wide.clustered && group.parts[p].outliers != nullptr;
     to.group_bytes = GroupBytes(to.form, to.shape, to.group_tokens);
     at += size_t{1} * plan.groups(p) * to.group_bytes;
   }

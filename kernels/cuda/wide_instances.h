@@ -1,5 +1,5 @@
 // The forms of the wide kernel, in one place for the host that selects and for the file that
-// compiles them, and how a block's shared memory is laid out.
+// compiles them; how a block's shared memory is laid out, and the memory between the blocks.
 #pragma once
 
 #include <array>
@@ -16,42 +16,45 @@ struct WideForm {
   int threads;                             // of a block
   int tile_stages;                         // weight tiles under way
   int slice_stages;                        // slices of activations, one per pair, under way
-  int inboxes;                             // sets of partial sums that may wait to be summed
   int product_registers, other_registers;  // per thread
-  bool whole_pairs;                        // registers suffice for the bytes of two pairs
 };
-inline constexpr std::array<WideForm, 3> kWideForms = {{
-    {16, 2, 512, 3, 8, 2, 72, 56, false},
-    {32, 2, 512, 2, 5, 1, 80, 48, false},
-    {64, 1, 512, 3, 4, 2, 192, 64, true},
+inline constexpr std::array<WideForm, 1> kWideForms = {{
+    {64, 1, 640, 3, 8, 152, 56},
 }};
 inline constexpr int kWideProductWarps = 8, kWideFetchWarps = 2;
-inline constexpr int kWideCluster = kSegments;                 // blocks that share one unit of work
-inline constexpr int kWideOwnRows = kWideRows / kWideCluster;  // that a block sums and stores
-
-// Partial sums of kWideOwnRows rows of one segment: [tokens / 16][rows][4 t][4 i] for token 4 i + t
-// of 16, as product warps hold them; the first dimension is padded so that lanes of different
-// tokens meet no bank conflict.
-inline constexpr int kInboxTokens = 16;
-inline constexpr int kInboxPitch = kWideOwnRows * kInboxTokens + kInboxTokens;
-constexpr int InboxFloats(const WideForm& f) { return f.tokens / kInboxTokens * kInboxPitch; }
-constexpr int InboxIndex(int row, int token) {
-  return token / kInboxTokens * kInboxPitch + row * kInboxTokens + token % 4 * 4 + token / 4 % 4;
-}
+inline constexpr int kWideTeam = kSegments;                 // blocks that share one unit of work
+inline constexpr int kWideOwnRows = kWideRows / kWideTeam;  // that a block adds up and stores
 
 constexpr int WideHelpers(const WideForm& f) {
   return f.threads / 32 - kWideProductWarps - kWideFetchWarps;
 }
 
-// Lanes of a team that sums outliers, and its board in shared memory, padded so that the teams of a
-// warp meet no bank conflict.
-constexpr int WideTeamLanes(const WideForm& f) { return f.tokens == 16 ? 8 : 16; }
-constexpr int WideBoardBytes(const WideForm& f) { return 8 * WideTeamLanes(f) + 8; }
-constexpr int WideTeams(const WideForm& f) { return WideHelpers(f) * 32 / WideTeamLanes(f); }
+// Partial sums go from the product warps of a team's blocks to the block that adds them up through
+// global memory: [team][box][segment][owner][tokens / 16][4 t][kWideOwnRows][4 i] words, for token
+// 4 i + t of 16. A word that is not zero has come; who adds up clears it. The units of a team take
+// the boxes in turn. Behind all boxes, one flag for each product warp of a team and box: turn + 1
+// when the owner of its rows has emptied the box in that turn, for the warps that wait for it. In
+// front of all, where the helpers of all blocks meet: how many blocks have come, how many have
+// gone.
+inline constexpr int kWideMeetingWords = 32;
+inline constexpr int kWideBoxes = 2;
+inline constexpr int kWideSumTokens = 16;
+constexpr int WideQuarterWords(const WideForm& f) { return kWideOwnRows * f.tokens; }
+constexpr int WideBoxWords(const WideForm& f) {
+  return kSegments * kWideTeam * WideQuarterWords(f);
+}
+inline constexpr int kWideBoxFlags = kWideTeam * kWideProductWarps;
+constexpr size_t WideExchangeBytes(const WideForm& f, int teams) {
+  return size_t{4} *
+         (kWideMeetingWords + size_t{1} * teams * kWideBoxes * (WideBoxWords(f) + kWideBoxFlags));
+}
+
+// The outliers' part of a block's rows: [tokens][kWideExtrasPitch], padded against bank conflicts.
+inline constexpr int kWideExtrasPitch = kWideOwnRows + 1;
 
 struct WideShared {
-  int tile_bytes, slice_bytes, parity_bytes, meta_bytes;                    // of one stage
-  int slices, parity, meta, tiles, inbox, extras, boards, barriers, total;  // offsets and size
+  int tile_bytes, slice_bytes, parity_bytes, meta_bytes;            // of one stage
+  int slices, parity, meta, tiles, extras, works, barriers, total;  // offsets and size
 };
 constexpr WideShared WideLayout(const WideForm& f, bool zero_points) {
   WideShared s = {};
@@ -64,11 +67,10 @@ constexpr WideShared WideLayout(const WideForm& f, bool zero_points) {
   s.parity = s.slices + f.slice_stages * s.slice_bytes;
   s.meta = s.parity + f.tile_stages * s.parity_bytes;
   s.tiles = s.meta + f.tile_stages * s.meta_bytes;
-  s.inbox = s.tiles + f.tile_stages * kWideRowBlocks * s.tile_bytes;
-  s.extras = s.inbox + f.inboxes * kSegments * InboxFloats(f) * 4;
-  s.boards = s.extras + 2 * kWideOwnRows * f.tokens * 4;  // of two units
-  s.barriers = s.boards + WideTeams(f) * WideBoardBytes(f);
-  s.total = s.barriers + 8 * (2 * f.tile_stages + 2 * f.slice_stages + 2 * f.inboxes);
+  s.extras = s.tiles + f.tile_stages * kWideRowBlocks * s.tile_bytes;
+  s.works = s.extras + 2 * f.tokens * kWideExtrasPitch * 4;  // of two units
+  s.barriers = s.works + f.tile_stages * 16;
+  s.total = s.barriers + 8 * (2 * f.tile_stages + 2 * f.slice_stages);
   return s;
 }
 

@@ -14,8 +14,9 @@
 // high and low bytes of X apart. With zero-points a 4-bit weight is the sum of two bytes.
 //
 // A group in memory: {float factor, int32 bias} [tiles][T]; slabs; room for the activations as
-// floats, [channels in 2-bit strips][T], written for matrices with outliers. A term is float(256
-// high + low + bias) * d * factor.
+// floats, [channels in 2-bit strips][T], made from the slabs for matrices with outliers: by the
+// kernel itself or, where the teams are clusters, by LaunchSlabFloats. A term is float(256 high +
+// low + bias) * d * factor.
 #pragma once
 
 #include "kernels/cuda/device_tile.h"
@@ -31,11 +32,13 @@ inline constexpr int kParitySlabs = 2;
 // More go through 16-bit weights and cuBLAS, which is faster, if the activations are 16-bit.
 inline constexpr int kMaxWideTokens = 256;
 
-// The geometry of the wide kernel for a group of matrices.
+// The geometry of the wide kernels for a group of matrices.
 struct WidePlan {
-  int form = 0;             // row of kWideForms
+  int form = 0;             // row of kWideForms, or of kClusteredForms
+  int tokens = 0;           // of a group
   int groups = 0;           // of tokens
-  int clusters = 0;         // blocks / kSegments
+  int teams = 0;            // of kSegments blocks
+  bool clustered = false;   // the teams are clusters
   bool early_start = true;  // of the next kernel, by programmatic dependent launch
 };
 

@@ -92,7 +92,7 @@ absl::Status DeviceDecoder::MakeGroups() {
     status = make(absl::StrCat(prefix, "o"), {&w[LinearRole::kO]}, &layer.o);
     if (!status.ok()) return status;
     status = make(absl::StrCat(prefix, "gate and up"), {&w[LinearRole::kGate], &w[LinearRole::kUp]},
-                  &layer.gate_up, Output::kHalf);
+                  &layer.gate_up);
     if (!status.ok()) return status;
     status = make(absl::StrCat(prefix, "down"), {&w[LinearRole::kDown]}, &layer.down);
     if (!status.ok()) return status;
@@ -126,6 +126,7 @@ void DeviceDecoder::Place(Carver* carver) {
   memory_.staged = carver->Take<uint8_t>(needs_.staged);
   memory_.plain = carver->Take<uint8_t>(needs_.plain);
   memory_.workspace.scratch = carver->Take<uint8_t>(needs_.scratch);
+  memory_.workspace.exchange = carver->Take<uint8_t>(cuda::ExchangeBytes(memory_.props));
   if (cublas_ != nullptr) cublas_workspace_ = carver->Take<uint8_t>(kCublasWorkspaceBytes);
   attention_workspace_ = carver->Take<uint8_t>(attention_.workspace_bytes);
   for (float** rows : {&hidden_[0], &hidden_[1], &wanted_, &delta_}) {
@@ -148,6 +149,10 @@ absl::Status DeviceDecoder::Start(uint8_t* kv, int32_t num_blocks) {
   absl::Status status = FromCuda(cuda::PrepareLinearKernels(memory_.props), "PrepareLinearKernels");
   if (status.ok()) status = FromCuda(cuda::PrepareOps(), "PrepareOps");
   if (status.ok()) status = FromCuda(cuda::PrepareAttention(attention_), "PrepareAttention");
+  if (status.ok()) {
+    status = FromCuda(cudaMemset(memory_.workspace.exchange, 0, cuda::ExchangeBytes(memory_.props)),
+                      "clearing the linear layers' exchange");
+  }
   if (status.ok()) {
     status = FromCuda(cudaMemset(attention_workspace_, 0, attention_.workspace_bytes),
                       "clearing the attention's workspace");

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "kernels/cuda/cluster_instances.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/small_instances.h"
 #include "kernels/cuda/wide_instances.h"
@@ -186,20 +187,27 @@ TEST(CudaSelect, LargeBatchesAreDequantized) {
 
 TEST(CudaSelect, WideFormsFitAndCoverAllTokens) {
   DeviceProps device = kH200;
+  device.wide_teams = 33;
   device.wide_clusters = 30;
   for (bool zero_points : {false, true}) {
-    for (const WideForm& form : kWideForms) {
-      const WideShared layout = WideLayout(form, zero_points);
-      EXPECT_LE(form.residency * (layout.total + 1024), device.shared_per_multiprocessor);
-      EXPECT_LE(layout.total, device.shared_per_block);
-      for (int at : {layout.slices, layout.parity, layout.meta, layout.tiles, layout.inbox}) {
-        EXPECT_EQ(at % 128, 0) << form.tokens;
+    const auto fits = [&](const auto& forms, const auto& layout_of) {
+      for (const auto& form : forms) {
+        const auto layout = layout_of(form, zero_points);
+        EXPECT_LE(form.residency * (layout.total + 1024), device.shared_per_multiprocessor);
+        EXPECT_LE(layout.total, device.shared_per_block);
+        for (int at : {layout.slices, layout.parity, layout.meta, layout.tiles}) {
+          EXPECT_EQ(at % 128, 0) << form.tokens;
+        }
+        // Registers are dealt out anew by warpgroups of 128 threads, from what the block started
+        // with.
+        EXPECT_EQ(form.threads % 128, 0);
+        const int granted = 65536 / (form.residency * form.threads) / 8 * 8;
+        EXPECT_LE(256 * form.product_registers + (form.threads - 256) * form.other_registers,
+                  form.threads * granted);
       }
-      // Registers are dealt out anew by warpgroups of 128 threads.
-      EXPECT_LE(form.residency *
-                    (256 * form.product_registers + (form.threads - 256) * form.other_registers),
-                65536);
-    }
+    };
+    fits(kWideForms, WideLayout);
+    fits(kClusteredForms, ClusteredLayout);
     for (int m : {9, 16, 17, 64, 65, kMaxWideTokens}) {
       const Desc d = DescOf(4096, 11008, 0.25, m, zero_points);
       const Plan p = Select(d, device);
@@ -208,7 +216,14 @@ TEST(CudaSelect, WideFormsFitAndCoverAllTokens) {
       EXPECT_TRUE(p.staged());
       EXPECT_GE(p.group_tokens(d, 0) * p.groups(0), m);
       EXPECT_LT(p.group_tokens(d, 0) * (p.groups(0) - 1), m);
-      EXPECT_LE(p.wide.clusters, device.wide_clusters * kWideForms[p.wide.form].residency);
+      EXPECT_EQ(p.wide.clustered, m <= 32);
+      if (p.wide.clustered) {
+        EXPECT_LE(p.wide.teams, device.wide_clusters * kClusteredForms[p.wide.form].residency);
+      } else {
+        const WideForm& form = kWideForms[p.wide.form];
+        EXPECT_LE(p.wide.teams, device.wide_teams * form.residency);
+        EXPECT_GE(ExchangeBytes(device), WideExchangeBytes(form, p.wide.teams));
+      }
       EXPECT_EQ(StagedBytes(d, p) % 16, 0u);
     }
   }

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -100,6 +101,18 @@ cuda::DeviceProps ThisDevice() {
   return props;
 }
 
+cuda::DeviceBuffer<uint8_t> ZeroedExchange() {
+  cuda::DeviceBuffer<uint8_t> exchange(cuda::ExchangeBytes(ThisDevice()));
+  cuda::CheckCuda(cudaMemset(exchange.get(), 0, exchange.bytes()), "zero");
+  return exchange;
+}
+
+void ExpectZero(const cuda::DeviceBuffer<uint8_t>& exchange) {
+  const std::vector<uint8_t> bytes = exchange.Download();
+  EXPECT_TRUE(std::all_of(bytes.begin(), bytes.end(), [](uint8_t b) { return b == 0; }))
+      << "left in the exchange";
+}
+
 std::vector<float> RoundTo(DType type, const std::vector<float>& x) {
   std::vector<float> out;
   out.reserve(x.size());
@@ -133,8 +146,11 @@ std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,
   cuda::LinearOutput out;
   out.y = y.get() + kGuard * width;
   out.stride = stride;
-  EXPECT_EQ(cuda::LaunchLinear(desc, plan, group, in, out, {scratch.get(), cublas}, nullptr), "");
+  const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
+  const cuda::LinearWorkspace workspace = {scratch.get(), cublas, exchange.get()};
+  EXPECT_EQ(cuda::LaunchLinear(desc, plan, group, in, out, workspace, nullptr), "");
   cuda::CheckCuda(cudaDeviceSynchronize(), "LaunchLinear");
+  ExpectZero(exchange);
   return Outputs(desc, y.Download(), stride);
 }
 

@@ -26,6 +26,10 @@ class GpuMatrix {
 
 cuda::DeviceProps ThisDevice();
 
+// LinearWorkspace::exchange as launches expect it. After them, it must be all zero again.
+cuda::DeviceBuffer<uint8_t> ZeroedExchange();
+void ExpectZero(const cuda::DeviceBuffer<uint8_t>& exchange);
+
 // Values as they are after rounding to `type`.
 std::vector<float> RoundTo(DType type, const std::vector<float>& x);
 

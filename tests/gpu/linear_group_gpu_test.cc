@@ -41,7 +41,7 @@ struct Launch {
   static constexpr int64_t kGap = 24;
 
   cuda::Plan plan;
-  DeviceBuffer<uint8_t> staged;
+  DeviceBuffer<uint8_t> staged, exchange;
   cuda::LinearInput in;
   DeviceBuffer<float> y;
   cuda::LinearOutput out;
@@ -49,6 +49,7 @@ struct Launch {
   Launch(const Group& g, const cuda::Tuning& tuning = {})
       : plan(cuda::Select(g.desc, ThisDevice(), tuning)),
         staged(cuda::StagedBytes(g.desc, plan)),
+        exchange(ZeroedExchange()),
         in(cuda::InputOf(g.desc, plan, g.view, staged.get(), nullptr)) {
     EXPECT_EQ(plan.error, "");
     for (int p = 0; p < g.desc.count; ++p) {
@@ -61,7 +62,9 @@ struct Launch {
     CheckCuda(cudaMemset(staged.get(), 0xFF, staged.bytes()), "poison");
   }
   void Run(const Group& g, cudaStream_t stream = nullptr) const {
-    EXPECT_EQ(cuda::LaunchLinear(g.desc, plan, g.view, in, out, {}, stream), "");
+    cuda::LinearWorkspace workspace;
+    workspace.exchange = exchange.get();
+    EXPECT_EQ(cuda::LaunchLinear(g.desc, plan, g.view, in, out, workspace, stream), "");
   }
 };
 

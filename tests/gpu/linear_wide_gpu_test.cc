@@ -34,7 +34,7 @@ struct Case {
   }
 };
 
-bool HasWide() { return ThisDevice().wide_clusters > 0; }
+bool HasWide() { return ThisDevice().wide_teams > 0; }
 
 TEST(LinearWideGpu, EveryFormMatchesFloat64) {
   if (!HasWide()) GTEST_SKIP() << "needs sm_90";
@@ -136,12 +136,16 @@ TEST(LinearWideGpu, GroupsInAChain) {
       y.emplace_back(size_t{1} * m * out.stride);
       cuda::CheckCuda(cudaMemset(y.back().get(), 0xAB, y.back().bytes()), "poison");
     }
+    const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
+    cuda::LinearWorkspace workspace;
+    workspace.exchange = exchange.get();
     for (int i = 0; i < kChain; ++i) {
       out.y = y[i].get();
       cuda::CheckCuda(cuda::StageActivations(desc, x_device[i].get(), kCols, in, nullptr), "stage");
-      ASSERT_EQ(cuda::LaunchLinear(desc, plan, group, in, out, {}, nullptr), "");
+      ASSERT_EQ(cuda::LaunchLinear(desc, plan, group, in, out, workspace, nullptr), "");
     }
     cuda::CheckCuda(cudaDeviceSynchronize(), "chain");
+    ExpectZero(exchange);
     for (int i = 0; i < kChain; ++i) {
       const std::vector<float> all = y[i].Download();
       for (int p = 0; p < 3; ++p) {
@@ -168,6 +172,9 @@ TEST(LinearWideGpu, ManyLaunchesGiveTheSameBits) {
   std::mt19937 rng(25);
   Case c({6016, 4096, 0.25, false, 0.002}, &rng);
   const cuda::DeviceGroup group = {1, {c.gpu.view()}};
+  const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
+  cuda::LinearWorkspace workspace;
+  workspace.exchange = exchange.get();
   for (int m : {16, 32, 64, 128}) {
     c.SetTokens(m);
     const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
@@ -185,12 +192,65 @@ TEST(LinearWideGpu, ManyLaunchesGiveTheSameBits) {
       cuda::LinearOutput out;
       out.y = i == 0 ? first.get() : again.get();
       out.stride = c.plain.shape.rows;
-      ASSERT_EQ(cuda::LaunchLinear(c.desc, plan, group, in, out, {}, nullptr), "");
+      ASSERT_EQ(cuda::LaunchLinear(c.desc, plan, group, in, out, workspace, nullptr), "");
       if (i == 0) continue;
       cuda::CheckCuda(CountDifferences(first.get(), again.get(), count, differences.get(), nullptr),
                       "CountDifferences");
     }
     EXPECT_EQ(differences.Download()[0], 0u) << "m " << m;
+  }
+}
+
+// So many units that every box between the blocks of a team is used again, several times in a row
+// without a pause.
+TEST(LinearWideGpu, ManyUnitsPerTeam) {
+  if (!HasWide()) GTEST_SKIP() << "needs sm_90";
+  std::mt19937 rng(25);
+  constexpr int kRows = 4660, kCols = 784, kChain = 5;
+  Case c({kRows, kCols, 0.25, false, 0.004}, &rng);
+  cuda::Tuning few;
+  few.use_cp_async = 1;
+  const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
+  cuda::LinearWorkspace workspace;
+  workspace.exchange = exchange.get();
+  for (int m : {16, 250}) {
+    c.SetTokens(m);
+    const auto x = c.Tokens(m, &rng);
+    std::vector<uint16_t> bits;
+    for (float v : x) bits.push_back(quant::FloatToHalf(v));
+    const cuda::DeviceBuffer<uint16_t> x_device(bits);
+    const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
+    const cuda::DeviceGroup group = {1, {c.gpu.view()}};
+    const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(c.desc, plan));
+    const cuda::LinearInput in = cuda::InputOf(c.desc, plan, group, staged.get(), nullptr);
+    cuda::CheckCuda(cuda::StageActivations(c.desc, x_device.get(), kCols, in, nullptr), "stage");
+    std::vector<cuda::DeviceBuffer<float>> y;
+    for (int i = 0; i < kChain; ++i) {
+      y.emplace_back(size_t{1} * m * kRows);
+      cuda::CheckCuda(cudaMemset(y[i].get(), 0xAB, y[i].bytes()), "poison");
+    }
+    cuda::LinearOutput out;
+    out.stride = kRows;
+    for (int i = 0; i < kChain; ++i) {
+      out.y = y[i].get();
+      ASSERT_EQ(cuda::LaunchLinear(c.desc, plan, group, in, out, workspace, nullptr), "");
+    }
+    cuda::CheckCuda(cudaDeviceSynchronize(), "chain");
+    ExpectZero(exchange);
+    const std::vector<float> first = y[0].Download();
+    for (int i = 1; i < kChain; ++i) {
+      EXPECT_EQ(std::memcmp(y[i].Download().data(), first.data(), y[i].bytes()), 0) << i;
+    }
+    for (int token : {0, m / 2, m - 1}) {
+      c.desc.m = 1;
+      const std::vector<float> one(x.begin() + size_t{1} * token * kCols,
+                                   x.begin() + size_t{1} * (token + 1) * kCols);
+      const auto alone = RunGpuLinear(c.desc, c.gpu, one, few);
+      EXPECT_EQ(std::memcmp(alone.data(), &first[size_t{1} * token * kRows],
+                            alone.size() * sizeof(float)),
+                0)
+          << "m " << m << " token " << token;
+    }
   }
 }
 

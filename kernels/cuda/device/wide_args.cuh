@@ -1,7 +1,8 @@
 // What the roles of the wide kernel share: arguments, the order of the work, pipes of stages.
 #pragma once
 
-#include "kernels/cuda/device/cluster.cuh"
+#include "kernels/cuda/device/async_copy.cuh"
+#include "kernels/cuda/device/wide_words.cuh"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/wide_instances.h"
 
@@ -10,7 +11,7 @@ namespace fewbit::cuda {
 // One matrix of the group.
 struct WidePart {
   DeviceMatrix w;
-  const uint8_t* staged;
+  uint8_t* staged;
   size_t group_bytes, row_block_bytes;
   int tiles, row_blocks;
   int first_row_tile;  // in the numbering over all matrices
@@ -20,31 +21,45 @@ struct WidePart {
 struct WideArgs {
   WidePart part[kMostParts];
   int parts, row_tiles, groups, m;
+  bool outliers;       // of any part
+  uint32_t* exchange;  // see wide_instances.h
   void* y;
   int64_t y_stride;
   DType y_type;
 };
 
-// One tile of a row block.
-struct WideTile {
-  uint32_t offset;  // in the row block
-  int bytes, pairs, first_slab;
-  bool two;
+// What product warps have to know of a tile; the warp that fetches it leaves it beside the tile.
+struct alignas(16) WideWork {
+  int pairs;  // 0: a segment without tiles
+  int d_at;   // second-order scales, in the tile
+  int two;    // bits
+  int last;   // of the unit: 1 + its segment; else 0
+};
 
-  __device__ __forceinline__ WideTile(const quant::PackedShape& s, int tile) {
-    two = tile < s.tiles(2);
-    const int bits = two ? 2 : 4, of_width = two ? tile : tile - s.tiles(2);
-    const int chunks = s.tile_chunks(bits, of_width);
-    offset = static_cast<uint32_t>(s.tile_offset(bits, of_width));
-    bytes = static_cast<int>(quant::TileBytes(bits, chunks, s.zero_points));
-    pairs = WidePairs(bits, chunks);
-    first_slab = FirstSlab(s, tile);
+// The blocks of a team have the segments of the same rows; they need not run at the same place.
+struct WideTeam {
+  int id, rank, teams, units;
+
+  __device__ __forceinline__ explicit WideTeam(const WideArgs& a)
+      : id(blockIdx.x / kWideTeam),
+        rank(blockIdx.x % kWideTeam),
+        teams(gridDim.x / kWideTeam),
+        units(a.row_tiles * a.groups) {}
+  __device__ __forceinline__ int Turns() const { return (units - id + teams - 1) / teams; }
+  template <int kForm>
+  __device__ __forceinline__ uint32_t* Box(const WideArgs& a, int box) const {
+    return a.exchange + kWideMeetingWords +
+           (id * kWideBoxes + box) * WideBoxWords(kWideForms[kForm]);
+  }
+  template <int kForm>
+  __device__ __forceinline__ uint32_t* Flags(const WideArgs& a, int box) const {
+    return a.exchange + kWideMeetingWords + teams * kWideBoxes * WideBoxWords(kWideForms[kForm]) +
+           (id * kWideBoxes + box) * kWideBoxFlags;
   }
 };
 
-// A unit of work: one segment of kWideRows rows of one matrix for one token group. The blocks of a
-// cluster have the segments of the same rows; who has which changes from unit to unit, because
-// segments differ in length.
+// A unit of work: one segment of kWideRows rows of one matrix for one token group. Which block of
+// the team has which segment changes from unit to unit, because segments differ in length.
 struct WideUnit {
   const WidePart* part;
   int row_tile, group, segment, first_tile, end_tile;
@@ -66,47 +81,50 @@ struct WideUnit {
   }
 };
 
-// Runs body(unit, turn) for every unit of this cluster.
+// Runs body(unit) for every unit of this block.
 template <typename Body>
 __device__ __forceinline__ void ForEachUnit(const WideArgs& a, const Body& body) {
-  const int units = a.row_tiles * a.groups, clusters = gridDim.x / kWideCluster;
-  const int rank = static_cast<int>(ClusterRank());
+  const WideTeam team(a);
   int turn = 0;
 #pragma unroll 1
-  for (int u = blockIdx.x / kWideCluster; u < units; u += clusters, ++turn) {
-    body(WideUnit(a, u, turn, rank), turn);
+  for (int u = team.id; u < team.units; u += team.teams, ++turn) {
+    body(WideUnit(a, u, turn, team.rank));
   }
 }
 
-// A place in a ring of stages, and the parity of the round it is in.
-struct PipeCursor {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void Advance(int stages) {
-    if (++stage == stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-// Barriers of one ring: `full` when data has come, `empty` when all readers are done with it.
-struct PipeBarriers {
-  uint64_t* full;
-  uint64_t* empty;
-};
-
 struct WideBarriers {
-  PipeBarriers tiles, slices, inbox;
+  PipeBarriers tiles, slices;
 
   __device__ __forceinline__ WideBarriers(uint8_t* at, const WideForm& f) {
     uint64_t* b = reinterpret_cast<uint64_t*>(at);
     tiles = {b, b + f.tile_stages};
     slices = {b + 2 * f.tile_stages, b + 2 * f.tile_stages + f.slice_stages};
-    b += 2 * (f.tile_stages + f.slice_stages);
-    inbox = {b, b + f.inboxes};
   }
 };
+
+// Words of the exchange, read and written in the L2 cache.
+__device__ __forceinline__ uint4 LoadExchange(const uint32_t* from) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void StoreExchange(uint32_t* to, const uint4& v) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+}
+// Flags order nothing by themselves: who sets one puts __threadfence() in front, and who has seen
+// it only stores afterwards.
+__device__ __forceinline__ uint32_t LoadFlag(const uint32_t* from) {
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+  return v;
+}
+__device__ __forceinline__ void StoreFlag(uint32_t* to, uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
+}
 
 }  // namespace fewbit::cuda

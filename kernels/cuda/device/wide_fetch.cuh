@@ -12,16 +12,29 @@ __device__ __forceinline__ void FetchWeights(const WideArgs& a, uint8_t* shared,
   constexpr WideForm kF = kWideForms[kForm];
   constexpr WideShared kL = WideLayout(kF, kZeroPoints);
   const int lane = threadIdx.x % 32;
+  WideWork* works = reinterpret_cast<WideWork*>(shared + kL.works);
   PipeCursor at;
-  ForEachUnit(a, [&](const WideUnit& unit, int) {
+  ForEachUnit(a, [&](const WideUnit& unit) {
     const WidePart& part = *unit.part;
     const int blocks = min(kWideRowBlocks, part.row_blocks - unit.FirstRowBlock());
+    if (unit.first_tile == unit.end_tile) {
+      BarrierWait(barriers.tiles.empty + at.stage, at.parity ^ 1);
+      if (lane == 0) {
+        works[at.stage] = {0, 0, 0, 1 + unit.segment};
+        BarrierArrive(barriers.tiles.full + at.stage);
+      }
+      at.Advance(kF.tile_stages);
+    }
 #pragma unroll 1
     for (int t = unit.first_tile; t < unit.end_tile; ++t, at.Advance(kF.tile_stages)) {
       const WideTile tile(part.w.shape, t);
       BarrierWait(barriers.tiles.empty + at.stage, at.parity ^ 1);
       uint64_t* full = barriers.tiles.full + at.stage;
-      if (lane == 0) BarrierExpect(full, blocks * tile.bytes);
+      if (lane == 0) {
+        works[at.stage] = {tile.pairs, tile.bytes - quant::kSecondOrderBytes, tile.two,
+                           t + 1 == unit.end_tile ? 1 + unit.segment : 0};
+        BarrierExpect(full, blocks * tile.bytes);
+      }
       __syncwarp();
       if (lane < blocks) {
         BulkCopy(shared + kL.tiles + (at.stage * kWideRowBlocks + lane) * kL.tile_bytes,
@@ -40,10 +53,15 @@ __device__ __forceinline__ void FetchActivations(const WideArgs& a, uint8_t* sha
   constexpr WideShared kL = WideLayout(kF, kZeroPoints);
   constexpr int kSlab = 2 * kF.tokens * kSlabBytes;
   PipeCursor at, slice;
-  ForEachUnit(a, [&](const WideUnit& unit, int) {
+  ForEachUnit(a, [&](const WideUnit& unit) {
     const quant::PackedShape& shape = unit.part->w.shape;
     const uint8_t* meta = unit.Staged();
     const uint8_t* slabs = meta + WideMetaBytes(shape, kF.tokens);
+    if (unit.first_tile == unit.end_tile) {
+      BarrierWait(barriers.tiles.empty + at.stage, at.parity ^ 1);
+      BarrierArrive(barriers.tiles.full + at.stage);
+      at.Advance(kF.tile_stages);
+    }
 #pragma unroll 1
     for (int t = unit.first_tile; t < unit.end_tile; ++t, at.Advance(kF.tile_stages)) {
       const WideTile tile(shape, t);

@@ -50,6 +50,8 @@ class Linears {
       : options_(options), layers_(LinearsOf(model)), model_(model) {
     CheckCuda(cuda::ReadDeviceProps(0, &props_), "device properties");
     CheckCuda(cuda::PrepareLinearKernels(props_), "PrepareLinearKernels");
+    exchange_ = DeviceBuffer<uint8_t>(cuda::ExchangeBytes(props_));
+    CheckCuda(cudaMemset(exchange_.get(), 0, exchange_.bytes()), "exchange");
     uint64_t seed = 1;
     size_t widest = 0;
     for (const LinearShape& l : layers_) {
@@ -197,8 +199,8 @@ class Linears {
     cuda::LinearOutput out;
     out.y = y_.get();
     out.stride = rows;
-    const std::string error =
-        cuda::LaunchLinear(desc, plan, group, in, out, {scratch_.get(), cublas_.get()}, stream);
+    const std::string error = cuda::LaunchLinear(
+        desc, plan, group, in, out, {scratch_.get(), cublas_.get(), exchange_.get()}, stream);
     if (!error.empty()) std::fprintf(stderr, "%s\n", error.c_str());
   }
 
@@ -210,7 +212,7 @@ class Linears {
   std::vector<DeviceBuffer<uint16_t>> dense_;
   DeviceBuffer<uint16_t> x_, y_;
   std::vector<DeviceBuffer<uint8_t>> staged_;  // of each layer
-  DeviceBuffer<uint8_t> workspace_, scratch_;
+  DeviceBuffer<uint8_t> workspace_, scratch_, exchange_;
   std::unique_ptr<cuda::Cublas> cublas_;
 };
 
@@ -226,8 +228,8 @@ void PrintLayers(Linears* linears, const Variant& v, int m) {
         std::printf("  form %d blocks %d stages %d of %d tiles, %d term slots, shared %d", s.form,
                     s.blocks, s.stages, s.stage_tiles, s.term_slots, s.layout.total);
       } else if (plan.path == cuda::Path::kWide) {
-        std::printf("  wide form %d, %d clusters, %d token groups", plan.wide.form,
-                    plan.wide.clusters, plan.wide.groups);
+        std::printf("  wide form %d, %d teams, %d token groups", plan.wide.form, plan.wide.teams,
+                    plan.wide.groups);
       } else if (plan.path == cuda::Path::kSmall) {
         std::printf("  warps %d blocks %d own %d group %d shared %zu", p.warps, p.blocks, p.own,
                     p.group_tokens, p.shared_bytes);
