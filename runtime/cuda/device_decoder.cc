@@ -92,7 +92,7 @@ absl::Status DeviceDecoder::MakeGroups() {
     status = make(absl::StrCat(prefix, "o"), {&w[LinearRole::kO]}, &layer.o);
     if (!status.ok()) return status;
     status = make(absl::StrCat(prefix, "gate and up"), {&w[LinearRole::kGate], &w[LinearRole::kUp]},
-                  &layer.gate_up);
+                  &layer.gate_up, Output::kHalf);
     if (!status.ok()) return status;
     status = make(absl::StrCat(prefix, "down"), {&w[LinearRole::kDown]}, &layer.down);
     if (!status.ok()) return status;
