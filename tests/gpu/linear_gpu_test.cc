@@ -7,6 +7,7 @@
 #include <limits>
 #include <set>
 
+#include "kernels/cuda/cluster_instances.h"
 #include "kernels/cuda/small_instances.h"
 #include "kernels/cuda/wide_instances.h"
 #include "tests/gpu/gpu_linear.h"
@@ -43,9 +44,10 @@ int KernelOf(const cuda::Desc& desc, const cuda::Plan& plan) {
     case cuda::Path::kSmall:
       return kPath + plan.small[0].instance;
     case cuda::Path::kWide:
-      return 2 * kPath + 2 * plan.wide.form + desc.shapes[0].zero_points;
+      return (plan.wide.clustered ? 3 : 2) * kPath + 2 * plan.wide.form +
+             desc.shapes[0].zero_points;
     default:
-      return 3 * kPath;
+      return 4 * kPath;
   }
 }
 
@@ -89,7 +91,7 @@ TEST(LinearGpu, EveryInstanceMatchesFloat64) {
     }
   }
   const size_t small = cuda::kSmallInstances, stream = 2 * cuda::kStreamForms.size();
-  const size_t wide = 2 * cuda::kWideForms.size();
+  const size_t wide = 2 * (cuda::kWideForms.size() + cuda::kClusteredForms.size());
   EXPECT_EQ(reached.size(), ThisDevice().major >= 9 ? small + stream + wide : small)
       << "an instance was never run";
 }
