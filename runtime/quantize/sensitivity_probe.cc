@@ -102,7 +102,9 @@ std::vector<double> SensitivityProbe::Divergences(std::span<const float> final_n
         of_rows[r] = KlDivergence(row_of(original, r), norms[r], row, LogSumExp(row));
       });
       for (int r = 0; r < rows; ++r) sums[v] += of_rows[r];
+      variants_[v].Release(offset, static_cast<size_t>(rows) * spec_.hidden_size);
     }
+    hidden_.Release(offset, static_cast<size_t>(rows) * spec_.hidden_size);
   }
   for (double& sum : sums) sum /= tokens;
   return sums;

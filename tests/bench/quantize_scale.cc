@@ -3,6 +3,7 @@
 // prints the time of each layer and the peak of resident memory as the system counts it.
 //   quantize_scale --dir=DIR [--shape=llama-2-70b] [--layers=2] [--windows=4] [--context=512] ...
 #include <fcntl.h>
+#include <malloc.h>
 #include <sys/resource.h>
 
 #include <chrono>
@@ -326,7 +327,9 @@ absl::Status Run() {
     const auto start = std::chrono::steady_clock::now();
     const absl::Status status = [&] {
       ThreadTeam team(options.threads);
-      return CheckpointMaker(options.model_dir, *shape, layers).Make(&team);
+      const absl::Status made = CheckpointMaker(options.model_dir, *shape, layers).Make(&team);
+      ::malloc_trim(0);  // what the threads' arenas keep is not the quantizer's
+      return made;
     }();
     if (!status.ok()) return status;
     std::printf("made %s in %.1f s\n", options.model_dir.c_str(), SecondsSince(start));
