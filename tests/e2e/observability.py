@@ -189,6 +189,8 @@ class Load:
             rate = self.rate(share)
             result = run(self._client(f'--tenant={name}', f'--concurrency={self.concurrency}', '--requests=12', '--warmup=0', '--json',
                                       '--prompt_tokens=64', f'--max_new_tokens={self.new_tokens}', f'--rate={rate}', '--ignore_eos'))
+            if not result.stdout:
+                raise AssertionError(f'the client of {name} ended with {result.returncode} and no report: {result.stderr}')
             report = json.loads(result.stdout)  # also where all were refused, which ends with status 1
             self._count('OK', report['finished'])
             self._count('RESOURCE_EXHAUSTED', report['rejected'])
