@@ -28,7 +28,7 @@ ABSL_FLAG(std::string, method, fewbit::QuantizeOptions().method,
 ABSL_FLAG(
     double, bits, fewbit::QuantizeOptions().bits,
     "average bits per weight of the linear layers, at most, counted from bytes; method default "
-    "shares them out among the matrices. The least is about 2.28 + 32 * outliers, the most 4.28");
+    "shares them out among the matrices. The least is about 2.28 + 32 * outliers, the most 4.31");
 ABSL_FLAG(double, share4, fewbit::QuantizeOptions().share4,
           "for the other methods: share of the 16-channel strips of each matrix that get 4 bits");
 ABSL_FLAG(double, outliers, fewbit::QuantizeOptions().outliers,
