@@ -14,15 +14,6 @@
 namespace fewbit::cuda {
 namespace {
 
-template <int kRegisters>
-__device__ __forceinline__ void RaiseRegisters() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ __forceinline__ void LowerRegisters() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-
 template <int kForm>
 __device__ __forceinline__ void InitBarriers(const ClusteredBarriers& b) {
   constexpr ClusteredForm kF = kClusteredForms[kForm];
@@ -128,24 +119,7 @@ cudaError_t CountClusters(const DeviceProps& props, int* clusters) {
 cudaError_t LaunchCluster(const Desc& desc, const WidePlan& plan, const DeviceGroup& group,
                           const LinearInput& in, const LinearOutput& out, cudaStream_t stream) {
   ClusteredArgs args = {};
-  args.parts = desc.count;
-  for (int p = 0; p < desc.count; ++p) {
-    const DeviceMatrix& w = group.parts[p];
-    args.part[p] = {w,
-                    in.parts[p].staged,
-                    in.parts[p].group_bytes,
-                    w.shape.row_block_bytes(),
-                    NumTiles(w.shape),
-                    w.shape.row_blocks(),
-                    args.row_tiles,
-                    out.column[p]};
-    args.row_tiles += (w.shape.row_blocks() + kWideRowBlocks - 1) / kWideRowBlocks;
-  }
-  args.groups = plan.groups;
-  args.m = desc.m;
-  args.y = out.y;
-  args.y_stride = out.stride;
-  args.y_type = desc.y_type;
+  FillArgs(desc, plan, group, in, out, &args);
   const ClusteredForm& form = kClusteredForms[plan.form];
   const bool zero_points = desc.shapes[0].zero_points;
   cudaLaunchAttribute attributes[2] = {ClusterAttribute(), {}};

@@ -14,15 +14,6 @@
 namespace fewbit::cuda {
 namespace {
 
-template <int kRegisters>
-__device__ __forceinline__ void RaiseRegisters() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ __forceinline__ void LowerRegisters() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-
 template <int kForm>
 __device__ __forceinline__ void InitBarriers(const WideBarriers& b) {
   constexpr WideForm kF = kWideForms[kForm];
@@ -91,26 +82,9 @@ cudaError_t LaunchWide(const Desc& desc, const WidePlan& plan, const DeviceGroup
                        const LinearInput& in, const LinearOutput& out, void* exchange,
                        cudaStream_t stream) {
   WideArgs args = {};
-  args.parts = desc.count;
-  for (int p = 0; p < desc.count; ++p) {
-    const DeviceMatrix& w = group.parts[p];
-    args.part[p] = {w,
-                    in.parts[p].staged,
-                    in.parts[p].group_bytes,
-                    w.shape.row_block_bytes(),
-                    NumTiles(w.shape),
-                    w.shape.row_blocks(),
-                    args.row_tiles,
-                    out.column[p]};
-    args.outliers |= w.outliers != nullptr;
-    args.row_tiles += (w.shape.row_blocks() + kWideRowBlocks - 1) / kWideRowBlocks;
-  }
-  args.groups = plan.groups;
-  args.m = desc.m;
+  FillArgs(desc, plan, group, in, out, &args);
+  for (int p = 0; p < desc.count; ++p) args.outliers |= group.parts[p].outliers != nullptr;
   args.exchange = static_cast<uint32_t*>(exchange);
-  args.y = out.y;
-  args.y_stride = out.stride;
-  args.y_type = desc.y_type;
   const WideForm& form = kWideForms[plan.form];
   const bool zero_points = desc.shapes[0].zero_points;
   cudaLaunchAttribute attribute = {};

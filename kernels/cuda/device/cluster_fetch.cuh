@@ -13,8 +13,8 @@ __device__ __forceinline__ void FetchWeights(const ClusteredArgs& a, uint8_t* sh
   constexpr ClusteredShared kL = ClusteredLayout(kF, kZeroPoints);
   const int lane = threadIdx.x % 32;
   PipeCursor at;
-  ForEachUnit(a, [&](const ClusteredUnit& unit, int) {
-    const ClusteredPart& part = *unit.part;
+  ForEachUnit(a, [&](const WideUnit& unit, int) {
+    const WidePart& part = *unit.part;
     const int blocks = min(kWideRowBlocks, part.row_blocks - unit.FirstRowBlock());
 #pragma unroll 1
     for (int t = unit.first_tile; t < unit.end_tile; ++t, at.Advance(kF.tile_stages)) {
@@ -40,7 +40,7 @@ __device__ __forceinline__ void FetchActivations(const ClusteredArgs& a, uint8_t
   constexpr ClusteredShared kL = ClusteredLayout(kF, kZeroPoints);
   constexpr int kSlab = 2 * kF.tokens * kSlabBytes;
   PipeCursor at, slice;
-  ForEachUnit(a, [&](const ClusteredUnit& unit, int) {
+  ForEachUnit(a, [&](const WideUnit& unit, int) {
     const quant::PackedShape& shape = unit.part->w.shape;
     const uint8_t* meta = unit.Staged();
     const uint8_t* slabs = meta + WideMetaBytes(shape, kF.tokens);

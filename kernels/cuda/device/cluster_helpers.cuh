@@ -206,7 +206,7 @@ __device__ __forceinline__ void StoreRows(const ClusteredArgs& a, int64_t at,
 
 // Sums and stores what has come for this block's rows: a lane has kTaskRows rows of one token.
 template <int kForm>
-__device__ __forceinline__ void FinishUnit(const ClusteredArgs& a, const ClusteredUnit& unit,
+__device__ __forceinline__ void FinishUnit(const ClusteredArgs& a, const WideUnit& unit,
                                            int first_row, const float* inbox, const float* extras) {
   constexpr ClusteredForm kF = kClusteredForms[kForm];
   constexpr int kTasks = kClusteredOwnRows / kTaskRows * kF.tokens;
@@ -246,7 +246,7 @@ __device__ __forceinline__ void RunHelpers(const ClusteredArgs& a, uint8_t* shar
   OutlierTeam<kForm> team(shared + kL.boards);
   const auto find = [&](int u) {
     if (u >= units) return;
-    const ClusteredUnit unit(a, u, 0, 0);
+    const WideUnit unit(a, u, 0, 0);
     const int row = unit.row_tile * kWideRows + own_row;
     if (unit.part->w.outliers == nullptr) return;
     team.Find(unit.part->w, row, unit.part->row_blocks * quant::kBlockRows - row);
@@ -254,7 +254,7 @@ __device__ __forceinline__ void RunHelpers(const ClusteredArgs& a, uint8_t* shar
   // Outliers are summed one unit ahead of what comes from the product warps.
   const auto sum = [&](int u, float* to) {
     if (u >= units) return;
-    const ClusteredUnit unit(a, u, 0, 0);
+    const WideUnit unit(a, u, 0, 0);
     if (unit.part->w.outliers == nullptr) return;
     team.Sum(
         reinterpret_cast<const float*>(unit.Staged() + WideFloatsAt(unit.part->w.shape, kF.tokens)),
@@ -269,7 +269,7 @@ __device__ __forceinline__ void RunHelpers(const ClusteredArgs& a, uint8_t* shar
   find(u + clusters);
 #pragma unroll 1
   for (; u < units; u += clusters) {
-    const ClusteredUnit unit(a, u, 0, 0);
+    const WideUnit unit(a, u, 0, 0);
     if (threadIdx.x == kFirstThread) BarrierExpect(barriers.inbox.full + box.stage, kInboxBytes);
     MeetClusteredHelpers<kForm>();
     sum(u + clusters, next_extras);

@@ -44,39 +44,18 @@ class ClusteredProduct {
     slice_.Advance(kF.slice_stages);
   }
 
-  // Operand A of one quad; complete before a fence.
-  template <int kWords>
-  struct QuadBytes {
-    uint32_t a[kWords];
-
-    __device__ __forceinline__ void Pin() {
-#pragma unroll
-      for (uint32_t& word : a) asm volatile("" : "+r"(word)::"memory");
-    }
-  };
-  template <int kWords>
-  static __device__ __forceinline__ void Issue(const QuadBytes<kWords>& bytes,
-                                               const WgmmaOperand& slabs, bool add,
-                                               int (&sums)[kSums]) {
-#pragma unroll
-    for (int i = 0; i < kWords; i += 8) {
-      WgmmaU8S8(sums, bytes.a + i, slabs, i > 0 || add);
-      WgmmaU8S8(sums, bytes.a + i + 4, slabs + 2 * kSlab, 1);
-    }
-  }
-
   // Products of one quad while the bytes of the next are made.
   template <typename Words>
   __device__ __forceinline__ void RunByQuads(int pairs, const uint8_t* weights, uint32_t (&bits)[2],
                                              int (&sums)[kSums]) {
     Words words;
-    QuadBytes<Words::kWords> first, second;
+    QuadOperand<Words::kWords> first, second;
     words.Load(weights, lane_);
     words.template Expand<0>(first.a);
     const auto run = [&](auto& bytes, const WgmmaOperand& slabs, bool add, const auto& meanwhile) {
       bytes.Pin();
       WgmmaFence();
-      Issue(bytes, slabs, add, sums);
+      IssueQuad(bytes, slabs, add, sums);
       WgmmaCommit();
       meanwhile();
       WgmmaWait<0>();
@@ -100,7 +79,7 @@ class ClusteredProduct {
     uint32_t bits[2] = {};
     RunByQuads<Words>(pairs, weights, bits, sums);
     if constexpr (kBits == 4 && !kZeroPoints) {
-      QuadBytes<4> bytes = {{bits[0], bits[1], bits[0] << 4, bits[1] << 4}};
+      QuadOperand<4> bytes = {{bits[0], bits[1], bits[0] << 4, bits[1] << 4}};
       bytes.Pin();
       WgmmaFence();
       WgmmaU8S8(sums, bytes.a, WgmmaOperandB(parity, kSlab), 1);
@@ -131,7 +110,7 @@ __device__ __forceinline__ void RunProducts(const ClusteredArgs& a, uint8_t* sha
   const uint32_t arrived = ClusterAddress(barriers.inbox.full, owner);
   ClusteredProduct<kForm, kZeroPoints> product(shared, barriers);
   PipeCursor at, box;
-  ForEachUnit(a, [&](const ClusteredUnit& unit, int turn) {
+  ForEachUnit(a, [&](const WideUnit& unit, int turn) {
     float parts[kF.tokens / 2] = {};
 #pragma unroll 1
     for (int t = unit.first_tile; t < unit.end_tile; ++t, at.Advance(kF.tile_stages)) {

@@ -8,16 +8,6 @@
 
 namespace fewbit::cuda {
 
-// One matrix of the group.
-struct WidePart {
-  DeviceMatrix w;
-  uint8_t* staged;
-  size_t group_bytes, row_block_bytes;
-  int tiles, row_blocks;
-  int first_row_tile;  // in the numbering over all matrices
-  int64_t column;      // of y
-};
-
 struct WideArgs {
   WidePart part[kMostParts];
   int parts, row_tiles, groups, m;
@@ -55,29 +45,6 @@ struct WideTeam {
   __device__ __forceinline__ uint32_t* Flags(const WideArgs& a, int box) const {
     return a.exchange + kWideMeetingWords + teams * kWideBoxes * WideBoxWords(kWideForms[kForm]) +
            (id * kWideBoxes + box) * kWideBoxFlags;
-  }
-};
-
-// A unit of work: one segment of kWideRows rows of one matrix for one token group. Which block of
-// the team has which segment changes from unit to unit, because segments differ in length.
-struct WideUnit {
-  const WidePart* part;
-  int row_tile, group, segment, first_tile, end_tile;
-
-  __device__ __forceinline__ WideUnit(const WideArgs& a, int unit, int turn, int rank) {
-    group = unit % a.groups;
-    row_tile = unit / a.groups;
-    int p = 0;
-    while (p + 1 < a.parts && row_tile >= a.part[p + 1].first_row_tile) ++p;
-    part = &a.part[p];
-    row_tile -= part->first_row_tile;
-    segment = (rank + turn) % kSegments;
-    first_tile = SegmentBegin(part->tiles, segment);
-    end_tile = SegmentBegin(part->tiles, segment + 1);
-  }
-  __device__ __forceinline__ int FirstRowBlock() const { return row_tile * kWideRowBlocks; }
-  __device__ __forceinline__ const uint8_t* Staged() const {
-    return part->staged + group * part->group_bytes;
   }
 };
 

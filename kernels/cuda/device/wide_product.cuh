@@ -72,36 +72,15 @@ class WideProduct {
   }
 
  private:
-  // Operand A of one quad; complete before a fence.
-  template <int kWords>
-  struct QuadBytes {
-    uint32_t a[kWords];
-
-    __device__ __forceinline__ void Pin() {
-#pragma unroll
-      for (uint32_t& word : a) asm volatile("" : "+r"(word)::"memory");
-    }
-  };
-  template <int kWords>
-  static __device__ __forceinline__ void Issue(const QuadBytes<kWords>& bytes,
-                                               const WgmmaOperand& slabs, bool add,
-                                               int (&sums)[kSums]) {
-#pragma unroll
-    for (int i = 0; i < kWords; i += 8) {
-      WgmmaU8S8(sums, bytes.a + i, slabs, i > 0 || add);
-      WgmmaU8S8(sums, bytes.a + i + 4, slabs + 2 * kSlab, 1);
-    }
-  }
-
   // Products of one quad while the bytes of the next are made.
   template <typename Words>
   __device__ __forceinline__ void RunByQuads(int pairs, const uint8_t* weights,
                                              int (&sums)[kSums]) {
     Words words;
-    QuadBytes<Words::kWords> first, second;
+    QuadOperand<Words::kWords> first, second;
     const auto start = [&](auto& bytes, const WgmmaOperand& slabs, bool add) {
       WgmmaFence();
-      Issue(bytes, slabs, add, sums);
+      IssueQuad(bytes, slabs, add, sums);
       WgmmaCommit();
     };
     words.Load(weights, lane_);
@@ -137,7 +116,7 @@ class WideProduct {
   __device__ __forceinline__ void RunTile(int pairs, const uint8_t* weights, const uint8_t* parity,
                                           int (&sums)[kSums]) {
     using Words = PairWords<kBits, kZeroPoints>;
-    QuadBytes<4> strips;
+    QuadOperand<4> strips;
     if constexpr (Words::kParity) {
       uint32_t bits[2];
       Words::Parity(weights, lane_, bits);

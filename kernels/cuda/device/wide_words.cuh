@@ -6,6 +6,8 @@
 
 #include "kernels/cuda/device/dequant.cuh"
 #include "kernels/cuda/device/tile_product.cuh"
+#include "kernels/cuda/device/wgmma.cuh"
+#include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/wide_tile.h"
 
 namespace fewbit::cuda {
@@ -45,6 +47,97 @@ struct PipeBarriers {
   uint64_t* full;
   uint64_t* empty;
 };
+
+// One matrix of the group.
+struct WidePart {
+  DeviceMatrix w;
+  uint8_t* staged;
+  size_t group_bytes, row_block_bytes;
+  int tiles, row_blocks;
+  int first_row_tile;  // in the numbering over all matrices
+  int64_t column;      // of y
+};
+
+// A unit of work: one segment of kWideRows rows of one matrix for one token group. Which block of
+// the team has which segment changes from unit to unit, because segments differ in length.
+struct WideUnit {
+  const WidePart* part;
+  int row_tile, group, segment, first_tile, end_tile;
+
+  template <typename Args>
+  __device__ __forceinline__ WideUnit(const Args& a, int unit, int turn, int rank) {
+    group = unit % a.groups;
+    row_tile = unit / a.groups;
+    int p = 0;
+    while (p + 1 < a.parts && row_tile >= a.part[p + 1].first_row_tile) ++p;
+    part = &a.part[p];
+    row_tile -= part->first_row_tile;
+    segment = (rank + turn) % kSegments;
+    first_tile = SegmentBegin(part->tiles, segment);
+    end_tile = SegmentBegin(part->tiles, segment + 1);
+  }
+  __device__ __forceinline__ int FirstRowBlock() const { return row_tile * kWideRowBlocks; }
+  __device__ __forceinline__ const uint8_t* Staged() const {
+    return part->staged + group * part->group_bytes;
+  }
+};
+
+// The arguments that both kernels have.
+template <typename Args>
+void FillArgs(const Desc& desc, const WidePlan& plan, const DeviceGroup& group,
+              const LinearInput& in, const LinearOutput& out, Args* args) {
+  args->parts = desc.count;
+  for (int p = 0; p < desc.count; ++p) {
+    const DeviceMatrix& w = group.parts[p];
+    args->part[p] = {w,
+                     in.parts[p].staged,
+                     in.parts[p].group_bytes,
+                     w.shape.row_block_bytes(),
+                     NumTiles(w.shape),
+                     w.shape.row_blocks(),
+                     args->row_tiles,
+                     out.column[p]};
+    args->row_tiles += (w.shape.row_blocks() + kWideRowBlocks - 1) / kWideRowBlocks;
+  }
+  args->groups = plan.groups;
+  args->m = desc.m;
+  args->y = out.y;
+  args->y_stride = out.stride;
+  args->y_type = desc.y_type;
+}
+
+// By a whole warpgroup: takes registers from the block's pool, or gives them back to it.
+template <int kRegisters>
+__device__ __forceinline__ void RaiseRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void LowerRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// Operand A of one quad; complete before a fence.
+template <int kWords>
+struct QuadOperand {
+  uint32_t a[kWords];
+
+  __device__ __forceinline__ void Pin() {
+#pragma unroll
+    for (uint32_t& word : a) asm volatile("" : "+r"(word)::"memory");
+  }
+};
+// Its products with the slabs of kTokens tokens; without `add` the sums start at zero.
+template <int kWords, int kTokens>
+__device__ __forceinline__ void IssueQuad(const QuadOperand<kWords>& bytes,
+                                          const WgmmaOperand& slabs, bool add,
+                                          int (&sums)[kTokens]) {
+  constexpr int kSlab = 2 * kTokens * kSlabBytes;
+#pragma unroll
+  for (int i = 0; i < kWords; i += 8) {
+    WgmmaU8S8(sums, bytes.a + i, slabs, i > 0 || add);
+    WgmmaU8S8(sums, bytes.a + i + 4, slabs + 2 * kSlab, 1);
+  }
+}
 
 // This lane's words of a pair of quads.
 template <int kBits, bool kZeroPoints>
