@@ -45,6 +45,17 @@ DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
   return a;
 }
 
+template <kv::KvType kType>
+cudaError_t LaunchDecodeRuns(const AttentionPlan& plan, const StepView& step,
+                             const DecodeArgs& decode, cudaStream_t stream) {
+  const int64_t most_items =
+      int64_t{1} * step.sequences * plan.max_splits * plan.desc.num_kv_heads * plan.head_parts;
+  const int blocks = static_cast<int>(std::min<int64_t>(plan.decode_blocks, most_items));
+  const bool small = most_items <= 2 * plan.multiprocessors;
+  return LaunchDecodeOf<kType>(plan.padded_dim, decode, blocks,
+                               small ? plan.lone_shared : plan.decode_shared, stream);
+}
+
 // `rows`: where a decode launch of its own leaves its rows, or null. `direct`: null, or where
 // prefilled rows go that nobody stages.
 template <kv::KvType kType>
@@ -53,13 +64,10 @@ cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const Atte
   if (layer.type == DType::kBF16) return cudaErrorInvalidValue;
   DecodeArgs decode = DecodeArgsOf(plan, step, layer, base);
   decode.attended = rows;
-  const int64_t most_items =
-      int64_t{1} * step.sequences * plan.max_splits * plan.desc.num_kv_heads * plan.head_parts;
-  const int blocks = static_cast<int>(std::min<int64_t>(plan.decode_blocks, most_items));
-  const bool small = most_items <= 2 * plan.multiprocessors;
-  const cudaError_t error = LaunchDecodeOf<kType>(
-      plan.padded_dim, decode, blocks, small ? plan.lone_shared : plan.decode_shared, stream);
-  if (error != cudaSuccess || step.max_query <= 1) return error;
+  if (!step.only_chunks) {
+    const cudaError_t error = LaunchDecodeRuns<kType>(plan, step, decode, stream);
+    if (error != cudaSuccess || step.max_query <= 1) return error;
+  }
   WriteArgs write;
   write.layer = layer;
   write.sizes = step.sizes;
@@ -154,7 +162,9 @@ cudaError_t LaunchAttention(const AttentionPlan& plan, const StepView& step,
   uint8_t* base = static_cast<uint8_t*>(workspace);
   const LinearInput* direct = out.count == 0 ? &out : nullptr;
   const cudaError_t error = LaunchAny(plan, step, layer, base, nullptr, direct, stream);
-  return error != cudaSuccess ? error : LaunchCombine(plan, step, base, out, stream);
+  if (error != cudaSuccess) return error;
+  const bool all_placed = direct != nullptr && step.only_chunks;
+  return all_placed ? cudaSuccess : LaunchCombine(plan, step, base, out, stream);
 }
 
 float* AttendedRows(const AttentionPlan& plan, void* workspace) {

@@ -27,7 +27,7 @@ struct AttentionLayer {
 };
 
 // Launches. They only enqueue on `stream` and may be captured in a graph that replays for any step
-// that fits `step`'s T, S and max_query.
+// that fits `step`'s T, S, max_query and only_chunks.
 // `workspace`: plan.workspace_bytes of device memory, 256-byte aligned, set to zero once at start;
 // one step at a time. All launches of a step use the same plan, or plans that differ in nothing but
 // the window, each with a workspace of its own.
@@ -44,7 +44,8 @@ cudaError_t LaunchAttentionStep(const AttentionPlan& plan, const StepView& step,
                                 const double* frequencies, void* workspace, cudaStream_t stream);
 
 // One layer: writes the step's keys and values, attends, and leaves `out` for every token row t <
-// T; rows of padding become zeros. Two launches when step.max_query is 1, else four.
+// T; rows of padding become zeros. Two launches when step.max_query is 1, four
+// otherwise, two or three of step.only_chunks.
 cudaError_t LaunchAttention(const AttentionPlan& plan, const StepView& step,
                             const AttentionLayer& layer, void* workspace, const LinearInput& out,
                             cudaStream_t stream);

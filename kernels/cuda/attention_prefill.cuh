@@ -14,6 +14,7 @@
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/device/attended_row.cuh"
 #include "kernels/cuda/device/fragment.cuh"
+#include "kernels/cuda/device/head_quarters.cuh"
 #include "kernels/cuda/device/head_row.cuh"
 #include "kernels/cuda/launch.h"
 
@@ -23,16 +24,6 @@ inline constexpr int kPrefillWarps = 4;
 inline constexpr int kBlockQueries = 16 * kPrefillWarps;
 inline constexpr int kTileBlocks = kKeyTile / kv::kBlockTokens;
 inline constexpr float kNothingSeen = -1e30f;
-
-// Elements lane + 32 i of a row of 16-bit numbers. `at(d)`: where element d goes.
-template <kv::KvType kType, int kPerLane, typename At>
-__device__ __forceinline__ void StoreHalves(const float (&x)[kPerLane], const At& at) {
-#pragma unroll
-  for (int i = 0; i < kPerLane; ++i) {
-    const int d = static_cast<int>(threadIdx.x % 32) + 32 * i;
-    *reinterpret_cast<uint16_t*>(at(d)) = static_cast<uint16_t>(PackPair<kType>(x[i], x[i]));
-  }
-}
 
 // A token's rows of heads: queries, keys, values.
 class TokenRows {
@@ -85,44 +76,38 @@ class TokenRows {
   const float2* const turns_;
 };
 
-// The rows of one warp, several asked for at once without a branch between the loads: 16-bit
-// caches, pairs of rope in one lane. T: of q, k and v.
+// The rows of 16-bit caches, pairs of rope half a head apart; several are asked for at once,
+// without a branch between the loads. T: of q, k and v.
 template <kv::KvType kType, int kDim, typename T>
 __device__ __forceinline__ void WriteOwnPairs(const WriteArgs& a, const TokenRows& rows) {
-  constexpr int kPerLane = (kDim + 31) / 32, kPieces = kDim / 8, kAtOnce = 32 / kPerLane;
-  float2 turn[kPerLane];
-  LoadTurns(a.head, rows.turns(), turn);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int first = warp; first < rows.count(); first += kPrefillWarps * kAtOnce) {
-    T raw[kAtOnce][kPerLane];
+  using Quarters = HeadQuarters<kDim>;
+  constexpr int kPieces = kDim / 8, kAtOnce = 4;
+  constexpr int kRows = 32 * kPrefillWarps / Quarters::kLanes;
+  float2 turns[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) turns[i] = rows.turns()[Quarters::d() + i];
+  for (int first = threadIdx.x / Quarters::kLanes; first < rows.count(); first += kRows * kAtOnce) {
+    Quarters x[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int row = min(first + i * kPrefillWarps, rows.count() - 1);
-      const T* from = static_cast<const T*>(rows.Source(row).x);
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) raw[i][j] = from[min(lane + 32 * j, a.head.dim - 1)];
+      const int row = min(first + i * kRows, rows.count() - 1);
+      x[i].Load(static_cast<const T*>(rows.Source(row).x));
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int row = first + i * kPrefillWarps;
+      const int row = first + i * kRows;
       if (row >= rows.count()) break;
-      float x[kPerLane];
-#pragma unroll
-      for (int j = 0; j < kPerLane; ++j) {
-        x[j] = lane + 32 * j < a.head.dim ? static_cast<float>(raw[i][j]) : 0.0f;
-      }
       const HeadSource from = rows.Source(row);
-      AddBias(a.head, from, x);
-      NormHead(a.head, from, x);
-      if (!rows.IsValue(row)) TurnOwnPairs(turn, x);
+      x[i].AddBias(from.bias);
+      x[i].Norm(from.norm, a.head.rms_eps);
+      if (!rows.IsValue(row)) x[i].Turn(turns);
       if (rows.IsQuery(row)) {
-#pragma unroll
-        for (float& v : x) v *= a.scale;
+        x[i].Scale(a.scale);
         uint16_t* to = rows.Query<kDim>(row);
-        StoreHalves<kType>(x, [to](int d) { return to + d; });
+        x[i].template Store<kType>([to](int d) { return to + d; });
       } else {
         uint8_t* to = rows.CachedHalf<kType, kDim>(row);
-        StoreHalves<kType>(x, [&](int d) {
+        x[i].template Store<kType>([&](int d) {
           return to + kv::DeviceBlockShape::piece_offset(kPieces, rows.place(), d / 8) +
                  2 * (d % 8);
         });
@@ -163,13 +148,18 @@ __global__ __launch_bounds__(32 *
   __shared__ __align__(16) float rows[kPrefillWarps][kDim];
   __shared__ __align__(16) uint8_t encoded[kPrefillWarps][kDim * 2];
   LetNextKernelStart();
-  WaitForPreviousKernels();
+  // The step's arrays are older than the kernel before this one.
   const int64_t token = blockIdx.x;
-  const int sequence = a.sequence_of[token];
-  if (sequence < 0 || a.q_start[sequence + 1] - a.q_start[sequence] < 2) return;
-  const int warp = threadIdx.x / 32, position = a.positions[token];
-  const int id = a.block_table[static_cast<size_t>(sequence) * a.sizes->block_table_stride +
-                               position / kv::kBlockTokens];
+  const int sequence = a.sequence_of[token], warp = threadIdx.x / 32;
+  int position = 0, id = -1;
+  if (sequence >= 0 && a.q_start[sequence + 1] - a.q_start[sequence] > 1) {
+    position = a.positions[token];
+    id = a.block_table[static_cast<size_t>(sequence) * a.sizes->block_table_stride +
+                       position / kv::kBlockTokens];
+  }
+  // Also by those with nothing to do: the end of this kernel is that of those before it.
+  WaitForPreviousKernels();
+  if (id < 0) return;
   const TokenRows of_token(a, token, a.layer.cache + static_cast<size_t>(id) * a.block_bytes,
                            position % kv::kBlockTokens);
   if constexpr (kType != kv::KvType::kI8) {

@@ -297,8 +297,8 @@ struct WideRows {
     for (int i = 0; i < kDim / 2; ++i) out[i] *= factor[i / 2 % 2];
   }
 
-  // to [2]: where rows g and g + 8 go; those beyond the item do not exist.
-  __device__ __forceinline__ void Store(const AttendedRow (&to)[2], int head_dim) {
+  // to [2]: where rows g and g + 8 go, numbers of `type`; those beyond the item do not exist.
+  __device__ __forceinline__ void Store(const AttendedRow (&to)[2], DType type, int head_dim) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float all = sum[r];
@@ -307,11 +307,53 @@ struct WideRows {
       const float scale = __fdiv_rn(1.0f, all);
 #pragma unroll
       for (int j = 0; j < kDim / 8; ++j) {
-        const int d = 8 * j + 2 * (threadIdx.x % 4);
-        if (!to[r].exists() || d >= head_dim) continue;
-        to[r].Store(d, out[4 * j + 2 * r] * scale, out[4 * j + 2 * r + 1] * scale);
+        out[4 * j + 2 * r] *= scale;
+        out[4 * j + 2 * r + 1] *= scale;
+      }
+      if (type == DType::kF32) {
+        StorePairs(to[r], r, head_dim);
+      } else if (type == DType::kF16) {
+        StorePieces<HalfMath>(to[r], r, head_dim);
+      } else {
+        StorePieces<BfloatMath>(to[r], r, head_dim);
       }
     }
+  }
+
+  __device__ __forceinline__ void StorePairs(const AttendedRow& to, int r, int head_dim) const {
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+      const int d = 8 * j + 2 * (threadIdx.x % 4);
+      if (!to.exists() || d >= head_dim) continue;
+      to.Store(d, out[4 * j + 2 * r], out[4 * j + 2 * r + 1]);
+    }
+  }
+
+  // Four lanes exchange what they have of four pieces, so that each stores a whole one.
+  template <typename Out>
+  __device__ __forceinline__ void StorePieces(const AttendedRow& to, int r, int head_dim) const {
+#pragma unroll
+    for (int j = 0; j < kDim / 8; j += 4) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        words[i] = Out::Pack(out[4 * (j + i) + 2 * r], out[4 * (j + i) + 2 * r + 1]);
+      }
+      Exchange(1, &words[0], &words[1]);
+      Exchange(1, &words[2], &words[3]);
+      Exchange(2, &words[0], &words[2]);
+      Exchange(2, &words[1], &words[3]);
+      const int d = 8 * (j + threadIdx.x % 4);
+      if (to.exists() && d < head_dim) to.Store8(d, words);
+    }
+  }
+
+  // Of two lanes, the one without bit `mask` gives its second word for the other's first.
+  static __device__ __forceinline__ void Exchange(int mask, uint32_t* first, uint32_t* second) {
+    const bool upper = (threadIdx.x & mask) != 0;
+    const uint32_t got = __shfl_xor_sync(0xFFFFFFFFu, upper ? *first : *second, mask);
+    *first = upper ? got : *first;
+    *second = upper ? *second : got;
   }
 };
 
@@ -378,7 +420,7 @@ __device__ __forceinline__ void Attend(const PrefillArgs& a, const PrefillItem& 
   rows.IssueValues(tile_of(tiles - 1));
   WgmmaWait<0>();
   WgmmaPin(rows.out);
-  rows.Store(to, a.head_dim);
+  rows.Store(to, a.attended_type, a.head_dim);
 }
 
 // Grid: heads, tiles. Later tiles of a prompt see more keys and start first.

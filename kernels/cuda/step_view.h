@@ -29,10 +29,11 @@ struct StepSizes {
 
 struct StepView {
   // Of the launch, on the host; a kernel's grid comes from these.
-  int32_t tokens = 0;     // T
-  int32_t sequences = 0;  // S
-  int32_t rows = 0;       // R
-  int32_t max_query = 1;  // tokens of the longest sequence in this step; 1: decoding only
+  int32_t tokens = 0;        // T
+  int32_t sequences = 0;     // S
+  int32_t rows = 0;          // R
+  int32_t max_query = 1;     // tokens of the longest sequence in this step; 1: decoding only
+  bool only_chunks = false;  // no sequence runs a single token, and there is no padding
 
   const StepSizes* sizes = nullptr;
   const int32_t* token_ids = nullptr;    // [T] or kLastSampledId: then what last_ids holds for the

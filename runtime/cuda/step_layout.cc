@@ -45,8 +45,11 @@ LaunchSizes ChooseLaunch(const ForwardBatch& batch, const std::vector<int32_t>& 
   launch.tokens = static_cast<int32_t>(batch.token_ids.size());
   launch.sequences = static_cast<int32_t>(batch.kv_len.size());
   launch.rows = static_cast<int32_t>(batch.samples.size());
+  launch.only_chunks = launch.sequences > 0;
   for (size_t s = 0; s + 1 < batch.q_start.size(); ++s) {
-    launch.max_query = std::max(launch.max_query, batch.q_start[s + 1] - batch.q_start[s]);
+    const int32_t tokens = batch.q_start[s + 1] - batch.q_start[s];
+    launch.max_query = std::max(launch.max_query, tokens);
+    launch.only_chunks = launch.only_chunks && tokens > 1;
   }
   const bool scores =
       std::any_of(batch.samples.begin(), batch.samples.end(),
@@ -93,6 +96,7 @@ cuda::StepView StepLayout::View(uint8_t* base, int32_t* last_ids) const {
   view.sequences = launch.sequences;
   view.rows = launch.rows;
   view.max_query = launch.max_query;
+  view.only_chunks = launch.only_chunks;
   view.sizes = reinterpret_cast<const cuda::StepSizes*>(base + sizes);
   view.token_ids = at(token_ids);
   view.positions = at(positions);

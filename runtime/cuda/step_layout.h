@@ -24,8 +24,9 @@ struct LaunchSizes {
   int32_t tokens = 0;
   int32_t sequences = 0;
   int32_t rows = 0;
-  int32_t max_query = 1;  // tokens of the longest sequence
-  int bucket = -1;        // index of the decode bucket; -1: the step is launched as it is
+  int32_t max_query = 1;     // tokens of the longest sequence
+  bool only_chunks = false;  // no sequence runs a single token
+  int bucket = -1;           // index of the decode bucket; -1: the step is launched as it is
 };
 
 // A bucket if every sequence of the step runs one token (decoding, or the end of a prompt) and no

@@ -214,6 +214,7 @@ void GpuAttention::Upload(const std::vector<StepPart>& parts, int padding_tokens
   std::vector<int32_t> positions, sequence_of, q_start = {0}, kv_len, table;
   std::vector<float> rows;
   int stride = 1, max_query = 1;
+  bool only_chunks = padding_tokens == 0 && padding_sequences == 0;
   row_sequence_.clear();
   row_position_.clear();
   for (const StepPart& p : parts) {
@@ -221,6 +222,7 @@ void GpuAttention::Upload(const std::vector<StepPart>& parts, int padding_tokens
     GrowTo(&s, s.cached + p.tokens);
     stride = std::max(stride, static_cast<int>(s.blocks.size()) + 3);
     max_query = std::max(max_query, p.tokens);
+    only_chunks = only_chunks && p.tokens > 1;
     for (int i = 0; i < p.tokens; ++i) {
       positions.push_back(s.cached + i);
       sequence_of.push_back(static_cast<int>(kv_len.size()));
@@ -262,6 +264,7 @@ void GpuAttention::Upload(const std::vector<StepPart>& parts, int padding_tokens
   step_.tokens = static_cast<int>(positions.size());
   step_.sequences = static_cast<int>(kv_len.size());
   step_.max_query = max_query;
+  step_.only_chunks = only_chunks;
   const int width = options_.qkv_type == DType::kF32 ? 4 : 2;
   CheckCuda(cudaMemset(qkv_.get(), kPoison, qkv_.bytes()), "poison");
   if (width == 4) {

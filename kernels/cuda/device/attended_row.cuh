@@ -27,6 +27,11 @@ class AttendedRow {
     }
   }
 
+  // Elements d .. d + 7 of a row of 16 bits, d a multiple of 8.
+  __device__ __forceinline__ void Store8(int d, const uint32_t (&words)[4]) const {
+    reinterpret_cast<uint4*>(at_)[d / 8] = make_uint4(words[0], words[1], words[2], words[3]);
+  }
+
  private:
   uint8_t* at_ = nullptr;
   DType type_ = DType::kF32;

@@ -127,6 +127,7 @@ void AttentionStep::MakeStep() {
   step_.tokens = tokens;
   step_.sequences = batch_;
   step_.max_query = query_;
+  step_.only_chunks = query_ > 1;
   step_.sizes = reinterpret_cast<const cuda::StepSizes*>(arrays_[0].get());
   step_.positions = arrays_[1].get();
   step_.sequence_of = arrays_[2].get();

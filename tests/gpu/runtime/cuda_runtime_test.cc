@@ -70,6 +70,7 @@ TEST(ChooseLaunch, DecodingGoesIntoABucketAndPromptsDoNot) {
   EXPECT_EQ(launch.sequences, 4);
   EXPECT_EQ(launch.rows, 4);
   EXPECT_EQ(launch.max_query, 1);
+  EXPECT_FALSE(launch.only_chunks);
 
   launch = ChooseLaunch(MakeBatch({1, 6, 1}, {5, 0, 3}), buckets);
   EXPECT_EQ(launch.bucket, -1);
@@ -77,6 +78,8 @@ TEST(ChooseLaunch, DecodingGoesIntoABucketAndPromptsDoNot) {
   EXPECT_EQ(launch.sequences, 3);
   EXPECT_EQ(launch.rows, 3);
   EXPECT_EQ(launch.max_query, 6);
+  EXPECT_FALSE(launch.only_chunks);
+  EXPECT_TRUE(ChooseLaunch(MakeBatch({2, 6}, {5, 0}), buckets).only_chunks);
 
   ForwardBatch scored = MakeBatch({1}, {0});
   scored.samples[0].kind = SampleRow::Kind::kScorePrompt;
