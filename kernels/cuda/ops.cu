@@ -15,6 +15,8 @@ constexpr int kSegment = kNormSegment;  // of a row, 4 elements per lane of a wa
 constexpr int kMaxNormWarps = 16;       // a multiple of 4; half of a multiprocessor's registers
 constexpr int kMaxSegmentsPerWarp = 8;
 static_assert(kMaxRowElements == kSegment * kMaxNormWarps * kMaxSegmentsPerWarp);
+constexpr int kPlainNormWarps = 8;  // of a block that stages nothing
+static_assert(kMaxRowElements == kSegment * kPlainNormWarps * 16);
 
 // The row that hidden starts from: an earlier hidden row, plus a linear layer's output.
 struct FromHidden {
@@ -30,12 +32,26 @@ struct FromHidden {
     const float* hidden;
     const void* delta;
     bool half_delta;
-    __device__ float4 At(int i) const {
-      const float4 h = *reinterpret_cast<const float4*>(hidden + i);
-      if (delta == nullptr) return h;
-      const float4 d = half_delta ? Load4(static_cast<const __half*>(delta) + i)
-                                  : Load4(static_cast<const float*>(delta) + i);
-      return Add4(h, d);
+    // x[k] = elements at(k) .. at(k) + 3, 0 beyond the row. What is added is asked for before the
+    // first sum needs any of it.
+    template <int kCount, typename At>
+    __device__ __forceinline__ void Load(int cols, const At& at, float4 (&x)[kCount]) const {
+      const auto load = [&](const auto* from, float4(&to)[kCount]) {
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+          to[k] = at(k) < cols ? Load4(from + at(k)) : make_float4(0, 0, 0, 0);
+        }
+      };
+      load(hidden, x);
+      if (delta == nullptr) return;
+      float4 d[kCount];
+      if (half_delta) {
+        load(static_cast<const __half*>(delta), d);
+      } else {
+        load(static_cast<const float*>(delta), d);
+      }
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) x[k] = Add4(x[k], d[k]);
     }
   };
   __device__ Row Of(int token) const {
@@ -60,7 +76,13 @@ struct FromEmbedding {
     const uint8_t* data;
     WeightType type;
     float scale;
-    __device__ float4 At(int i) const { return LoadWeights4(data, type, scale, i); }
+    template <int kCount, typename At>
+    __device__ __forceinline__ void Load(int cols, const At& at, float4 (&x)[kCount]) const {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+        x[k] = at(k) < cols ? LoadWeights4(data, type, scale, at(k)) : make_float4(0, 0, 0, 0);
+      }
+    }
   };
   __device__ Row Of(int token) const {
     int id = step.token_ids[token];
@@ -110,12 +132,8 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps, kPerWarp <= 2 ? 2 : 1)
   NormTile tile(out, call.weight, item);
   float4 x[kPerWarp];
   WaitForPreviousKernels();
-  const typename Source::Row row = source.Of(token);
-#pragma unroll
-  for (int k = 0; k < kPerWarp; ++k) {
-    const int i = (warp + k * warps) * kSegment + 4 * lane;
-    x[k] = i < call.cols ? row.At(i) : make_float4(0, 0, 0, 0);
-  }
+  const auto at = [&](int k) { return (warp + k * warps) * kSegment + 4 * lane; };
+  source.Of(token).Load(call.cols, at, x);
 #pragma unroll
   for (int k = 0; k < kPerWarp; ++k) {
     const int segment = warp + k * warps, i = segment * kSegment + 4 * lane;
@@ -156,6 +174,44 @@ __global__ void __launch_bounds__(32 * kMaxNormWarps, kPerWarp <= 2 ? 2 : 1)
   }
 }
 
+// A block per token where nothing is staged: the same sums in the same order, and no row in shared
+// memory, so that many are under way.
+template <int kPerWarp, typename Source>
+__global__ void __launch_bounds__(32 * kPlainNormWarps)
+    PlainNormKernel(const Source source, const NormCall call, void* out, const DType type) {
+  __shared__ float partial[kPlainNormWarps * kPerWarp];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, token = blockIdx.x;
+  const auto at = [&](int k) { return (warp + k * kPlainNormWarps) * kSegment + 4 * lane; };
+  LetNextKernelStart();
+  float4 x[kPerWarp], weight[kPerWarp];
+#pragma unroll
+  for (int k = 0; k < kPerWarp; ++k) {
+    if (at(k) < call.cols) weight[k] = Load4(call.weight + at(k));
+  }
+  WaitForPreviousKernels();
+  source.Of(token).Load(call.cols, at, x);
+#pragma unroll
+  for (int k = 0; k < kPerWarp; ++k) {
+    const float square = SegmentSquare(x[k]);
+    if (lane == 0) partial[warp + k * kPlainNormWarps] = square;
+  }
+  const size_t first = static_cast<size_t>(token) * call.cols;
+  if (call.hidden_out != nullptr) {
+#pragma unroll
+    for (int k = 0; k < kPerWarp; ++k) {
+      if (at(k) >= call.cols) break;
+      *reinterpret_cast<float4*>(call.hidden_out + first + at(k)) = x[k];
+    }
+  }
+  __syncthreads();
+  const float factor = NormScale(partial, call.cols, call.eps);
+#pragma unroll
+  for (int k = 0; k < kPerWarp; ++k) {
+    if (at(k) >= call.cols) break;
+    StorePlain4(out, type, first + at(k), Norm4(x[k], factor, weight[k]));
+  }
+}
+
 int TotalTiles(const LinearInput& out) {
   int tiles = 0;
   for (int p = 0; p < out.count; ++p) tiles += NumTiles(out.parts[p].shape);
@@ -170,21 +226,38 @@ int BlocksPerToken(int tokens, int tiles) {
   return blocks;
 }
 
+template <typename Source, typename... Parameters, typename... Arguments>
+cudaError_t LaunchFrom(void (*kernel)(Source, Parameters...), dim3 grid, int warps, size_t shared,
+                       cudaStream_t stream, const Arguments&... arguments) {
+  const dim3 block(32 * warps);
+  if (!Source::kFirstOfStep) {
+    return LaunchDependent(kernel, grid, block, shared, stream, arguments...);
+  }
+  kernel<<<grid, block, shared, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
 template <int kPerWarp, typename Source>
 cudaError_t LaunchNormWith(const Source& source, const NormArgs& args, int warps, int blocks,
                            const LinearInput& out, cudaStream_t stream) {
   const NormCall call = {args.hidden_out, args.weight, args.eps, args.cols};
-  const auto kernel = NormKernel<kPerWarp, Source>;
-  const dim3 grid(blocks, args.tokens), block(32 * warps);
-  const size_t shared = sizeof(float) * args.cols;
-  cudaError_t error;
-  if (Source::kFirstOfStep) {
-    kernel<<<grid, block, shared, stream>>>(source, call, out);
-    error = cudaGetLastError();
-  } else {
-    error = LaunchDependent(kernel, grid, block, shared, stream, source, call, out);
-  }
+  const cudaError_t error = LaunchFrom(NormKernel<kPerWarp, Source>, dim3(blocks, args.tokens),
+                                       warps, sizeof(float) * args.cols, stream, source, call, out);
   return error != cudaSuccess ? error : LaunchSlabFloats(out, args.tokens, stream);
+}
+
+template <typename Source>
+cudaError_t LaunchPlainNorm(const Source& source, const NormArgs& args, const LinearInput& out,
+                            cudaStream_t stream) {
+  const NormCall call = {args.hidden_out, args.weight, args.eps, args.cols};
+  const auto launch = [&](auto kernel) {
+    return LaunchFrom(kernel, dim3(args.tokens), kPlainNormWarps, 0, stream, source, call,
+                      out.plain, out.plain_type);
+  };
+  const int segments = NormSegments(args.cols);
+  return segments <= 4 * kPlainNormWarps   ? launch(PlainNormKernel<4, Source>)
+         : segments <= 8 * kPlainNormWarps ? launch(PlainNormKernel<8, Source>)
+                                           : launch(PlainNormKernel<16, Source>);
 }
 
 template <typename Source>
@@ -194,6 +267,7 @@ cudaError_t LaunchNorm(const Source& source, const NormArgs& args, const LinearI
   if (args.cols <= 0 || args.cols % 4 != 0 || args.cols > kMaxRowElements) {
     return cudaErrorInvalidValue;
   }
+  if (out.count == 0) return LaunchPlainNorm(source, args, out, stream);
   const int segments = NormSegments(args.cols);
   const int per_warp = (segments + kMaxNormWarps - 1) / kMaxNormWarps;
   const int needed = (segments + per_warp - 1) / per_warp;
@@ -255,7 +329,8 @@ template <typename Source>
 cudaError_t PrepareNorms() {
   for (const cudaError_t error :
        {PrepareNorm<1, Source>(), PrepareNorm<2, Source>(), PrepareNorm<4, Source>(),
-        PrepareNorm<kMaxSegmentsPerWarp, Source>()}) {
+        PrepareNorm<kMaxSegmentsPerWarp, Source>(), PreferShared(PlainNormKernel<4, Source>),
+        PreferShared(PlainNormKernel<8, Source>), PreferShared(PlainNormKernel<16, Source>)}) {
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

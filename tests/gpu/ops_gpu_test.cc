@@ -157,8 +157,20 @@ void RunNorm(const NormCase& c, std::mt19937* rng) {
   args.eps = eps;
   cuda::CheckCuda(cuda::LaunchAddNorm(args, group.Input(), nullptr), "LaunchAddNorm");
   ExpectNorm(sums, weight, c.cols, eps, &group);
-  if (!c.keep) return;
-  EXPECT_TRUE(d_out.Download() == sums) << "hidden rows differ";
+  const auto expect_kept = [&] {
+    if (!c.keep) return;
+    EXPECT_TRUE(d_out.Download() == sums) << "hidden rows differ";
+    cuda::CheckCuda(cudaMemset(d_out.get(), 0xFF, d_out.bytes()), "poison");
+  };
+  expect_kept();
+  // Without a staged form, by another kernel.
+  auto alone = Poisoned<float>(sums.size());
+  cuda::LinearInput out;
+  out.plain = alone.get();
+  out.plain_type = DType::kF32;
+  cuda::CheckCuda(cuda::LaunchAddNorm(args, out, nullptr), "LaunchAddNorm, plain");
+  EXPECT_TRUE(alone.Download() == group.plain.Download()) << "plain forms differ";
+  expect_kept();
 }
 
 TEST(OpsGpu, NormMatchesFloat64) {
