@@ -80,12 +80,13 @@ bool Cublas::SetWorkspace(void* device_memory, size_t bytes) {
 }
 
 bool Cublas::Gemm(DType type, int m, int rows, int cols, const void* x, int64_t x_stride,
-                  const void* w, void* y, DType y_type, int64_t y_stride, cudaStream_t stream) {
-  const float one = 1.0f, zero = 0.0f;
+                  const void* w, bool add, void* y, DType y_type, int64_t y_stride,
+                  cudaStream_t stream) {
+  const float one = 1.0f, beta = add ? 1.0f : 0.0f;
   if (symbols_->set_stream(handle_, stream) != 0) return false;
   // Column-major for cuBLAS: y^T [rows, m] = w [rows, cols] x^T [cols, m].
   return symbols_->gemm(handle_, kTranspose, kNoTranspose, rows, m, cols, &one, w, RealType(type),
-                        cols, x, RealType(type), static_cast<int>(x_stride), &zero, y,
+                        cols, x, RealType(type), static_cast<int>(x_stride), &beta, y,
                         RealType(y_type), static_cast<int>(y_stride), kCompute32F,
                         kDefaultAlgorithm) == 0;
 }

@@ -302,7 +302,7 @@ std::string RunDense(const DenseCall& call, Cublas* cublas, cudaStream_t stream)
       call.w.type != WeightType::kF32 &&
       (call.y_type == DType::kF32 || call.y_type == call.x_type)) {
     if (cublas->Gemm(call.x_type, call.m, call.w.rows, call.w.cols, call.x, call.x_stride,
-                     call.w.data, call.y, call.y_type, call.y_stride, stream)) {
+                     call.w.data, false, call.y, call.y_type, call.y_stride, stream)) {
       return "";
     }
     return "cuBLAS refuses m " + std::to_string(call.m) + ", rows " + std::to_string(call.w.rows) +

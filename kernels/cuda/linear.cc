@@ -29,7 +29,7 @@ std::string ThroughScratch(const Desc& desc, const DeviceGroup& group, const Lin
     void* y = static_cast<uint8_t*>(out.y) +
               out.column[first] * static_cast<int64_t>(desc.y_type == DType::kF32 ? 4 : 2);
     if (!workspace.cublas->Gemm(desc.x_type, desc.m, rows, cols, in.plain, cols, workspace.scratch,
-                                y, desc.y_type, out.stride, stream)) {
+                                out.add != nullptr, y, desc.y_type, out.stride, stream)) {
       return "cuBLAS refuses m " + std::to_string(desc.m) + ", rows " + std::to_string(rows) +
              ", cols " + std::to_string(cols);
     }

@@ -124,8 +124,9 @@ struct Plan {
   // The launch takes a LinearInput::source of desc.input, and nothing has to be staged before.
   bool makes_input() const { return path == Path::kStream && stream.input != RowKind::kStaged; }
 
-  // The launch can add rows to its result (LinearOutput::add).
+  // The launch can add rows to its result (LinearOutput::add): others than y, or those in y.
   bool adds() const { return path == Path::kStream; }
+  bool adds_in_place() const { return path == Path::kDequantize; }
 
   // What the producer of the input has to leave.
   bool staged() const { return path != Path::kDequantize; }

@@ -31,7 +31,7 @@ struct LinearOutput {
   int64_t stride = 0;
   int64_t column[kMostParts] = {};
   // If not null: rows like those of y, which is of kF32, that are added to the result. REQUIRES:
-  // Plan::adds(); not y.
+  // Plan::adds(), and not y; or Plan::adds_in_place(), and y.
   const float* add = nullptr;
 };
 

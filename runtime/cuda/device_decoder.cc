@@ -231,12 +231,12 @@ void DeviceDecoder::NormHidden(GroupCall* call, const float* weight, const int32
 
 void DeviceDecoder::AddTo(const LinearGroup& group, const GroupCall& call, const char* what,
                           Hidden* hidden, StepPlace* place, cudaStream_t stream) const {
-  if (!call.plan.adds()) {
+  if (!call.plan.adds() && !call.plan.adds_in_place()) {
     place->Check(group.Launch(call, memory_, delta_, stream), what);
     hidden->delta = delta_;
     return;
   }
-  float* sum = Other(*hidden);
+  float* sum = call.plan.adds_in_place() ? hidden->rows : Other(*hidden);
   place->Check(group.Launch(call, memory_, sum, stream, hidden->rows), what);
   hidden->rows = sum;
 }

@@ -71,7 +71,7 @@ class DeviceDecoder {
   };
   // The hidden state between two launches: rows + delta, or rows alone where delta is null.
   struct Hidden {
-    const float* rows = nullptr;
+    float* rows = nullptr;
     const float* delta = nullptr;
 
     // What a layer can make its norm from.
@@ -89,8 +89,8 @@ class DeviceDecoder {
   absl::Status MeasureGroups();
   void RunLayer(int index, const DeviceStep& step, Hidden* hidden, StepPlace* place,
                 cudaStream_t stream);
-  // The buffer in which a sum of hidden rows goes: a launch may read them in one block while
-  // another one writes.
+  // The buffer in which a sum of hidden rows goes, but for one in place: a launch may read them in
+  // one block while another one writes.
   float* Other(const Hidden& hidden) const { return hidden_[hidden.rows == hidden_[0]]; }
   // The norm of hidden rows for `call`; `wanted` rows alone go on, into memory of their own, if
   // that is not null.

@@ -69,8 +69,8 @@ class LinearGroup {
                     cuda::RowKind source = cuda::RowKind::kStaged) const;
 
   // y [m, rows()] of call.output, the parts side by side; call.input was filled by earlier work of
-  // the stream. `add`, if call.plan.adds(): [m, rows()] floats that are added to the result. Empty,
-  // or what failed.
+  // the stream. `add`, where call.plan allows it (LinearOutput::add): [m, rows()] floats that are
+  // added to the result. Empty, or what failed.
   std::string Launch(const GroupCall& call, const LinearMemory& memory, void* y,
                      cudaStream_t stream, const float* add = nullptr) const;
 

@@ -11,6 +11,7 @@
 #include "kernels/cuda/small_instances.h"
 #include "kernels/cuda/wide_instances.h"
 #include "tests/gpu/gpu_linear.h"
+#include "tests/gpu/gpu_values.h"
 #include "tests/kernels/random_matrix.h"
 
 namespace fewbit::testing {
@@ -232,6 +233,36 @@ TEST(LinearGpu, ThroughScratchMatchesFloat64) {
   const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * c.desc.m * 1040, &rng));
   const auto y = RunGpuLinear(c.desc, c.gpu, x, {}, cublas.get());
   EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, c.desc.m)), 1e-3);
+}
+
+TEST(LinearGpu, ThroughScratchAddsToWhatIsThere) {
+  std::string error;
+  const auto cublas = cuda::Cublas::Open(&error);
+  if (cublas == nullptr) GTEST_SKIP() << "needs cuBLAS: " << error;
+  std::mt19937 rng(18);
+  Case c({80, 1040, 0.25, false, 0.002}, &rng);
+  c.desc.m = cuda::kMaxWideTokens + 44;
+  c.desc.y_type = DType::kF32;
+  const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * c.desc.m * 1040, &rng));
+  const auto rows = RandomActivations(size_t{1} * c.desc.m * 80, &rng);
+  const cuda::DeviceBuffer<uint8_t> x_device(StoredAs(DType::kF16, x));
+  const cuda::DeviceBuffer<uint8_t> scratch(cuda::ScratchBytes(c.desc.shapes[0]));
+  const cuda::DeviceBuffer<float> y(rows);
+  const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
+  ASSERT_TRUE(plan.adds_in_place());
+  const cuda::DeviceGroup group = {1, {c.gpu.view()}};
+  const cuda::LinearInput in = cuda::InputOf(c.desc, plan, group, nullptr, x_device.get());
+  cuda::LinearOutput out;
+  out.y = y.get();
+  out.stride = 80;
+  out.add = y.get();
+  EXPECT_EQ(cuda::LaunchLinear(c.desc, plan, group, in, out, {scratch.get(), cublas.get(), nullptr},
+                               nullptr),
+            "");
+  cuda::CheckCuda(cudaDeviceSynchronize(), "LaunchLinear");
+  std::vector<double> want = ReferenceLinear(c.plain, x, c.desc.m);
+  for (size_t i = 0; i < want.size(); ++i) want[i] += rows[i];
+  EXPECT_LT(RelativeError(y.Download(), want), 1e-3);
 }
 
 }  // namespace

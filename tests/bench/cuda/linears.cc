@@ -179,8 +179,8 @@ class Linears {
     const int rows = layers_[l].rows, cols = layers_[l].cols;
     if (v.kind == Kind::kCublas) {
       const uint16_t* w = dense_[l].get() + size_t{1} * (copy % kDenseCopies) * rows * cols;
-      if (!cublas_->Gemm(DType::kF16, m, rows, cols, x_.get(), cols, w, y_.get(), DType::kF16, rows,
-                         stream)) {
+      if (!cublas_->Gemm(DType::kF16, m, rows, cols, x_.get(), cols, w, false, y_.get(),
+                         DType::kF16, rows, stream)) {
         std::fprintf(stderr, "cuBLAS fails at m %d, layer %zu\n", m, l);
         std::abort();
       }

@@ -193,7 +193,7 @@ void Bench::Heads(int m, cuda::Cublas* cublas) {
   print("head 8-bit, x f32", i8, true);
   if (cublas == nullptr) return;
   const double micros = Micros([&](cudaStream_t s) {
-    cublas->Gemm(DType::kF16, m, v, e, x16.get(), e, half.get(), y.get(), DType::kF32, v, s);
+    cublas->Gemm(DType::kF16, m, v, e, x16.get(), e, half.get(), false, y.get(), DType::kF32, v, s);
   });
   Print("head f16, cuBLAS", m, micros, count * 2.0 + y.bytes());
 }
