@@ -13,6 +13,7 @@
 #include <array>
 #include <utility>
 
+#include "kernels/cuda/device/lone_product.cuh"
 #include "kernels/cuda/device/stream_input.cuh"
 #include "kernels/cuda/device/stream_outliers.cuh"
 #include "kernels/cuda/device/tile_product.cuh"
@@ -117,13 +118,26 @@ __device__ __forceinline__ void StoreTerms(const int (&sums)[(kTokens + 3) / 4][
   }
 }
 
+// The same for one token, from LoneTileProduct.
+__device__ __forceinline__ void StoreLoneTerms(int total, __half2 halves, const int2* meta,
+                                               float factor, int lane, float* terms) {
+  constexpr float kUnit = 1.0f / (quant::kStoredSecondOrderFactor * 4.0f);
+  const int t = lane % 4;
+  if (t > 1) return;
+  const float2 both = __half22float2(halves);
+  const float d = t == 0 ? both.x : both.y;
+  const float scale = __fmul_rn(__fmul_rn(__int_as_float(meta->x), factor), kUnit);
+  terms[lane / 4 + 8 * t] = __fmul_rn(__fmul_rn(__int2float_rn(total), d), scale);
+}
+
 template <int kTokens, bool kZeroPoints>
 __device__ __forceinline__ void Consume(const StreamArgs& a, const StreamPart& p,
                                         const StreamShare& s, const StreamBlock& b, int warp,
                                         int warps) {
   constexpr int kTiles = (kTokens + 3) / 4;
-  const int lane = threadIdx.x % 32, ring = a.stages;
-  const uint8_t* lane_planes = b.shared + ColumnOffset<kTokens>(lane);
+  constexpr bool kLone = kTokens == 1 && !kZeroPoints;
+  const int lane = OpaqueLane(), ring = a.stages;
+  const LoneLane lone(lane);
   int left = s.row_blocks * p.num_tiles - warp;
   int step = 1, first = 0;  // stages: from one tile to the next, and before the warp's first one
   while (step * a.stage_tiles < warps) ++step;
@@ -139,25 +153,36 @@ __device__ __forceinline__ void Consume(const StreamArgs& a, const StreamPart& p
     const TileWork w = {raw.x, raw.y, raw.z, raw.w};
     const uint8_t* data = b.shared + w.data;
     const int chunks = w.terms >> TileWork::kChunksShift & 7;
-    int sums[kTiles][4];
+    const int2* meta = reinterpret_cast<const int2*>(b.shared + w.meta);
+    constexpr uint32_t kPlace = (1u << TileWork::kPlaceBits) - 1;
+    float* terms = reinterpret_cast<float*>(b.shared + (w.terms & kPlace));
+    const int slot = w.terms >> TileWork::kSlotShift & 7;
+    const auto await_slot = [&] {
+      if (w.terms & TileWork::kWait) BarrierWait(b.free[slot], (w.terms & TileWork::kParity) != 0);
+    };
     __half2 d;
     const auto release = [&](uint32_t last_loaded) {
       __syncwarp();
       if (lane == 0) BarrierArriveAfter(b.empty[place.slot], last_loaded);
     };
-    if (w.terms & TileWork::kWide) {
-      WholeTileProduct<kTokens, 4, kZeroPoints>(data, chunks, lane, lane_planes + w.planes, sums,
-                                                &d, release);
+    if constexpr (kLone) {
+      const uint8_t* x = b.shared + w.planes + lone.x;
+      const int total = w.terms & TileWork::kWide
+                            ? LoneTileProduct<4>(data, chunks, lone, x, &d, release)
+                            : LoneTileProduct<2>(data, chunks, lone, x, &d, release);
+      await_slot();
+      StoreLoneTerms(total, d, meta, factor, lane, terms);
     } else {
-      WholeTileProduct<kTokens, 2, kZeroPoints>(data, chunks, lane, lane_planes + w.planes, sums,
-                                                &d, release);
+      int sums[kTiles][4];
+      const uint8_t* x = b.shared + w.planes + ColumnOffset<kTokens>(lane);
+      if (w.terms & TileWork::kWide) {
+        WholeTileProduct<kTokens, 4, kZeroPoints>(data, chunks, lane, x, sums, &d, release);
+      } else {
+        WholeTileProduct<kTokens, 2, kZeroPoints>(data, chunks, lane, x, sums, &d, release);
+      }
+      await_slot();
+      StoreTerms<kTokens, kZeroPoints>(sums, d, meta, factor, lane, terms);
     }
-    const int slot = w.terms >> TileWork::kSlotShift & 7;
-    if (w.terms & TileWork::kWait) BarrierWait(b.free[slot], (w.terms & TileWork::kParity) != 0);
-    constexpr uint32_t kPlace = (1u << TileWork::kPlaceBits) - 1;
-    StoreTerms<kTokens, kZeroPoints>(sums, d, reinterpret_cast<const int2*>(b.shared + w.meta),
-                                     factor, lane,
-                                     reinterpret_cast<float*>(b.shared + (w.terms & kPlace)));
     __syncwarp();
     if (lane == 0) BarrierArrive(b.ready[slot]);
     place.Advance(step, ring);

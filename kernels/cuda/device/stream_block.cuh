@@ -130,6 +130,15 @@ __device__ __forceinline__ T* Opaque(T* p) {
   return p;
 }
 
+// The thread's number in its warp, in a register of its own: it is read there instead of from the
+// thread's index each time, and what is made of it before is not kept.
+__device__ __forceinline__ int OpaqueLane() {
+  int lane = threadIdx.x % 32;
+  asm volatile("" : "+r"(lane));
+  __builtin_assume(lane >= 0 && lane < 32);
+  return lane;
+}
+
 // A place in a ring of `size` slots, with the parity of its present phase.
 struct RingPlace {
   int slot = 0;

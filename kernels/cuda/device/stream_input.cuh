@@ -58,14 +58,16 @@ __device__ __forceinline__ int64_t SourceRow(const RowSource& s, int token) {
 struct MadeTile {
   static constexpr int kRounds = kStageRounds, kRoundStrips = 8;
   int strips;       // in the tile
+  int left;         // of them, from the lane's first one on
   int place;        // the lane's first channel, counted in strip order
   int at[kRounds];  // the lane's channels, -1: none
   bool two;
 
   __device__ __forceinline__ MadeTile(const StageTarget& to, int tile) {
     const TileStrips of(to.shape, tile);
-    const int lane = threadIdx.x % 32;
+    const int lane = OpaqueLane();
     strips = of.strips;
+    left = strips - lane / 4;
     two = of.two;
     place = quant::kStripChannels * (of.first + lane / 4) + 4 * (lane % 4);
 #pragma unroll
@@ -76,9 +78,7 @@ struct MadeTile {
     }
   }
   // The lane's strip of a round is in the tile.
-  __device__ __forceinline__ bool Has(int round) const {
-    return kRoundStrips * round + static_cast<int>(threadIdx.x) % 32 / 4 < strips;
-  }
+  __device__ __forceinline__ bool Has(int round) const { return kRoundStrips * round < left; }
   // Of the lane's channels of a round, in strip order.
   __device__ __forceinline__ int Place(int round) const {
     return place + quant::kStripChannels * kRoundStrips * round;
