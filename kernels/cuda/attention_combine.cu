@@ -25,6 +25,7 @@ struct CombineArgs {
   const int32_t *sequence_of, *q_start, *kv_len;
   RunResults runs;
   const float* attended;  // prefilled rows, where any are staged
+  const int32_t* wanted;  // tokens of the rows; null: all
   int head_dim, num_heads, window;
   int tokens, sequences;
 };
@@ -66,7 +67,7 @@ __global__ __launch_bounds__(kThreads) void PlaceKernel(const __grid_constant__ 
 __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant__ CombineArgs a) {
   __shared__ float4 values[kStageRounds][32];
   LetNextKernelStart();
-  const int token = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int row = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int tile = blockIdx.x;
   const int part = PartOf(a.out, &tile);
   const bool plain = part == a.out.count;
@@ -79,6 +80,7 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant_
     channel = -1;
   }
   // The step's arrays are older than the kernel before this one.
+  const int token = a.wanted == nullptr ? row : a.wanted[row];
   const int sequence = a.sequence_of[token];
   bool decoded = false;
   int splits = 0;
@@ -95,7 +97,7 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant_
   }
   if (plain) {
     if (channel < 0) return;
-    const size_t at = static_cast<size_t>(token) * cols + channel;
+    const size_t at = static_cast<size_t>(row) * cols + channel;
     StorePlain4(a.out.plain, a.out.plain_type, at, value);
     return;
   }
@@ -105,7 +107,7 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant_
   float4 x[kStageRounds];
 #pragma unroll
   for (int i = 0; i < kStageRounds; ++i) x[i] = values[i][lane];
-  StageValues(a.out.parts[part], x, token, tile);
+  StageValues(a.out.parts[part], x, row, tile);
 }
 
 }  // namespace
@@ -116,7 +118,7 @@ cudaError_t PrepareCombine() {
 }
 
 cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, uint8_t* base,
-                          const LinearInput& out, cudaStream_t stream) {
+                          const LinearInput& out, const WantedRows& wanted, cudaStream_t stream) {
   const AttentionDesc& d = plan.desc;
   CombineArgs a = {};
   a.out = out;
@@ -132,14 +134,16 @@ cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, uint8
   a.window = d.window;
   const int cols = d.num_heads * d.head_dim;
   int blocks = out.plain == nullptr ? 0 : (cols + kTileChannels - 1) / kTileChannels;
-  if (out.count == 0) {
+  if (out.count == 0 && wanted.tokens == nullptr) {
     return LaunchDependent(PlaceKernel, dim3(blocks, step.sequences + 1), dim3(kThreads), 0, stream,
                            a);
   }
   for (int p = 0; p < out.count; ++p) blocks += NumTiles(out.parts[p].shape);
+  a.wanted = wanted.tokens;
+  const int rows = wanted.tokens == nullptr ? step.tokens : wanted.count;
   const cudaError_t error =
-      LaunchDependent(CombineKernel, dim3(blocks, step.tokens), dim3(kThreads), 0, stream, a);
-  return error != cudaSuccess ? error : LaunchSlabFloats(out, step.tokens, stream);
+      LaunchDependent(CombineKernel, dim3(blocks, rows), dim3(kThreads), 0, stream, a);
+  return error != cudaSuccess ? error : LaunchSlabFloats(out, rows, stream);
 }
 
 }  // namespace fewbit::cuda

@@ -84,6 +84,7 @@ struct PrefillArgs {
   size_t block_bytes = 0;
   int head_bytes = 0;
   int head_dim = 0, num_heads = 0, group = 0, window = 0;
+  WantedRows wanted;  // others may be left as they are
 };
 
 template <kv::KvType kType>
@@ -111,6 +112,6 @@ RunResults RunResultsOf(const AttentionPlan& plan, uint8_t* base);
 
 cudaError_t PrepareCombine();
 cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, uint8_t* base,
-                          const LinearInput& out, cudaStream_t stream);
+                          const LinearInput& out, const WantedRows& wanted, cudaStream_t stream);
 
 }  // namespace fewbit::cuda

@@ -60,7 +60,8 @@ cudaError_t LaunchDecodeRuns(const AttentionPlan& plan, const StepView& step,
 // prefilled rows go that nobody stages.
 template <kv::KvType kType>
 cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const AttentionLayer& layer,
-                     uint8_t* base, float* rows, const LinearInput* direct, cudaStream_t stream) {
+                     uint8_t* base, float* rows, const LinearInput* direct,
+                     const WantedRows& wanted, cudaStream_t stream) {
   if (layer.type == DType::kBF16) return cudaErrorInvalidValue;
   DecodeArgs decode = DecodeArgsOf(plan, step, layer, base);
   decode.attended = rows;
@@ -98,6 +99,7 @@ cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const Atte
   prefill.num_heads = decode.num_heads;
   prefill.group = plan.group;
   prefill.window = plan.desc.window;
+  prefill.wanted = wanted;
   const cudaError_t written = LaunchWriteOf<kType>(plan.padded_dim, write, step.tokens, stream);
   if (written != cudaSuccess) return written;
   const int tiles = MostPrefillTiles(step.tokens, step.sequences);
@@ -108,14 +110,15 @@ cudaError_t LaunchOf(const AttentionPlan& plan, const StepView& step, const Atte
 }
 
 cudaError_t LaunchAny(const AttentionPlan& plan, const StepView& step, const AttentionLayer& layer,
-                      uint8_t* base, float* rows, const LinearInput* direct, cudaStream_t stream) {
+                      uint8_t* base, float* rows, const LinearInput* direct,
+                      const WantedRows& wanted, cudaStream_t stream) {
   switch (plan.cache.type) {
     case kv::KvType::kF16:
-      return LaunchOf<kv::KvType::kF16>(plan, step, layer, base, rows, direct, stream);
+      return LaunchOf<kv::KvType::kF16>(plan, step, layer, base, rows, direct, wanted, stream);
     case kv::KvType::kBF16:
-      return LaunchOf<kv::KvType::kBF16>(plan, step, layer, base, rows, direct, stream);
+      return LaunchOf<kv::KvType::kBF16>(plan, step, layer, base, rows, direct, wanted, stream);
     case kv::KvType::kI8:
-      return LaunchOf<kv::KvType::kI8>(plan, step, layer, base, rows, direct, stream);
+      return LaunchOf<kv::KvType::kI8>(plan, step, layer, base, rows, direct, wanted, stream);
     case kv::KvType::kF32:
       break;
   }
@@ -158,13 +161,14 @@ RunResults RunResultsOf(const AttentionPlan& plan, uint8_t* base) {
 
 cudaError_t LaunchAttention(const AttentionPlan& plan, const StepView& step,
                             const AttentionLayer& layer, void* workspace, const LinearInput& out,
-                            cudaStream_t stream) {
+                            const WantedRows& wanted, cudaStream_t stream) {
   uint8_t* base = static_cast<uint8_t*>(workspace);
-  const LinearInput* direct = out.count == 0 ? &out : nullptr;
-  const cudaError_t error = LaunchAny(plan, step, layer, base, nullptr, direct, stream);
-  if (error != cudaSuccess) return error;
-  const bool all_placed = direct != nullptr && step.only_chunks;
-  return all_placed ? cudaSuccess : LaunchCombine(plan, step, base, out, stream);
+  const bool direct = out.count == 0 && wanted.tokens == nullptr;
+  const cudaError_t error =
+      LaunchAny(plan, step, layer, base, nullptr, direct ? &out : nullptr, wanted, stream);
+  if (error != cudaSuccess || (direct && step.only_chunks)) return error;
+  if (wanted.tokens != nullptr && wanted.count == 0) return cudaSuccess;
+  return LaunchCombine(plan, step, base, out, wanted, stream);
 }
 
 float* AttendedRows(const AttentionPlan& plan, void* workspace) {
@@ -175,7 +179,7 @@ cudaError_t LaunchAttentionRows(const AttentionPlan& plan, const StepView& step,
                                 const AttentionLayer& layer, void* workspace, cudaStream_t stream) {
   if (step.max_query > 1) return cudaErrorInvalidValue;
   return LaunchAny(plan, step, layer, static_cast<uint8_t*>(workspace),
-                   AttendedRows(plan, workspace), nullptr, stream);
+                   AttendedRows(plan, workspace), nullptr, {}, stream);
 }
 
 }  // namespace fewbit::cuda

@@ -26,6 +26,12 @@ struct AttentionLayer {
   DType type = DType::kF32;  // of q, k and v
 };
 
+// Rows that go on from a step's last attention: those of `count` tokens, ascending; null: of all.
+struct WantedRows {
+  const int32_t* tokens = nullptr;  // device memory, of the step's arrays (StepView::row_tokens)
+  int32_t count = 0;
+};
+
 // Launches. They only enqueue on `stream` and may be captured in a graph that replays for any step
 // that fits `step`'s T, S, max_query and only_chunks.
 // `workspace`: plan.workspace_bytes of device memory, 256-byte aligned, set to zero once at start;
@@ -44,11 +50,11 @@ cudaError_t LaunchAttentionStep(const AttentionPlan& plan, const StepView& step,
                                 const double* frequencies, void* workspace, cudaStream_t stream);
 
 // One layer: writes the step's keys and values, attends, and leaves `out` for every token row t <
-// T; rows of padding become zeros. Two launches when step.max_query is 1, four
-// otherwise, two or three of step.only_chunks.
+// T, or row r for token wanted.tokens[r]; rows of padding become zeros. Two launches when
+// step.max_query is 1, four otherwise, two or three of step.only_chunks.
 cudaError_t LaunchAttention(const AttentionPlan& plan, const StepView& step,
                             const AttentionLayer& layer, void* workspace, const LinearInput& out,
-                            cudaStream_t stream);
+                            const WantedRows& wanted, cudaStream_t stream);
 
 // The same for a step of single tokens (max_query 1), in one launch, with the rows left as floats
 // [T, H * D] at AttendedRows(): the same bits as the f32 plain form of LaunchAttention. Rows of

@@ -76,44 +76,63 @@ class TokenRows {
   const float2* const turns_;
 };
 
-// The rows of 16-bit caches, pairs of rope half a head apart; several are asked for at once,
-// without a branch between the loads. T: of q, k and v.
-template <kv::KvType kType, int kDim, typename T>
+// All heads of a token's queries, keys or values, several asked for at once. x: the first head, of
+// T. `store(head, x)`: what is done with one.
+template <int kDim, typename T, typename Store>
+__device__ __forceinline__ void PassHeads(const T* x, int heads, const Store& store) {
+  using Quarters = HeadQuarters<kDim>;
+  constexpr int kAtOnce = 4, kHeads = 32 * kPrefillWarps / Quarters::kLanes;
+  for (int first = threadIdx.x / Quarters::kLanes; first < heads; first += kHeads * kAtOnce) {
+    Quarters head[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i * kHeads < heads) head[i].Load(x + (first + i * kHeads) * kDim);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (first + i * kHeads < heads) store(first + i * kHeads, &head[i]);
+    }
+  }
+}
+
+// The rows of 16-bit caches, pairs of rope half a head apart. T: of q, k and v. kNorms: heads have
+// norms; without, the code is a third as long.
+template <kv::KvType kType, int kDim, typename T, bool kNorms>
 __device__ __forceinline__ void WriteOwnPairs(const WriteArgs& a, const TokenRows& rows) {
   using Quarters = HeadQuarters<kDim>;
-  constexpr int kPieces = kDim / 8, kAtOnce = 4;
-  constexpr int kRows = 32 * kPrefillWarps / Quarters::kLanes;
+  constexpr int kPieces = kDim / 8, kHalf = kv::kBlockTokens * kDim * 2;
   float2 turns[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) turns[i] = rows.turns()[Quarters::d() + i];
-  for (int first = threadIdx.x / Quarters::kLanes; first < rows.count(); first += kRows * kAtOnce) {
-    Quarters x[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int row = min(first + i * kRows, rows.count() - 1);
-      x[i].Load(static_cast<const T*>(rows.Source(row).x));
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int row = first + i * kRows;
-      if (row >= rows.count()) break;
-      const HeadSource from = rows.Source(row);
-      x[i].AddBias(from.bias);
-      x[i].Norm(from.norm, a.head.rms_eps);
-      if (!rows.IsValue(row)) x[i].Turn(turns);
-      if (rows.IsQuery(row)) {
-        x[i].Scale(a.scale);
-        uint16_t* to = rows.Query<kDim>(row);
-        x[i].template Store<kType>([to](int d) { return to + d; });
-      } else {
-        uint8_t* to = rows.CachedHalf<kType, kDim>(row);
-        x[i].template Store<kType>([&](int d) {
-          return to + kv::DeviceBlockShape::piece_offset(kPieces, rows.place(), d / 8) +
-                 2 * (d % 8);
-        });
-      }
-    }
-  }
+  const auto of = [](const float* values, int head) {
+    return values == nullptr ? nullptr : values + head * kDim;
+  };
+  const HeadSource q = rows.Source(0), k = rows.Source(a.num_heads);
+  const HeadSource v = rows.Source(a.num_heads + a.num_kv_heads);
+  PassHeads<kDim>(static_cast<const T*>(q.x), a.num_heads, [&](int head, Quarters* x) {
+    x->AddBias(of(q.bias, head));
+    if constexpr (kNorms) x->Norm(q.norm, a.head.rms_eps);
+    x->Turn(turns);
+    x->Scale(a.scale);
+    uint16_t* to = rows.Query<kDim>(head);
+    x->template Store<kType>([to](int d) { return to + d; });
+  });
+  uint8_t* const cached = rows.Cached(a.num_heads);
+  const auto place = [&](int d) {
+    return kv::DeviceBlockShape::piece_offset(kPieces, rows.place(), d / 8) + 2 * (d % 8);
+  };
+  PassHeads<kDim>(static_cast<const T*>(k.x), a.num_kv_heads, [&](int head, Quarters* x) {
+    x->AddBias(of(k.bias, head));
+    if constexpr (kNorms) x->Norm(k.norm, a.head.rms_eps);
+    x->Turn(turns);
+    uint8_t* to = cached + head * a.head_bytes;
+    x->template Store<kType>([&](int d) { return to + place(d); });
+  });
+  PassHeads<kDim>(static_cast<const T*>(v.x), a.num_kv_heads, [&](int head, Quarters* x) {
+    x->AddBias(of(v.bias, head));
+    uint8_t* to = cached + head * a.head_bytes + kHalf;
+    x->template Store<kType>([&](int d) { return to + place(d); });
+  });
 }
 
 // The same for any cache and rope, a row at a time.
@@ -164,10 +183,13 @@ __global__ __launch_bounds__(32 *
                            position % kv::kBlockTokens);
   if constexpr (kType != kv::KvType::kI8) {
     if (OwnPairs<kDim>(a.head)) {
-      if (a.layer.type == DType::kF16) {
-        WriteOwnPairs<kType, kDim, __half>(a, of_token);
+      const bool norms = a.layer.q_norm != nullptr || a.layer.k_norm != nullptr;
+      if (a.layer.type != DType::kF16) {
+        WriteOwnPairs<kType, kDim, float, true>(a, of_token);
+      } else if (norms) {
+        WriteOwnPairs<kType, kDim, __half, true>(a, of_token);
       } else {
-        WriteOwnPairs<kType, kDim, float>(a, of_token);
+        WriteOwnPairs<kType, kDim, __half, false>(a, of_token);
       }
       return;
     }
@@ -463,7 +485,7 @@ __global__ __launch_bounds__(32 * kPrefillWarps, kDim > 128 ? 1 : 2) void Prefil
   item.token += first_row;
   item.position += first_row;
   item.rows = min(item.rows - first_row, kBlockQueries);
-  if (item.rows <= 0) return;
+  if (item.rows <= 0 || !IsWanted(a.wanted, item)) return;
   const int head = blockIdx.x, warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
   const int seen_end = item.position + item.rows;
   const int first_seen = a.window == 0 ? 0 : max(0, item.position - a.window + 1);

@@ -20,7 +20,7 @@ constexpr int kProductThreads = 128 * kGroups;
 constexpr int kFetchThreads = 128;
 constexpr int kThreads = kProductThreads + kFetchThreads;
 constexpr int kGroupRows = kQueryTile / kGroups;
-constexpr int kProductBarrier = 1, kFetchBarrier = 2;  // named ones
+constexpr int kProductBarrier = 1, kFetchBarrier = 2, kTurnBarrier = 3;  // named ones
 constexpr float kNothingSeen = -1e30f;
 static_assert(kGroupRows == 64);
 static_assert(kWideStages >= 3);  // one being left, one at work, one awaited
@@ -357,6 +357,29 @@ struct WideRows {
   }
 };
 
+// The two warpgroups issue their products in turn, so that one has products under way while the
+// other works out weights. `tiles`: turns of each.
+class Turns {
+ public:
+  __device__ explicit Turns(int tiles)
+      : group_(threadIdx.x / 128), left_(group_ == 0 ? tiles : tiles - 1) {
+    if (group_ == 1) Arrive(0);
+  }
+  __device__ __forceinline__ void Await() const {
+    NamedBarrier(kTurnBarrier + group_, kProductThreads);
+  }
+  __device__ __forceinline__ void Pass() {
+    if (left_-- > 0) Arrive(1 - group_);
+  }
+
+ private:
+  static __device__ __forceinline__ void Arrive(int group) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(kTurnBarrier + group), "n"(kProductThreads) : "memory");
+  }
+  const int group_;
+  int left_;
+};
+
 template <kv::KvType kType, int kDim>
 __device__ __forceinline__ void Attend(const PrefillArgs& a, const PrefillItem& item,
                                        const Walk& walk, const Ring& ring) {
@@ -392,18 +415,23 @@ __device__ __forceinline__ void Attend(const PrefillArgs& a, const PrefillItem& 
     if (edge) rows.Mask(first, position, a.window);
     rows.Weigh();
   };
+  Turns turns(tiles);
   await(0);
   await(1);
+  turns.Await();
   rows.Fence();
   rows.IssueScores(tile_of(0));
+  turns.Pass();
   WgmmaWait<0>();
   WgmmaPin(rows.s);
   weigh(0);
   rows.PackWeights();
   for (int n = 1; n < tiles; ++n) {
+    turns.Await();
     rows.Fence();
     rows.IssueScores(tile_of(n));
     rows.IssueValues(tile_of(n - 1));
+    turns.Pass();
     WgmmaWait<1>();
     WgmmaPin(rows.s);
     weigh(n);
@@ -449,6 +477,7 @@ __global__ __launch_bounds__(kThreads,
   const int index = a.counts->prefill_items - 1 - static_cast<int>(blockIdx.y);
   if (index < 0) return;
   const PrefillItem item = a.items[index];
+  if (!IsWanted(a.wanted, item)) return;
   const int seen_end = item.position + item.rows;
   const int first_seen = a.window == 0 ? 0 : max(0, item.position - a.window + 1);
   const Walk walk = {first_seen / Tile::kKeys, (seen_end + Tile::kKeys - 1) / Tile::kKeys,

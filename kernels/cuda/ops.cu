@@ -59,8 +59,8 @@ struct FromHidden {
     const void* d =
         delta == nullptr ? nullptr
         : half_delta
-            ? static_cast<const void*>(static_cast<const __half*>(delta) + row * delta_stride)
-            : static_cast<const float*>(delta) + row * delta_stride;
+            ? static_cast<const void*>(static_cast<const __half*>(delta) + token * delta_stride)
+            : static_cast<const float*>(delta) + token * delta_stride;
     return {hidden + row * cols, d, half_delta};
   }
 };

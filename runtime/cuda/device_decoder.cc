@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/cuda/attention_launch.h"
 
 namespace fewbit {
 namespace {
@@ -229,9 +228,10 @@ void DeviceDecoder::NormHidden(GroupCall* call, const float* weight, const int32
   if (norm.hidden_out != nullptr) *hidden = {norm.hidden_out, nullptr};
 }
 
-void DeviceDecoder::AddTo(const LinearGroup& group, const GroupCall& call, const char* what,
-                          Hidden* hidden, StepPlace* place, cudaStream_t stream) const {
-  if (!call.plan.adds() && !call.plan.adds_in_place()) {
+void DeviceDecoder::AddTo(const LinearGroup& group, const GroupCall& call, bool same_rows,
+                          const char* what, Hidden* hidden, StepPlace* place,
+                          cudaStream_t stream) const {
+  if (!same_rows || (!call.plan.adds() && !call.plan.adds_in_place())) {
     place->Check(group.Launch(call, memory_, delta_, stream), what);
     hidden->delta = delta_;
     return;
@@ -266,14 +266,17 @@ void DeviceDecoder::RunLayer(int index, const DeviceStep& step, Hidden* hidden, 
   }
   place->Check(layer.qkv.Launch(qkv, memory_, y_, stream), "linear q, k, v");
 
-  GroupCall o = layer.o.Prepare(
-      tokens, memory_, step.view.max_query > 1 ? cuda::RowKind::kStaged : cuda::RowKind::kRows);
-  AttendFor(&o, qkv.output, index, step, place, stream);
   // After the last attention only the wanted rows go on.
   const bool last = index + 1 == static_cast<int>(layers_.size());
   const int rows = last ? step.view.rows : tokens;
+  cuda::WantedRows wanted;
+  if (rows < tokens) wanted = {step.view.row_tokens, rows};
+  const bool staged = step.view.max_query > 1 || rows < tokens;
+  GroupCall o = layer.o.Prepare(rows > 0 ? rows : tokens, memory_,
+                                staged ? cuda::RowKind::kStaged : cuda::RowKind::kRows);
+  AttendFor(&o, qkv.output, index, wanted, step, place, stream);
   if (rows == 0) return;
-  AddTo(layer.o, o, "linear o", hidden, place, stream);
+  AddTo(layer.o, o, rows == tokens, "linear o", hidden, place, stream);
 
   GroupCall gate_up = layer.gate_up.Prepare(rows, memory_, hidden->norm_kind());
   NormHidden(&gate_up, w.post_attention_norm, last ? step.view.row_tokens : nullptr,
@@ -289,10 +292,11 @@ void DeviceDecoder::RunLayer(int index, const DeviceStep& step, Hidden* hidden, 
   silu.up = AtColumn(y_, silu.type, silu.cols);
   silu.stride = layer.gate_up.rows();
   SiluFor(&down, silu, place, stream);
-  AddTo(layer.down, down, "linear down", hidden, place, stream);
+  AddTo(layer.down, down, true, "linear down", hidden, place, stream);
 }
 
-void DeviceDecoder::AttendFor(GroupCall* call, DType type, int index, const DeviceStep& step,
+void DeviceDecoder::AttendFor(GroupCall* call, DType type, int index,
+                              const cuda::WantedRows& wanted, const DeviceStep& step,
                               StepPlace* place, cudaStream_t stream) {
   const ModelSpec& spec = model_->spec;
   const DeviceLayer& w = model_->layers[index];
@@ -310,7 +314,7 @@ void DeviceDecoder::AttendFor(GroupCall* call, DType type, int index, const Devi
   layer.cache = kv_ + index * layer_bytes(num_blocks_);
   if (!call->plan.makes_input()) {
     place->Check(cuda::LaunchAttention(attention_, step.view, layer, attention_workspace_,
-                                       call->input, stream),
+                                       call->input, wanted, stream),
                  "LaunchAttention");
     return;
   }

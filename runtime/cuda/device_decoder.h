@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_launch.h"
 #include "kernels/cuda/cublas.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/sample.h"
@@ -96,18 +97,19 @@ class DeviceDecoder {
   // that is not null.
   void NormHidden(GroupCall* call, const float* weight, const int32_t* wanted, const char* what,
                   Hidden* hidden, StepPlace* place, cudaStream_t stream) const;
-  // o or down, whose result goes onto hidden rows.
-  void AddTo(const LinearGroup& group, const GroupCall& call, const char* what, Hidden* hidden,
-             StepPlace* place, cudaStream_t stream) const;
+  // o or down, whose result goes onto hidden rows: `same_rows`, or some of them, which the next
+  // norm finds.
+  void AddTo(const LinearGroup& group, const GroupCall& call, bool same_rows, const char* what,
+             Hidden* hidden, StepPlace* place, cudaStream_t stream) const;
   // Leaves the input of a layer's q, k and v; o; gate and up; or down with the call, or for it in
   // memory.
   void NormFor(GroupCall* call, const cuda::NormArgs& norm, const char* what, StepPlace* place,
                cudaStream_t stream) const;
   void SiluFor(GroupCall* call, const cuda::SiluArgs& silu, StepPlace* place,
                cudaStream_t stream) const;
-  // `type`: of q, k and v.
-  void AttendFor(GroupCall* call, DType type, int index, const DeviceStep& step, StepPlace* place,
-                 cudaStream_t stream);
+  // `type`: of q, k and v. The call is for the wanted rows.
+  void AttendFor(GroupCall* call, DType type, int index, const cuda::WantedRows& wanted,
+                 const DeviceStep& step, StepPlace* place, cudaStream_t stream);
   void RunHead(const DeviceStep& step, const Hidden& hidden, int32_t begin, int32_t end,
                StepPlace* place, cudaStream_t stream);
 

@@ -338,6 +338,31 @@ TEST(AttentionGpu, PlainRowsAreTheSameOnBothWays) {
   }
 }
 
+// Rows of some tokens alone, of all kinds: prefilled, in tiles with others, decoded.
+TEST(AttentionGpu, WantedRowsAreThoseOfAllRows) {
+  for (KvType type : kTypes) {
+    for (int dim : {128, 32}) {
+      const AttentionOptions o = Options(type, 1024 / dim, 2, dim);
+      GpuAttention gpu(o);
+      const std::vector<float> rows = gpu.Step(
+          {{gpu.AddSequence(50, 1), 1}, {gpu.AddSequence(7, 2), 300}, {gpu.AddSequence(0, 3), 20}});
+      const std::vector<int32_t> wanted = {0, 127, 300, 320};
+      const cuda::DeviceBuffer<int32_t> tokens(wanted);
+      const cuda::DeviceBuffer<float> to(std::vector<float>(wanted.size() * gpu.cols(), -1.0f));
+      cuda::LinearInput out;
+      out.plain = to.get();
+      out.plain_type = DType::kF32;
+      gpu.RunInto(out, {tokens.get(), static_cast<int32_t>(wanted.size())});
+      std::vector<float> expected;
+      for (const int32_t token : wanted) {
+        const auto from = rows.begin() + token * gpu.cols();
+        expected.insert(expected.end(), from, from + gpu.cols());
+      }
+      EXPECT_TRUE(to.Download() == expected) << Name(o);
+    }
+  }
+}
+
 // The block that ends a head's last run adds up all of them, many times over, as the kernel that
 // does nothing else.
 TEST(AttentionGpu, RowsInOneLaunch) {

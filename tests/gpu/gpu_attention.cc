@@ -301,14 +301,15 @@ void GpuAttention::LaunchStep(cudaStream_t stream) {
   CheckCuda(cudaMemsetAsync(order_.get(), 0, order_.bytes(), stream), "order");
 }
 
-void GpuAttention::Launch(const cuda::LinearInput& out, cudaStream_t stream) {
+void GpuAttention::Launch(const cuda::LinearInput& out, const cuda::WantedRows& wanted,
+                          cudaStream_t stream) {
   LaunchStep(stream);
-  CheckCuda(cuda::LaunchAttention(plan_, step_, layer_, workspace_.get(), out, stream),
+  CheckCuda(cuda::LaunchAttention(plan_, step_, layer_, workspace_.get(), out, wanted, stream),
             "LaunchAttention");
 }
 
-void GpuAttention::RunInto(const cuda::LinearInput& out) {
-  Launch(out, nullptr);
+void GpuAttention::RunInto(const cuda::LinearInput& out, const cuda::WantedRows& wanted) {
+  Launch(out, wanted, nullptr);
   CheckCuda(cudaDeviceSynchronize(), "attention");
 }
 
@@ -434,7 +435,7 @@ void GpuAttention::CaptureDecode(int sequences) {
   CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
   cudaGraph_t graph;
   CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal), "capture");
-  Launch(out, stream_);
+  Launch(out, {}, stream_);
   CheckCuda(cudaStreamEndCapture(stream_, &graph), "capture");
   CheckCuda(cudaGraphInstantiate(&replay_, graph, 0), "graph");
   CheckCuda(cudaGraphDestroy(graph), "graph");

@@ -62,7 +62,7 @@ class GpuAttention {
   const cuda::AttentionPlan& plan() const { return plan_; }
   // Attention of the last step again, into any form; and, if its sequences brought single tokens,
   // as LaunchAttentionRows leaves them: rows [T, H * D].
-  void RunInto(const cuda::LinearInput& out);
+  void RunInto(const cuda::LinearInput& out, const cuda::WantedRows& wanted = {});
   std::vector<float> RunIntoRows();
 
  private:
@@ -84,7 +84,7 @@ class GpuAttention {
   void EncodeInto(const std::vector<float>& x, uint8_t* half, uint8_t* scales, int token);
   void Upload(const std::vector<StepPart>& parts, int padding_tokens, int padding_sequences);
   void LaunchStep(cudaStream_t stream);
-  void Launch(const cuda::LinearInput& out, cudaStream_t stream);
+  void Launch(const cuda::LinearInput& out, const cuda::WantedRows& wanted, cudaStream_t stream);
   std::vector<float> Collect();
   void CheckCache();
 

@@ -137,7 +137,8 @@ void RunNorm(const NormCase& c, std::mt19937* rng) {
   std::vector<float> sums(static_cast<size_t>(c.tokens) * c.cols);
   for (size_t i = 0; i < sums.size(); ++i) {
     const size_t row = rows[i / c.cols], col = i % c.cols;
-    sums[i] = hidden[row * c.cols + col] + (c.delta ? delta[row * delta_stride + col] : 0.0f);
+    const float added = c.delta ? delta[i / c.cols * delta_stride + col] : 0.0f;
+    sums[i] = hidden[row * c.cols + col] + added;
   }
   Group group(3, c.tokens, c.cols, rng);
   cuda::DeviceBuffer<float> d_hidden(hidden), d_weight(weight);

@@ -7,6 +7,17 @@
 
 namespace fewbit::cuda {
 
+// By the whole block: some row of the item goes on.
+__device__ __forceinline__ bool IsWanted(const WantedRows& wanted, const PrefillItem& item) {
+  if (wanted.tokens == nullptr) return true;
+  bool any = false;
+  for (int i = threadIdx.x; i < wanted.count; i += blockDim.x) {
+    const int row = wanted.tokens[i] - item.token;
+    any = any || (row >= 0 && row < item.rows);
+  }
+  return __syncthreads_or(any);
+}
+
 class AttendedRow {
  public:
   AttendedRow() = default;

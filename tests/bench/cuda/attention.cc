@@ -169,7 +169,7 @@ double AttentionStep::Micros(int repeats) {
       [&](cudaStream_t stream) {
         for (int i = 0; i < layers_; ++i) {
           layer_.cache = cache_.get() + i * layer_bytes_;
-          CheckCuda(cuda::LaunchAttention(plan_, step_, layer_, workspace_.get(), out_, stream),
+          CheckCuda(cuda::LaunchAttention(plan_, step_, layer_, workspace_.get(), out_, {}, stream),
                     "LaunchAttention");
         }
       },
