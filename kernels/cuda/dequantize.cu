@@ -261,6 +261,11 @@ cudaError_t Launch(const DeviceGroup& group, void* out, cudaStream_t stream) {
 
 }  // namespace
 
+cudaError_t PrepareDequantize() {
+  const cudaError_t error = PreferShared(DequantizeKernel<__half>);
+  return error != cudaSuccess ? error : PreferShared(DequantizeKernel<__nv_bfloat16>);
+}
+
 cudaError_t Dequantize(const DeviceGroup& group, DType type, void* out, cudaStream_t stream) {
   return type == DType::kF16 ? Launch<__half>(group, out, stream)
                              : Launch<__nv_bfloat16>(group, out, stream);

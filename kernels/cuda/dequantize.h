@@ -13,6 +13,8 @@ namespace fewbit::cuda {
 // outlier's once more.
 cudaError_t Dequantize(const DeviceGroup& group, DType type, void* out, cudaStream_t stream);
 
+cudaError_t PrepareDequantize();  // by PrepareLinearKernels
+
 inline size_t ScratchBytes(const quant::PackedShape& shape) {
   return size_t{2} * shape.rows * shape.cols;
 }

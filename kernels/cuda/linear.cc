@@ -60,6 +60,7 @@ cudaError_t PrepareLinearKernels(const DeviceProps& props) {
   if (error == cudaSuccess) error = PrepareStreamKernels(props);
   if (error == cudaSuccess) error = PrepareClusterKernels(props);
   if (error == cudaSuccess) error = PrepareWideKernels(props);
+  if (error == cudaSuccess) error = PrepareDequantize();
   if (error == cudaSuccess) error = PrepareStaging();
   return error;
 }
