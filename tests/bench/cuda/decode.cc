@@ -108,9 +108,14 @@ std::unique_ptr<Request> RandomRequest(int index, int prompt, int new_tokens, in
   return request;
 }
 
-// Runs `requests` requests at once; empty, and why on stderr, if one failed.
-std::vector<StepMark> RunRequests(CudaExecutor* executor, int requests, int prompt, int new_tokens,
-                                  bool greedy) {
+struct RequestsRun {
+  std::vector<StepMark> steps;
+  double seconds = 0.0;  // from handing the first request over to the end of all
+};
+
+// Runs `requests` requests at once; no steps, and why on stderr, if one failed.
+RequestsRun RunRequests(CudaExecutor* executor, int requests, int prompt, int new_tokens,
+                        bool greedy) {
   Watch watch(executor, requests, new_tokens == 1);
   const ExecutorInfo& info = executor->info();
   EngineOptions options;
@@ -119,6 +124,7 @@ std::vector<StepMark> RunRequests(CudaExecutor* executor, int requests, int prom
   options.max_waiting_tokens = int64_t{1} << 40;
   options.step_token_budget = info.max_step_tokens;
   Engine engine(options, executor, &watch);
+  const Clock::time_point begin = Clock::now();
   for (int i = 0; i < requests; ++i) {
     const absl::Status status =
         engine.Submit(RandomRequest(i, prompt, new_tokens, info.vocab_size, greedy));
@@ -128,8 +134,9 @@ std::vector<StepMark> RunRequests(CudaExecutor* executor, int requests, int prom
     }
   }
   const std::string failure = watch.Wait(requests);
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   engine.Drain(absl::InfiniteFuture());
-  if (failure.empty()) return watch.steps();
+  if (failure.empty()) return {watch.steps(), seconds};
   const std::vector<float> logits = executor->Logits(1);
   const auto finite =
       std::count_if(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); });
@@ -144,11 +151,17 @@ class Bench {
       : options_(options), spec_(spec), gpu_(GpuName()), date_(Today()) {}
 
   int Run() {
+    const bool rates = options_.first_token.empty();
     if (options_.csv) {
-      std::printf("gpu,date,commit,shape,batch,context,kv,tokens_per_s,gpu_busy_pct\n");
+      std::printf(rates ? "gpu,date,commit,shape,batch,context,kv,tokens_per_s,gpu_busy_pct\n"
+                        : "gpu,date,commit,shape,prompt,kv,first_token_ms\n");
     }
     for (const std::string& kv : options_.kv) {
       if (!Start(kv)) return 1;
+      for (const int prompt : options_.first_token) {
+        if (!FirstToken(kv, prompt)) return 1;
+      }
+      if (!rates) continue;
       for (const int batch : options_.batches) {
         if (!Decode(kv, batch)) return 1;
       }
@@ -159,6 +172,12 @@ class Bench {
   }
 
  private:
+  int LongestPrompt() const {
+    int longest = options_.prefill;
+    for (const int prompt : options_.first_token) longest = std::max(longest, prompt);
+    return longest;
+  }
+
   bool Start(const std::string& kv) {
     CudaOptions options;
     options.kv_type = kv == "i8"     ? kv::KvType::kI8
@@ -167,7 +186,7 @@ class Bench {
     options.max_sequences = *std::max_element(options_.batches.begin(), options_.batches.end());
     options.max_step_tokens = std::max({options_.prefill, options.max_sequences, 2048});
     options.max_context = std::min(
-        spec_.max_context, std::max(options_.context + options_.steps + 64, options_.prefill + 16));
+        spec_.max_context, std::max(options_.context + options_.steps + 64, LongestPrompt() + 16));
     options.graphs = options_.graphs;
     options.profile = options_.profile;
     options.memory_utilization = 0.95;
@@ -194,7 +213,7 @@ class Bench {
     const int new_tokens = options_.steps + kWarmUp + early + 4;
     const int prompt = std::max(1, options_.context - options_.steps / 2 - kWarmUp - early);
     const std::vector<StepMark> steps =
-        RunRequests(executor_.get(), batch, prompt, new_tokens, options_.greedy);
+        RunRequests(executor_.get(), batch, prompt, new_tokens, options_.greedy).steps;
     if (options_.profile && !steps.empty()) {
       return PrintProfile("batch " + std::to_string(batch) + ": one decode step");
     }
@@ -235,7 +254,7 @@ class Bench {
   bool Prefill(const std::string& kv) {
     constexpr int kPrompts = 6;
     const std::vector<StepMark> steps =
-        RunRequests(executor_.get(), kPrompts, options_.prefill, 1, options_.greedy);
+        RunRequests(executor_.get(), kPrompts, options_.prefill, 1, options_.greedy).steps;
     if (options_.profile && !steps.empty()) {
       return PrintProfile("prefill of " + std::to_string(options_.prefill) + " tokens");
     }
@@ -249,6 +268,25 @@ class Bench {
                                "busy %.1f %%\n",
                 gpu_.c_str(), date_.c_str(), FEWBIT_COMMIT, spec_.family.c_str(), options_.prefill,
                 kv.c_str(), rate.tokens_per_second, 100.0 * rate.busy);
+    std::fflush(stdout);
+    return true;
+  }
+
+  // Of a request alone, with one new token: the median of some.
+  bool FirstToken(const std::string& kv, int prompt) {
+    constexpr int kWarmUp = 1, kRequests = 7;
+    std::vector<double> ms;
+    for (int i = 0; i < kWarmUp + kRequests; ++i) {
+      const RequestsRun run = RunRequests(executor_.get(), 1, prompt, 1, options_.greedy);
+      if (run.steps.empty()) return false;
+      if (i >= kWarmUp) ms.push_back(1e3 * run.seconds);
+    }
+    std::nth_element(ms.begin(), ms.begin() + kRequests / 2, ms.end());
+    std::printf(options_.csv ? "%s,%s,%s,%s,%d,%s,%.2f\n"
+                             : "%.0s%.0s%.0s%s: prompt of %d tokens, %s KV: first token after %.2f "
+                               "ms\n",
+                gpu_.c_str(), date_.c_str(), FEWBIT_COMMIT, spec_.family.c_str(), prompt,
+                kv.c_str(), ms[kRequests / 2]);
     std::fflush(stdout);
     return true;
   }

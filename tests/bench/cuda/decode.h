@@ -16,8 +16,9 @@ struct DecodeOptions {
   int steps = 128;    // that are measured
   std::vector<std::string> kv = {"f16"};
   int lm_head_bits = 8;
-  int prefill = 2048;  // tokens of the prompts of the prefill measurement; 0: none
-  int layers = 0;      // of the shape's; 0: all. For profiles and sanitizers
+  int prefill = 2048;            // tokens of the prompts of the prefill measurement; 0: none
+  std::vector<int> first_token;  // prompts whose first token is timed, instead of all rates
+  int layers = 0;                // of the shape's; 0: all. For profiles and sanitizers
   WeightMix mix;
   bool csv = false;
   bool graphs = true;

@@ -19,6 +19,7 @@ constexpr char kUsage[] =
     "       fewbit-bench decode [--shape=NAME] [--batch=1,16,64] [--context=512] [--kv=f16,i8]\n"
     "         [--csv] [--lm_head_bits=8] [--steps=128] [--prefill=2048] [--layers=N] "
     "[--no-graphs] [--profile] [--greedy]\n"
+    "         [--first_token=128,512]   (times to the first token instead of rates)\n"
     "         [--share4=0.25] [--outliers=0.002] [--zero-points]\n"
     "       fewbit-bench ops [--shape=NAME] [--m=1,16,64,2048] [--vocab=32000] [--repeats=N]\n";
 
@@ -100,6 +101,7 @@ bool Parse(const std::string& argument, fewbit::bench::DecodeOptions* o) {
   if (const char* v = Value(argument, "context")) return (o->context = std::atoi(v)) > 0;
   if (const char* v = Value(argument, "steps")) return (o->steps = std::atoi(v)) > 0;
   if (const char* v = Value(argument, "prefill")) return (o->prefill = std::atoi(v)) >= 0;
+  if (const char* v = Value(argument, "first_token")) return ParseList(v, &o->first_token);
   if (const char* v = Value(argument, "layers")) return (o->layers = std::atoi(v)) > 0;
   if (const char* v = Value(argument, "lm_head_bits")) {
     o->lm_head_bits = std::atoi(v);

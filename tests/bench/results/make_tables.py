@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Puts the measured tables into the READMEs: every `<!-- NAME.csv -->` ... `<!-- end -->` section is
-replaced by a table of the file NAME.csv beside this script; linears-*, attention-*, tune-*, decode-* and quality-* have a form each, cost-*
+replaced by a table of the file NAME.csv beside this script; linears-*, attention-*, tune-*, first-token-*, decode-* and quality-* have a form each, cost-*
 is the same decode-* file in dollars, and curve-* the curve of the quality-* file. Run it from anywhere after a measurement:
     make_tables.py [--price=DOLLARS_PER_GPU_HOUR]"""
 
@@ -55,6 +55,18 @@ def decode_table(path):
     for shape, program in dict.fromkeys((r["shape"], r["program"]) for r in peers):
         of = {int(r["batch"]): float(r["tokens_per_s"]) for r in peers if (r["shape"], r["program"]) == (shape, program)}
         lines.append(f"| {shape}: {program} | " + " | ".join(f"{of[b]:,.0f}" if b in of else "-" for b in batches + [0]) + " |")
+    return "\n".join(lines)
+
+
+def first_token_table(path):
+    rows = rows_of(path)
+    prompts = sorted({int(r["prompt"]) for r in rows})
+    first = rows[0]
+    lines = [f"{first['gpu']}, {first['date']}, commit {first['commit']}: ms to the first token of one request alone, by tokens of its prompt", "",
+             "| | " + " | ".join(f"{p}" for p in prompts) + " |", "|---" * (len(prompts) + 1) + "|"]
+    for shape, kv in dict.fromkeys((r["shape"], r["kv"]) for r in rows):
+        of = {int(r["prompt"]): float(r["first_token_ms"]) for r in rows if (r["shape"], r["kv"]) == (shape, kv)}
+        lines.append(f"| {shape}, {kv} KV | " + " | ".join(f"{of[p]:.1f}" if p in of else "-" for p in prompts) + " |")
     return "\n".join(lines)
 
 
@@ -189,6 +201,8 @@ def table(name, price):
         return tune_table(HERE / name)
     if name.startswith("attention-"):
         return attention_table(HERE / name)
+    if name.startswith("first-token-"):
+        return first_token_table(HERE / name)
     if name.startswith("linears-"):
         return linears_table(HERE / name)
     if name.startswith("cost-"):
