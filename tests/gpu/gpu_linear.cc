@@ -104,6 +104,7 @@ cuda::DeviceProps ThisDevice() {
 cuda::DeviceBuffer<uint8_t> ZeroedExchange() {
   cuda::DeviceBuffer<uint8_t> exchange(cuda::ExchangeBytes(ThisDevice()));
   cuda::CheckCuda(cudaMemset(exchange.get(), 0, exchange.bytes()), "zero");
+  cuda::CheckCuda(cudaDeviceSynchronize(), "zero");  // launches may be on another stream
   return exchange;
 }
 

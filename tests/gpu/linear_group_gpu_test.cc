@@ -60,6 +60,7 @@ struct Launch {
     out.y = y.get();
     CheckCuda(cudaMemset(y.get(), 0xFF, y.bytes()), "poison");
     CheckCuda(cudaMemset(staged.get(), 0xFF, staged.bytes()), "poison");
+    CheckCuda(cudaDeviceSynchronize(), "poison");  // launches may be on another stream
   }
   void Run(const Group& g, cudaStream_t stream = nullptr) const {
     cuda::LinearWorkspace workspace;
