@@ -63,6 +63,8 @@ done
 for shape in ${FEWBIT_GPU_DECODE_SHAPES:-llama-2-7b}; do
   "$build/bin/fewbit-bench" decode --shape="$shape" --kv=f16,i8 --csv >"$out/decode-$shape.csv" || status=1
   cut -d, -f4- "$out/decode-$shape.csv" | tr , '\t'
+  "$build/bin/fewbit-bench" decode --shape="$shape" --kv=f16,i8 --first_token=32,128,256,512,2048 --csv >"$out/first-token-$shape.csv" || status=1
+  cut -d, -f4- "$out/first-token-$shape.csv" | tr , '\t'
 done
 for shape in ${FEWBIT_GPU_TUNE_SHAPES:-llama-2-7b}; do
   "$build/bin/fewbit-bench" tune --shape="$shape" --factors=tf32,bf16 --csv >"$out/tune-$shape.csv" || status=1
