@@ -42,9 +42,12 @@ constexpr size_t RoundUp(size_t n, size_t unit) { return (n + unit - 1) / unit *
 // as fit; a warp needs two at once.
 void ChooseRing(const DeviceProps& device, AttentionPlan* p) {
   constexpr int kReserved = 1024;  // bytes that the system keeps per block
-  const int most = DecodeResidency(p->cache.type, p->padded_dim);
+  const kv::KvType type = p->cache.type;
+  const int most = DecodeResidency(type, p->padded_dim, DecodeColumns(type, p->part_heads));
   for (int blocks = most; blocks >= 1; --blocks) {
     for (int stages = kMostDecodeStages; stages >= 2; --stages) {
+      const int rings = blocks * kDecodeWarps * stages * p->cache.head_bytes();
+      if (stages > 2 && rings > MostRingBytes(type)) continue;
       const size_t bytes = DecodeShared(*p, stages).total;
       if (bytes > static_cast<size_t>(device.shared_per_block)) continue;
       if (blocks * (bytes + kReserved) > static_cast<size_t>(device.shared_per_multiprocessor)) {
@@ -74,13 +77,14 @@ void PlaceWorkspace(AttentionPlan* p) {
   const size_t tokens = l.max_tokens;
   p->counts = place(sizeof(WorkCounts));
   p->decode_items = place(sizeof(DecodeItem) * l.max_sequences * p->max_splits);
+  p->decode_starts = place(sizeof(DecodeStart) * p->decode_blocks);
   p->prefill_items = place(sizeof(PrefillItem) * MostPrefillTiles(l.max_tokens, l.max_sequences));
   p->turns = place(sizeof(float) * tokens * d.rotary_dim);
   p->queries = place(2 * tokens * d.num_heads * p->padded_dim);
   p->attended = place(sizeof(float) * tokens * d.num_heads * d.head_dim);
   p->partial_sums = place(2 * sizeof(float) * rows);
   p->partials = place(sizeof(float) * rows * p->padded_dim);
-  p->arrivals = place(sizeof(uint32_t) * l.max_sequences * d.num_kv_heads * p->head_parts);
+  p->arrivals = place(sizeof(uint32_t) * l.max_sequences * d.num_heads);
   p->workspace_bytes = at;
 }
 
@@ -97,6 +101,14 @@ int MaxSplits(int max_context) {
   return most;
 }
 
+int64_t MostDecodeUnits(const AttentionPlan& p, int sequences) {
+  return int64_t{1} * sequences * p.max_splits * p.desc.num_kv_heads * p.head_parts;
+}
+
+int DecodeGrid(const AttentionPlan& p, int sequences) {
+  return static_cast<int>(std::min<int64_t>(p.decode_blocks, MostDecodeUnits(p, sequences)));
+}
+
 DecodeSharedLayout DecodeShared(const AttentionPlan& p, int stages) {
   DecodeSharedLayout s;
   s.slot_bytes = static_cast<int>(RoundUp(p.cache.head_bytes(), 128));
@@ -106,14 +118,18 @@ DecodeSharedLayout DecodeShared(const AttentionPlan& p, int stages) {
     at += static_cast<int>(RoundUp(bytes, 16));
     return here;
   };
-  s.queries = place(kMostGroupHeads * (p.padded_dim + kQueryPad) * 2);
+  s.query_bytes = kMostGroupHeads * (p.cache.type == kv::KvType::kI8
+                                         ? PairQueryStride(p.padded_dim) + sizeof(float)
+                                         : 2 * (p.padded_dim + kQueryPad));
+  s.queries = place(2 * s.query_bytes);
   s.raw = place((p.part_heads + 2) * p.padded_dim * 4);
   s.turns = place(kDecodeWarps * p.padded_dim * 4);
-  s.rows = place(kDecodeWarps * p.padded_dim * 4);
-  s.fresh = place(2 * p.cache.token_bytes() + 16);
-  s.sums = place(kDecodeWarps * kMostGroupHeads * 8);
-  s.outputs = place(kDecodeWarps * p.part_heads * p.padded_dim * 4);
-  s.barriers = place(kDecodeWarps * stages * 8);
+  s.fresh_bytes = 2 * p.cache.token_bytes() + 16;
+  s.fresh = place(2 * s.fresh_bytes);
+  s.sums = place(2 * kDecodeWarps * p.part_heads * 8);
+  s.outputs = place(2 * kDecodeWarps * p.part_heads * p.padded_dim * 4);
+  s.barriers = place((kDecodeWarps * stages + 1) * 8);
+  s.ids = place(kDecodeWarps * stages * 4);
   s.total = at;
   return s;
 }
@@ -145,9 +161,11 @@ AttentionPlan SelectAttention(const AttentionDesc& desc, const AttentionLimits& 
   p.padded_dim = p.cache.padded_dim();
   p.group = desc.num_heads / desc.num_kv_heads;
   // Large heads leave less shared memory for what the warps of a block add up.
-  const int most_heads = p.padded_dim > 128 ? 3 : kMostGroupHeads;
-  p.head_parts = (p.group + most_heads - 1) / most_heads;
-  p.part_heads = (p.group + p.head_parts - 1) / p.head_parts;
+  for (int heads = p.padded_dim > 128 ? 3 : kMostGroupHeads; heads >= 1; --heads) {
+    p.head_parts = (p.group + heads - 1) / heads;
+    p.part_heads = (p.group + p.head_parts - 1) / p.head_parts;
+    if (DecodeShared(p, 2).total <= device.shared_per_block) break;
+  }
   p.max_splits = MaxSplits(limits.max_context);
   p.bulk = device.major >= 9;
   p.multiprocessors = device.multiprocessors;

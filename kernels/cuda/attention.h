@@ -11,8 +11,9 @@
 //
 // Numbers: q is rounded to f16 (bf16 with a bf16 cache) after rope and scaling; scores, maxima and
 // sums are float; weights are rounded like q before they meet the values. i8 keys and values have
-// one f16 scale per head and token and become f16 without their scales, which decoding applies to
-// scores and weights; a prefill applies them to the elements.
+// one f16 scale per head and token. Decoding multiplies their bytes as they are: q and the weights,
+// which take the values' scales, are 16-bit fixed point (weights 14 bits of the largest of 32
+// keys), sums are exact. A prefill makes f16 numbers of the bytes, scales included.
 //
 // This part is host code without CUDA: geometry, and what lies where in memory. The launches are in
 // attention_launch.h.
@@ -92,8 +93,8 @@ struct AttentionPlan {
   // Of a decode block of a small grid: two of them and a linear layer's never fit together, so that
   // one is on every multiprocessor.
   size_t lone_shared = 0;
-  size_t counts = 0, decode_items = 0, prefill_items = 0, turns = 0, queries = 0, attended = 0,
-         partial_sums = 0, partials = 0, arrivals = 0;
+  size_t counts = 0, decode_items = 0, decode_starts = 0, prefill_items = 0, turns = 0, queries = 0,
+         attended = 0, partial_sums = 0, partials = 0, arrivals = 0;
   size_t workspace_bytes = 0;
 };
 

@@ -42,10 +42,11 @@ struct DecodeArgs {
   const int32_t* block_table = nullptr;
   const WorkCounts* counts = nullptr;
   const DecodeItem* items = nullptr;
-  const float2* turns = nullptr;  // [T, rotary_dim / 2] cosine, sine
+  const DecodeStart* starts = nullptr;  // [blocks]
+  const float2* turns = nullptr;        // [T, rotary_dim / 2] cosine, sine
   RunResults runs;
   // Null, or [T, H * D] where the block that ends the last run of heads leaves their sum; arrivals
-  // [S, K, head_parts] are zero before and after.
+  // [S, H] are zero before and after.
   float* attended = nullptr;
   uint32_t* arrivals = nullptr;
   size_t block_bytes = 0;
@@ -88,7 +89,7 @@ struct PrefillArgs {
 };
 
 template <kv::KvType kType>
-cudaError_t PrepareDecodeOf(int dim, size_t shared_bytes);
+cudaError_t PrepareDecodeOf(int dim, int part_heads, size_t shared_bytes);
 template <kv::KvType kType>
 cudaError_t LaunchDecodeOf(int dim, const DecodeArgs& args, int blocks, size_t shared_bytes,
                            cudaStream_t stream);

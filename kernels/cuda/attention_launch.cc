@@ -26,6 +26,7 @@ DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
   a.block_table = step.block_table;
   a.counts = reinterpret_cast<const WorkCounts*>(base + plan.counts);
   a.items = reinterpret_cast<const DecodeItem*>(base + plan.decode_items);
+  a.starts = reinterpret_cast<const DecodeStart*>(base + plan.decode_starts);
   a.turns = reinterpret_cast<const float2*>(base + plan.turns);
   a.runs = RunResultsOf(plan, base);
   a.arrivals = reinterpret_cast<uint32_t*>(base + plan.arrivals);
@@ -48,10 +49,8 @@ DecodeArgs DecodeArgsOf(const AttentionPlan& plan, const StepView& step,
 template <kv::KvType kType>
 cudaError_t LaunchDecodeRuns(const AttentionPlan& plan, const StepView& step,
                              const DecodeArgs& decode, cudaStream_t stream) {
-  const int64_t most_items =
-      int64_t{1} * step.sequences * plan.max_splits * plan.desc.num_kv_heads * plan.head_parts;
-  const int blocks = static_cast<int>(std::min<int64_t>(plan.decode_blocks, most_items));
-  const bool small = most_items <= 2 * plan.multiprocessors;
+  const int blocks = DecodeGrid(plan, step.sequences);
+  const bool small = MostDecodeUnits(plan, step.sequences) <= 2 * plan.multiprocessors;
   return LaunchDecodeOf<kType>(plan.padded_dim, decode, blocks,
                                small ? plan.lone_shared : plan.decode_shared, stream);
 }
@@ -127,7 +126,8 @@ cudaError_t LaunchAny(const AttentionPlan& plan, const StepView& step, const Att
 
 template <kv::KvType kType>
 cudaError_t PrepareOf(const AttentionPlan& plan) {
-  const cudaError_t error = PrepareDecodeOf<kType>(plan.padded_dim, plan.lone_shared);
+  const cudaError_t error =
+      PrepareDecodeOf<kType>(plan.padded_dim, plan.part_heads, plan.lone_shared);
   if (error != cudaSuccess) return error;
   if (plan.wide_prefill) {
     const cudaError_t wide = PreparePrefillWide(kType, plan.padded_dim, plan.prefill_shared);

@@ -1,5 +1,6 @@
 // What every layer of a step shares: the lists of work for the attention kernels, made on the
-// device because lengths are known only there, and the turns of rope at the step's positions.
+// device because lengths are known only there, where each decode block starts, and the turns of
+// rope at the step's positions.
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/device/async_copy.cuh"
 
@@ -14,9 +15,11 @@ struct StepArgs {
   const double* frequencies;
   WorkCounts* counts;
   DecodeItem* decode_items;
+  DecodeStart* decode_starts;
   PrefillItem* prefill_items;
   float2* turns;
   int tokens, pairs, window;
+  int decode_blocks, num_kv_heads, head_parts;
 };
 
 // Sum over the threads before this one; *total is that of all.
@@ -40,8 +43,9 @@ __device__ int ExclusiveSum(int value, int* warp_sums, int* total) {
   return before + sum - value;
 }
 
-// By one block: sequences in their order, each with its runs or tiles in ascending order.
-__device__ void MakeLists(const StepArgs& a) {
+// By one block: sequences in their order, each with its runs or tiles in ascending order. Returns
+// the number of decode items.
+__device__ int MakeLists(const StepArgs& a) {
   __shared__ int warp_sums[kThreads / 32];
   int decode_base = 0, prefill_base = 0;
   const int sequences = a.sizes->sequences;
@@ -68,6 +72,31 @@ __device__ void MakeLists(const StepArgs& a) {
     prefill_base += total_tiles;
   }
   if (threadIdx.x == 0) *a.counts = {decode_base, prefill_base};
+  return decode_base;
+}
+
+// By the block that made the lists: every decode block gets an equal stretch of the units.
+__device__ void MakeStarts(const StepArgs& a, int decode_items) {
+  const int per_run = a.num_kv_heads * a.head_parts, units = decode_items * per_run;
+  const int blocks = min(units, a.decode_blocks);
+  for (int b = threadIdx.x; b < a.decode_blocks; b += kThreads) {
+    DecodeStart s;
+    if (b < blocks) {
+      const int each = units / blocks, longer = units - each * blocks;  // blocks with one more
+      s.begin = b * each + min(b, longer);
+      s.end = s.begin + each + (b < longer);
+      s.item = a.decode_items[s.begin / per_run];
+      s.first_key = FirstKey(s.item.kv_len, a.window);
+      s.split_length = SplitTokens(s.item.kv_len - s.first_key);
+      s.splits = SplitCount(s.item.kv_len - s.first_key);
+      const int local = s.begin - s.item.base * per_run, head_part = local / s.splits;
+      s.split = local - head_part * s.splits;
+      s.kv_head = head_part / a.head_parts;
+      s.part = head_part - s.kv_head * a.head_parts;
+      s.block_table_stride = a.sizes->block_table_stride;
+    }
+    a.decode_starts[b] = s;
+  }
 }
 
 // Angles in double: a position times a frequency may be far beyond what a float resolves.
@@ -83,7 +112,9 @@ __device__ void FillTurns(const StepArgs& a, int first, int stride) {
 
 __global__ __launch_bounds__(kThreads) void StepKernel(const __grid_constant__ StepArgs a) {
   if (blockIdx.x == 0) {
-    MakeLists(a);
+    const int items = MakeLists(a);
+    __syncthreads();
+    MakeStarts(a, items);
   } else {
     FillTurns(a, (blockIdx.x - 1) * kThreads + threadIdx.x, (gridDim.x - 1) * kThreads);
   }
@@ -102,6 +133,10 @@ cudaError_t LaunchAttentionStep(const AttentionPlan& plan, const StepView& step,
   a.frequencies = frequencies;
   a.counts = reinterpret_cast<WorkCounts*>(base + plan.counts);
   a.decode_items = reinterpret_cast<DecodeItem*>(base + plan.decode_items);
+  a.decode_starts = reinterpret_cast<DecodeStart*>(base + plan.decode_starts);
+  a.decode_blocks = DecodeGrid(plan, step.sequences);
+  a.num_kv_heads = plan.desc.num_kv_heads;
+  a.head_parts = plan.head_parts;
   a.prefill_items = reinterpret_cast<PrefillItem*>(base + plan.prefill_items);
   a.turns = reinterpret_cast<float2*>(base + plan.turns);
   a.tokens = step.tokens;

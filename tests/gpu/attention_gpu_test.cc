@@ -387,18 +387,21 @@ TEST(AttentionGpu, RowsInOneLaunch) {
 }
 
 TEST(AttentionGpu, NonFiniteStaysInItsRow) {
-  // A sequence whose keys are full of NaN and infinity beside one that is well.
-  const AttentionOptions o = Options(KvType::kF16, 2, 2, 64);
-  GpuAttention gpu(o), well(o);
-  const int good = gpu.AddSequence(100, 1);
-  well.AddSequence(100, 1);
-  const int bad = gpu.AddSequence(200, 2);
-  gpu.SpoilCache(bad);
-  const std::vector<float> rows = gpu.Step({{bad, 1}, {good, 1}});
-  const std::vector<float> alone = well.Step({{0, 1}});
-  EXPECT_TRUE(SameRow(rows, 1, alone, 0, gpu.cols()));
-  EXPECT_TRUE(std::any_of(rows.begin(), rows.begin() + gpu.cols(),
-                          [](float v) { return !std::isfinite(v); }));
+  // A sequence whose keys are full of NaN beside one that is well.
+  for (KvType type : kTypes) {
+    const AttentionOptions o = Options(type, 2, 2, 64);
+    GpuAttention gpu(o), well(o);
+    const int good = gpu.AddSequence(100, 1);
+    well.AddSequence(100, 1);
+    const int bad = gpu.AddSequence(200, 2);
+    gpu.SpoilCache(bad);
+    const std::vector<float> rows = gpu.Step({{bad, 1}, {good, 1}});
+    const std::vector<float> alone = well.Step({{0, 1}});
+    EXPECT_TRUE(SameRow(rows, 1, alone, 0, gpu.cols())) << Name(o);
+    EXPECT_TRUE(std::any_of(rows.begin(), rows.begin() + gpu.cols(),
+                            [](float v) { return !std::isfinite(v); }))
+        << Name(o);
+  }
 }
 
 TEST(AttentionGpu, ReducedSetForSanitizers) {

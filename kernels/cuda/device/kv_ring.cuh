@@ -10,10 +10,10 @@ namespace fewbit::cuda {
 
 class KvRing {
  public:
-  // `slots` and `barriers` are this warp's parts: `stages` slots of slot_bytes and `stages`
-  // barriers; 2 to 4 stages.
-  __device__ KvRing(uint8_t* slots, uint64_t* barriers, int stages, int slot_bytes)
-      : slots_(slots), barriers_(barriers), stages_(stages), slot_bytes_(slot_bytes) {
+  // All are this warp's parts: `stages` slots of slot_bytes, as many numbers of their blocks and
+  // as many barriers. 2 to 4 stages on sm_80.
+  __device__ KvRing(uint8_t* slots, int32_t* ids, uint64_t* barriers, int stages, int slot_bytes)
+      : slots_(slots), ids_(ids), barriers_(barriers), stages_(stages), slot_bytes_(slot_bytes) {
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x % 32 < stages) {
       BarrierInit(barriers + threadIdx.x % 32, 1);
@@ -23,14 +23,16 @@ class KvRing {
 #endif
   }
 
-  // Into the slot that has been longest out of use. `bytes` is a multiple of 16.
-  __device__ __forceinline__ void Issue(const uint8_t* from, int bytes) {
+  // Block `id` into the slot that has been longest out of use. `bytes` is a multiple of 16.
+  __device__ __forceinline__ void Issue(const uint8_t* from, int bytes, int id) {
     __syncwarp();  // every lane has read what the slot held before
     uint8_t* slot = slots_ + head_ * slot_bytes_;
+    if (threadIdx.x % 32 == 0) ids_[head_] = id;
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x % 32 == 0) {
       BarrierExpect(barriers_ + head_, bytes);
-      BulkCopy(slot, from, bytes, barriers_ + head_);
+      BulkCopyOnce(SharedAddress(slot), from, bytes, SharedAddress(barriers_ + head_),
+                   ReadOncePolicy());
     }
 #else
     for (int i = 16 * (threadIdx.x % 32); i < bytes; i += 16 * 32) CopyAsync16(slot + i, from + i);
@@ -45,8 +47,8 @@ class KvRing {
 #endif
   }
 
-  // The next block. It stays readable until Issue has been called once for it.
-  __device__ __forceinline__ uint8_t* Wait() {
+  // The next block, and its number. It stays readable until Issue has been called once for it.
+  __device__ __forceinline__ uint8_t* Wait(int* id) {
     uint8_t* slot = slots_ + tail_ * slot_bytes_;
 #if __CUDA_ARCH__ >= 900
     BarrierWait(barriers_ + tail_, parity_);
@@ -61,6 +63,7 @@ class KvRing {
     }
     __syncwarp();
 #endif
+    *id = ids_[tail_];
     if (++tail_ == stages_) {
       tail_ = 0;
       parity_ ^= 1;
@@ -70,6 +73,7 @@ class KvRing {
 
  private:
   uint8_t* const slots_;
+  int32_t* const ids_;
   uint64_t* const barriers_;
   const int stages_, slot_bytes_;
   int head_ = 0, tail_ = 0;
