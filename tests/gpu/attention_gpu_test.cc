@@ -398,9 +398,9 @@ TEST(AttentionGpu, NonFiniteStaysInItsRow) {
     const std::vector<float> rows = gpu.Step({{bad, 1}, {good, 1}});
     const std::vector<float> alone = well.Step({{0, 1}});
     EXPECT_TRUE(SameRow(rows, 1, alone, 0, gpu.cols())) << Name(o);
-    EXPECT_TRUE(std::any_of(rows.begin(), rows.begin() + gpu.cols(),
-                            [](float v) { return !std::isfinite(v); }))
-        << Name(o);
+    EXPECT_TRUE(std::any_of(rows.begin(), rows.begin() + gpu.cols(), [](float v) {
+      return !std::isfinite(v);
+    })) << Name(o);
   }
 }
 
