@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/dequantize.h"
 #include "kernels/cuda/linear_cluster.h"
+#include "kernels/cuda/linear_half.h"
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/cuda/linear_small.h"
 #include "kernels/cuda/linear_stream.h"
@@ -52,7 +53,8 @@ cudaError_t ReadDeviceProps(int device, DeviceProps* props) {
     if (error != cudaSuccess) return error;
   }
   props->wide_teams = props->major == 9 ? props->multiprocessors / kSegments : 0;
-  return CountClusters(*props, &props->wide_clusters);
+  const cudaError_t error = CountHalfClusters(*props, &props->half_clusters);
+  return error != cudaSuccess ? error : CountClusters(*props, &props->wide_clusters);
 }
 
 cudaError_t PrepareLinearKernels(const DeviceProps& props) {
@@ -60,6 +62,7 @@ cudaError_t PrepareLinearKernels(const DeviceProps& props) {
   if (error == cudaSuccess) error = PrepareStreamKernels(props);
   if (error == cudaSuccess) error = PrepareClusterKernels(props);
   if (error == cudaSuccess) error = PrepareWideKernels(props);
+  if (error == cudaSuccess) error = PrepareHalfKernels(props);
   if (error == cudaSuccess) error = PrepareDequantize();
   if (error == cudaSuccess) error = PrepareStaging();
   return error;
@@ -78,6 +81,11 @@ std::string LaunchLinear(const Desc& desc, const Plan& plan, const DeviceGroup& 
             ? LaunchCluster(desc, plan.wide, group, in, out, stream)
             : LaunchWide(desc, plan.wide, group, in, out, workspace.exchange, stream);
     return error == cudaSuccess ? "" : std::string("LaunchWide: ") + cudaGetErrorString(error);
+  }
+  if (plan.path == Path::kHalf) {
+    const cudaError_t error =
+        LaunchHalf(desc, plan.half, group, in, out, workspace.exchange, stream);
+    return error == cudaSuccess ? "" : std::string("LaunchHalf: ") + cudaGetErrorString(error);
   }
   if (plan.path == Path::kDequantize) {
     return ThroughScratch(desc, group, in, out, workspace, stream);

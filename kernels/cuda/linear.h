@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/cuda/device_tile.h"
+#include "kernels/cuda/half_tile.h"
 #include "kernels/cuda/staging.h"
 #include "kernels/cuda/stream_plan.h"
 #include "kernels/cuda/wide_tile.h"
@@ -25,6 +26,7 @@ struct DeviceProps {
   int shared_per_block = 0;           // bytes, opt-in limit
   // Of the wide kernels, one block per multiprocessor, resident at once; 0 but on sm_90.
   int wide_teams = 0, wide_clusters = 0;
+  int half_clusters = 0;  // of the kernel for many tokens, likewise
 };
 
 // One to kMostParts matrices with the same input, one launch.
@@ -82,6 +84,7 @@ inline constexpr int kMaxPositions2 = 1 << 16;  // of channels in 2-bit strips
 enum class Path : uint8_t {
   kStream,      // sm_90, up to kMaxStreamTokens: persistent blocks
   kWide,        // sm_90, any number of tokens: wgmma on integers
+  kHalf,        // sm_90, from kLeastHalfTokens on, 16-bit input: wgmma on fp16
   kSmall,       // from sm_80 on, up to kMaxSmallTokens: cp.async, mma on integers
   kDequantize,  // once into fp16 scratch, then cuBLAS
 };
@@ -112,11 +115,14 @@ struct Plan {
   Path path = Path::kSmall;
   StreamPlan stream;
   WidePlan wide;
+  HalfPlan half;
   SmallPlan small[kMostParts];  // kSmall: one launch per matrix
 
   // Of the staged form of one part.
   StagedForm form() const {
-    return path == Path::kWide ? StagedForm::kSlabs : StagedForm::kColumns;
+    return path == Path::kWide   ? StagedForm::kSlabs
+           : path == Path::kHalf ? StagedForm::kHalves
+                                 : StagedForm::kColumns;
   }
   int group_tokens(const Desc& desc, int part) const;
   int groups(int part) const;
@@ -164,5 +170,7 @@ bool SelectStream(const Desc& desc, const DeviceProps& device, const Tuning& tun
                   StreamPlan* plan);
 // The same for the wide kernel; false where there is none.
 bool SelectWide(const Desc& desc, const DeviceProps& device, const Tuning& tuning, WidePlan* plan);
+// The same for the kernel for many tokens.
+bool SelectHalf(const Desc& desc, const DeviceProps& device, const Tuning& tuning, HalfPlan* plan);
 
 }  // namespace fewbit::cuda

@@ -123,8 +123,14 @@ bool TryGroups(const quant::PackedShape& shape, int m, const DeviceProps& device
 }
 
 size_t GroupBytes(StagedForm form, const quant::PackedShape& shape, int tokens) {
-  return form == StagedForm::kSlabs ? WideGroupBytes(shape, tokens)
-                                    : StagedGroupBytes(shape, tokens);
+  switch (form) {
+    case StagedForm::kSlabs:
+      return WideGroupBytes(shape, tokens);
+    case StagedForm::kHalves:
+      return HalfGroupBytes(shape, tokens);
+    default:
+      return StagedGroupBytes(shape, tokens);
+  }
 }
 
 }  // namespace
@@ -144,13 +150,24 @@ int Plan::group_tokens(const Desc& desc, int part) const {
       return stream.tokens();
     case Path::kWide:
       return wide.tokens;
+    case Path::kHalf:
+      return half.tokens;
     default:
       return desc.m;
   }
 }
 
 int Plan::groups(int part) const {
-  return path == Path::kSmall ? small[part].groups : path == Path::kWide ? wide.groups : 1;
+  switch (path) {
+    case Path::kSmall:
+      return small[part].groups;
+    case Path::kWide:
+      return wide.groups;
+    case Path::kHalf:
+      return half.groups;
+    default:
+      return 1;
+  }
 }
 
 size_t StagedBytes(const Desc& desc, const Plan& plan) {
@@ -239,6 +256,10 @@ Plan Select(const Desc& desc, const DeviceProps& device, const Tuning& tuning) {
   if (!plan.error.empty()) return plan;
   if (SelectStream(desc, device, tuning, &plan.stream)) {
     plan.path = Path::kStream;
+    return plan;
+  }
+  if (SelectHalf(desc, device, tuning, &plan.half)) {
+    plan.path = Path::kHalf;
     return plan;
   }
   if (SelectWide(desc, device, tuning, &plan.wide)) {

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/cluster_instances.h"
+#include "kernels/cuda/half_instances.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/wide_instances.h"
 
@@ -16,7 +17,7 @@ size_t ExchangeBytes(const DeviceProps& device) {
   for (const WideForm& form : kWideForms) {
     bytes = std::max(bytes, WideExchangeBytes(form, device.wide_teams * form.residency));
   }
-  return bytes;
+  return std::max(bytes, HalfExchangeBytes(device.half_clusters));
 }
 
 bool SelectWide(const Desc& desc, const DeviceProps& device, const Tuning& tuning, WidePlan* plan) {

@@ -17,8 +17,8 @@ namespace fewbit::cuda {
 // Matrices that share an input: query, key and value, or gate and up.
 inline constexpr int kMostParts = 3;
 
-// How staged activations lie in memory. The numbers are the same in every form: x = v * scale, 15
-// bits, one scale per (token, tile), see device_tile.h.
+// How staged activations lie in memory. The numbers are the same in both integer forms: x = v *
+// scale, 15 bits, one scale per (token, tile), see device_tile.h.
 enum class StagedForm : uint8_t {
   // Token groups of `group_tokens`, group_bytes each. In a group: {float scale, int32 bias}
   // [tiles][group_tokens rounded up to even], then [quads][group_tokens]{64 high bytes, 64 low
@@ -27,6 +27,8 @@ enum class StagedForm : uint8_t {
   kColumns,
   // See wide_tile.h.
   kSlabs,
+  // Not fixed point but fp16; see half_tile.h.
+  kHalves,
 };
 
 // The staged input of one matrix.

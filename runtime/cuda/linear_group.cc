@@ -111,7 +111,9 @@ GroupCall LinearGroup::Prepare(int m, const LinearMemory& memory, cuda::RowKind 
   call.desc.input = source;
   call.plan = cuda::Select(call.desc, memory.props);
   FEWBIT_CHECK(call.plan.error.empty()) << call.plan.error;
-  if (call.plan.path == cuda::Path::kDequantize && output_ == Output::kHalf) {
+  const bool halves =
+      call.plan.path == cuda::Path::kDequantize || call.plan.path == cuda::Path::kHalf;
+  if (halves && output_ == Output::kHalf) {
     call.output = call.desc.y_type = DType::kF16;
   }
   call.input = cuda::InputOf(call.desc, call.plan, group_, memory.staged,

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "kernels/cuda/cluster_instances.h"
+#include "kernels/cuda/half_instances.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/small_instances.h"
 #include "kernels/cuda/wide_instances.h"
@@ -231,6 +232,67 @@ TEST(CudaSelect, WideFormsFitAndCoverAllTokens) {
   EXPECT_EQ(Select(many, device).path, Path::kDequantize);
   many.x_type = DType::kF32;  // cuBLAS takes none
   EXPECT_EQ(Select(many, device).path, Path::kWide);
+}
+
+TEST(CudaSelect, HalfFormsFitAndCoverAllTokens) {
+  DeviceProps device = kH200;
+  device.half_clusters = 66;
+  for (bool zero_points : {false, true}) {
+    for (const HalfForm& form : kHalfForms) {
+      const HalfShared layout = HalfLayout(form, zero_points);
+      EXPECT_LE(layout.total, device.shared_per_block);
+      // The swizzle of operand B; copies; 8-byte barriers.
+      EXPECT_EQ(layout.quad_bytes % (kHalfCluster * 256), 0);
+      EXPECT_EQ(layout.quads % 1024, 0);
+      for (int at : {layout.deltas, layout.stores, layout.tiles, layout.tile_bytes}) {
+        EXPECT_EQ(at % 16, 0) << form.tokens;
+      }
+      EXPECT_EQ(layout.barriers % 8, 0);
+      EXPECT_LE(4 * form.tile_stages, layout.flags - layout.runs);
+      const int threads = HalfThreads(form), registers = 65536 / threads / 8 * 8;
+      EXPECT_EQ(threads % 128, 0);
+      EXPECT_LE(256 * form.product_registers + (threads - 256) * form.other_registers,
+                threads * registers);
+    }
+    for (int m : {kLeastHalfTokens, 128, 129, 200, kMostHalfTokens}) {
+      const Desc d = DescOf(4096, 11008, 0.25, m, zero_points);
+      const Plan p = Select(d, device);
+      ASSERT_EQ(p.error, "");
+      ASSERT_EQ(p.path, Path::kHalf) << m;
+      EXPECT_TRUE(p.staged());
+      EXPECT_FALSE(p.plain());
+      EXPECT_GE(p.group_tokens(d, 0) * p.groups(0), m);
+      EXPECT_LT(p.group_tokens(d, 0) * (p.groups(0) - 1), m);
+      EXPECT_LE(p.half.clusters, device.half_clusters);
+      EXPECT_GE(10 * p.half.clusters, 9 * device.half_clusters);
+      EXPECT_GE(ExchangeBytes(device), HalfExchangeBytes(p.half.clusters));
+      EXPECT_EQ(StagedBytes(d, p), p.groups(0) * HalfGroupBytes(d.shapes[0], p.half.tokens));
+    }
+  }
+  Desc other = DescOf(4096, 4096, 0.25, 200);
+  other.x_type = DType::kBF16;  // the integer kernel takes any type
+  EXPECT_EQ(Select(other, kH200).path, Path::kDequantize);
+  EXPECT_NE(Select(DescOf(4096, 4096, 0.25, kLeastHalfTokens - 1), device).path, Path::kHalf);
+  EXPECT_EQ(Select(DescOf(4096, 4096, 0.25, kMostHalfTokens + 1), device).path, Path::kDequantize);
+  // A matrix so small that its pairs do not go round.
+  const Plan small = Select(DescOf(48, 1024, 0.0, 100), device);
+  ASSERT_EQ(small.path, Path::kHalf);
+  EXPECT_EQ(small.half.clusters, 2);
+  // Too many pairs for the device's arithmetic.
+  EXPECT_EQ(Select(DescOf(1 << 24, 65536, 0.0, kMostHalfTokens), device).path, Path::kDequantize);
+  device.wide_teams = 33;
+  EXPECT_EQ(Select(other, device).path, Path::kWide);
+}
+
+// Both chunks of the last pair of a 4-bit strip exist in the activations.
+TEST(CudaSelect, HalfPairsCoverTheChunks) {
+  for (int cols : {16, 784, 1040, 11008}) {
+    for (double share4 : {0.0, 0.3, 1.0}) {
+      const quant::PackedShape s = DescOf(16, cols, share4, 1).shapes[0];
+      EXPECT_GE(2 * HalfPairs(s), NumQuads(s));
+      EXPECT_LE(2 * HalfPairs(s), NumQuads(s) + 1);
+    }
+  }
 }
 
 // A tile's slabs begin where those of the tile before end.

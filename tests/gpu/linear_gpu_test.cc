@@ -8,6 +8,7 @@
 #include <set>
 
 #include "kernels/cuda/cluster_instances.h"
+#include "kernels/cuda/half_instances.h"
 #include "kernels/cuda/small_instances.h"
 #include "kernels/cuda/wide_instances.h"
 #include "tests/gpu/gpu_linear.h"
@@ -229,7 +230,7 @@ TEST(LinearGpu, ThroughScratchMatchesFloat64) {
   if (cublas == nullptr) GTEST_SKIP() << "needs cuBLAS: " << error;
   std::mt19937 rng(17);
   Case c({80, 1040, 0.25, false, 0.002}, &rng);
-  c.desc.m = cuda::kMaxWideTokens + 44;
+  c.desc.m = cuda::kMostHalfTokens + 44;
   const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * c.desc.m * 1040, &rng));
   const auto y = RunGpuLinear(c.desc, c.gpu, x, {}, cublas.get());
   EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, c.desc.m)), 1e-3);
@@ -241,7 +242,7 @@ TEST(LinearGpu, ThroughScratchAddsToWhatIsThere) {
   if (cublas == nullptr) GTEST_SKIP() << "needs cuBLAS: " << error;
   std::mt19937 rng(18);
   Case c({80, 1040, 0.25, false, 0.002}, &rng);
-  c.desc.m = cuda::kMaxWideTokens + 44;
+  c.desc.m = cuda::kMostHalfTokens + 44;
   c.desc.y_type = DType::kF32;
   const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * c.desc.m * 1040, &rng));
   const auto rows = RandomActivations(size_t{1} * c.desc.m * 80, &rng);

@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/device/stage_slabs.cuh"
 #include "kernels/cuda/device_tile.h"
+#include "kernels/cuda/half_tile.h"
 #include "kernels/cuda/staging.h"
 
 namespace fewbit::cuda {
@@ -199,6 +200,40 @@ __device__ __forceinline__ void StoreSlabs(const StageTarget& to, const FixedQua
       make_uint4(low[0], low[1], low[2], low[3]);
 }
 
+// Numbers of kHalves: lane 4 quad + f has product f of its quad. Neighbouring lanes exchange
+// halves, so that one store instruction of both writes the 32 bytes of a token, a sector, twice.
+__device__ __forceinline__ void StoreHalves(const StageTarget& to, const float4 (&x)[kStageRounds],
+                                            float factor, int token, int first_quad, int quads) {
+  uint32_t halves[2][kStageRounds];
+#pragma unroll
+  for (int i = 0; i < kStageRounds; ++i) {
+    const __half2 even = __floats2half2_rn(x[i].x * factor, x[i].z * factor);
+    const __half2 odd = __floats2half2_rn(x[i].y * factor, x[i].w * factor);
+    halves[0][i] = reinterpret_cast<const uint32_t&>(even);
+    halves[1][i] = reinterpret_cast<const uint32_t&>(odd);
+  }
+  const int lane = threadIdx.x % 32, group = GroupOfToken(to, token);
+  const int in_group = token - group * to.group_tokens;
+  const bool second = lane % 2 != 0;
+  // The even lane keeps its first half and gets that of the other, which gets the second one.
+#pragma unroll
+  for (int i = 0; i < kStageRounds; ++i) {
+    const uint32_t other = __shfl_xor_sync(0xFFFFFFFFu, second ? halves[0][i] : halves[1][i], 1);
+    halves[0][i] = second ? other : halves[0][i];
+    halves[1][i] = second ? halves[1][i] : other;
+  }
+  if (lane >= 4 * quads) return;
+  const int place = static_cast<int>(second) ^ (in_group / 4 % 2);
+  uint8_t* at = to.staged + static_cast<size_t>(group) * to.group_bytes +
+                static_cast<size_t>(first_quad + lane / 4) * HalfQuadBytes(to.group_tokens) +
+                (lane % 4 / 2 * 2 * to.group_tokens + in_group) * kHalfTokenBytes + 16 * place;
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    *reinterpret_cast<uint4*>(at + k * to.group_tokens * kHalfTokenBytes) =
+        make_uint4(halves[k][0], halves[k][1], halves[k][2], halves[k][3]);
+  }
+}
+
 // What a tile is multiplied by beside its scale; asked for when its bytes are on their way.
 struct NoFactor {
   __device__ float operator()() const { return 1.0f; }
@@ -212,6 +247,11 @@ __device__ __forceinline__ void StageValues(const StageTarget& to, const float4 
                                             int token, int tile, const Factor& factor = {}) {
   const int lane = threadIdx.x % 32;
   const TileStrips place(to.shape, tile);
+  if (to.form == StagedForm::kHalves) {
+    StoreHalves(to, x, factor(), token, place.first / 4,
+                PaddedQuads(to.shape, place.bits(), place.of_width));
+    return;
+  }
   const bool slabs = to.form == StagedForm::kSlabs;
   const TileTop top(x);
   const FixedQuarters v(x, top, slabs && !place.two && !to.shape.zero_points);

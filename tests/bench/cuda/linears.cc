@@ -19,7 +19,7 @@ using cuda::DeviceBuffer;
 constexpr int kCopies = 6;       // of each packed matrix: 430 MB for Llama-2-7B
 constexpr int kDenseCopies = 2;  // of each fp16 matrix: 810 MB
 
-// A linear goes through scratch and cuBLAS beyond the small-m range.
+// A linear goes through scratch and cuBLAS where its plan says so: many tokens.
 enum class Kind { kLinear, kLinearAndStaging, kCublas };
 
 struct Variant {
@@ -230,6 +230,9 @@ void PrintLayers(Linears* linears, const Variant& v, int m) {
       } else if (plan.path == cuda::Path::kWide) {
         std::printf("  wide form %d, %d teams, %d token groups", plan.wide.form, plan.wide.teams,
                     plan.wide.groups);
+      } else if (plan.path == cuda::Path::kHalf) {
+        std::printf("  half form %d, %d clusters, %d token groups", plan.half.form,
+                    plan.half.clusters, plan.half.groups);
       } else if (plan.path == cuda::Path::kSmall) {
         std::printf("  warps %d blocks %d own %d group %d shared %zu", p.warps, p.blocks, p.own,
                     p.group_tokens, p.shared_bytes);

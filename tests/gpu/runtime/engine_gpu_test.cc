@@ -98,7 +98,7 @@ TEST(EngineGpu, TokensAloneAndTogetherAreTheSameWithPackedWeights) {
     SCOPED_TRACE(kv::KvTypeName(kv_type));
     CudaOptions options = SmallCudaOptions();
     options.max_sequences = 24;
-    options.max_step_tokens = 128;  // more would go through cuBLAS, which rounds otherwise
+    options.max_step_tokens = 64;  // more go through 16-bit products, which round otherwise
     options.kv_type = kv_type;
     ExpectSameAloneAndTogether(*model, options, 40);
   }

@@ -1,0 +1,178 @@
+// Linear layers for many tokens, sm_90: weights become fp16 in registers and meet fp16 activations
+// on the tensor cores. Clusters of two blocks share the activations and take equal stretches of the
+// work (half_tile.h); warps have roles that run ahead of each other.
+#include <array>
+#include <utility>
+
+#include "kernels/cuda/device/half_fetch.cuh"
+#include "kernels/cuda/device/half_product.cuh"
+#include "kernels/cuda/device/half_sums.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/linear_half.h"
+
+namespace fewbit::cuda {
+namespace {
+
+template <int kForm, bool kZeroPoints>
+__device__ __forceinline__ void InitBarriers(const HalfBarriers<kForm, kZeroPoints>& b) {
+  constexpr HalfForm kF = kHalfForms[kForm];
+  for (int i = 0; i < kF.quad_stages; ++i) {
+    BarrierInit(b.quads.Full(i), 1);
+    BarrierInit(b.quads.Empty(i), kHalfCluster * kHalfProductWarps);
+  }
+  for (int i = 0; i < HalfTileStages(kF, kZeroPoints); ++i) {
+    BarrierInit(b.tiles.Full(i), 1);
+    BarrierInit(b.tiles.Empty(i), kHalfProductWarps);
+  }
+  for (int i = 0; i < kHalfDeltaStages; ++i) {
+    BarrierInit(b.deltas.Full(i), 32 * kF.outlier_warps);
+    BarrierInit(b.deltas.Empty(i), kHalfProductWarps);
+  }
+  BarrierInitFence();
+}
+
+template <int kForm, bool kZeroPoints>
+__device__ __forceinline__ void RunProducts(const HalfArgs& a, uint8_t* shared,
+                                            const HalfBarriers<kForm, kZeroPoints>& barriers) {
+  constexpr HalfForm kF = kHalfForms[kForm];
+  constexpr HalfShared kL = HalfLayout(kF, kZeroPoints);
+  uint8_t* buffer = shared + kL.stores + threadIdx.x / 128 * kHalfStoreBytes;
+  HalfProduct<kForm, kZeroPoints> product(shared, barriers);
+#pragma unroll 1
+  for (HalfStretch at(a); at.item < at.end;) {
+    float sums[kF.tokens / 2];
+    product.Run(sums);
+    const HalfPiece piece(a, at);
+    const HalfShare share(piece, min(kF.tokens, a.m - piece.group * kF.tokens));
+    if (piece.pieces > 1) SendSums<kForm>(a, piece, share, sums);
+    HalfCollector<kForm>(a, piece, share).Run(sums, buffer);
+    at.item += piece.end - piece.first;
+  }
+}
+
+template <int kForm, bool kZeroPoints>
+__global__ void __launch_bounds__(HalfThreads(kHalfForms[kForm]), 1)
+    HalfKernel(const __grid_constant__ HalfArgs a) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  constexpr HalfForm kF = kHalfForms[kForm];
+  constexpr HalfShared kL = HalfLayout(kF, kZeroPoints);
+  const int warp = threadIdx.x / 32;
+  const HalfBarriers<kForm, kZeroPoints> barriers(SharedAddress(shared + kL.barriers));
+  if (threadIdx.x == 0) InitBarriers(barriers);
+  for (int i = threadIdx.x; i < kHalfDeltaStages * kHalfDeltaBytes / 16; i += HalfThreads(kF)) {
+    reinterpret_cast<uint4*>(shared + kL.deltas)[i] = make_uint4(0, 0, 0, 0);
+  }
+  LetNextKernelStart();
+  __syncthreads();
+  ClusterArrive();
+  if (warp < kHalfProductWarps) {
+    RaiseRegisters<kF.product_registers>();
+    ClusterWait();
+    RunProducts<kForm, kZeroPoints>(a, shared, barriers);
+  } else {
+    LowerRegisters<kF.other_registers>();
+    if (warp == kHalfProductWarps) {
+      FetchHalfWeights(a, shared, barriers);
+      __syncwarp();
+      ClusterWait();
+    } else if (warp == kHalfProductWarps + 1) {
+      ClusterWait();
+      WaitForPreviousKernels();
+      if (threadIdx.x % 32 == 0) FetchHalfActivations(a, shared, barriers);
+    } else {
+      ClusterWait();
+      constexpr int kFirst = HalfFirstOutlierWarp(kF);
+      if (warp >= kFirst) PlaceOutliers(a, warp - kFirst, shared, barriers);
+    }
+  }
+  // No block may end while the other can still reach into its shared memory.
+  __syncwarp();
+  ClusterArrive();
+  ClusterWait();
+}
+
+using Kernel = void (*)(HalfArgs);
+constexpr int kForms = static_cast<int>(kHalfForms.size());
+
+template <size_t... kIndex>
+constexpr std::array<Kernel, sizeof...(kIndex)> KernelTable(std::index_sequence<kIndex...>) {
+  return {HalfKernel<static_cast<int>(kIndex) / 2, kIndex % 2 == 1>...};
+}
+constexpr std::array<Kernel, 2 * kForms> kKernels =
+    KernelTable(std::make_index_sequence<2 * kForms>());
+
+cudaLaunchAttribute ClusterAttribute() {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = kHalfCluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
+}  // namespace
+
+cudaError_t PrepareHalfKernels(const DeviceProps& props) {
+  if (props.major != 9) return cudaSuccess;
+  for (Kernel kernel : kKernels) {
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             props.shared_per_block);
+    if (error == cudaSuccess) error = PreferShared(kernel);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t CountHalfClusters(const DeviceProps& props, int* clusters) {
+  *clusters = 0;
+  if (props.major != 9) return cudaSuccess;
+  cudaError_t error = PrepareHalfKernels(props);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute = ClusterAttribute();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(kHalfCluster * props.multiprocessors);
+  config.blockDim = dim3(HalfThreads(kHalfForms.back()));
+  config.dynamicSmemBytes = HalfLayout(kHalfForms.back(), true).total;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(clusters, kKernels.back(), &config);
+}
+
+cudaError_t LaunchHalf(const Desc& desc, const HalfPlan& plan, const DeviceGroup& group,
+                       const LinearInput& in, const LinearOutput& out, void* exchange,
+                       cudaStream_t stream) {
+  const HalfForm& form = kHalfForms[plan.form];
+  HalfArgs args = {};
+  args.parts = desc.count;
+  args.groups = plan.groups;
+  args.m = desc.m;
+  for (int p = 0; p < desc.count; ++p) {
+    const DeviceMatrix& w = group.parts[p];
+    const int units = (w.shape.rows + kHalfUnitRows - 1) / kHalfUnitRows * plan.groups;
+    args.part[p] = {w,
+                    in.parts[p].staged,
+                    in.parts[p].group_bytes,
+                    w.shape.row_block_bytes(),
+                    HalfPairs(w.shape),
+                    args.items,
+                    out.column[p]};
+    args.items += static_cast<uint32_t>(units) * HalfPairs(w.shape);
+  }
+  args.exchange = static_cast<uint32_t*>(exchange);
+  args.y = out.y;
+  args.y_stride = out.stride;
+  args.y_type = desc.y_type;
+  const bool zero_points = desc.shapes[0].zero_points;
+  cudaLaunchAttribute attributes[2] = {ClusterAttribute(), {}};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(kHalfCluster * plan.clusters);
+  config.blockDim = dim3(HalfThreads(form));
+  config.dynamicSmemBytes = HalfLayout(form, zero_points).total;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = plan.early_start ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kKernels[2 * plan.form + (zero_points ? 1 : 0)], args);
+}
+
+}  // namespace fewbit::cuda

@@ -1,0 +1,195 @@
+// The kernel for many tokens (kernels/cuda/linear_half.h) on a real device: against float64, and
+// the same bits in every launch.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <set>
+
+#include "kernels/cuda/half_instances.h"
+#include "tests/gpu/gpu_linear.h"
+#include "tests/kernels/random_matrix.h"
+
+namespace fewbit::testing {
+namespace {
+
+// x is exact; a weight is rounded to fp16 twice, an outlier's three times. Outputs in 16 bits round
+// once more.
+constexpr double kError = 1e-3;
+double Tolerance(DType y_type) {
+  return kError + (y_type == DType::kF32 ? 0.0 : y_type == DType::kF16 ? 3e-4 : 3e-3);
+}
+
+struct Case {
+  quant::UnpackedMatrix plain;
+  GpuMatrix gpu;
+  cuda::Desc desc;
+
+  Case(const PackedOptions& options, std::mt19937* rng)
+      : plain(RandomUnpacked(options, rng)), gpu(quant::Pack(plain)) {
+    desc.shapes[0] = plain.shape;
+    desc.y_type = DType::kF32;
+  }
+  std::vector<float> Tokens(int m, std::mt19937* rng) const {
+    return RoundTo(DType::kF16, RandomActivations(size_t{1} * m * plain.shape.cols, rng));
+  }
+};
+
+bool HasHalf() { return ThisDevice().half_clusters > 0; }
+
+TEST(LinearHalfGpu, EveryFormMatchesFloat64) {
+  if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
+  std::mt19937 rng(31);
+  std::set<int> reached;
+  const PackedOptions shapes[] = {
+      {16, 128, 0.25},  {77, 48, 0.5},    {40, 16, 0.0},    {333, 1040, 0.3},
+      {48, 4096, 0.25}, {2131, 528, 1.0}, {161, 2816, 0.0}, {300, 5504, 0.1, false, 0.0, 2}};
+  const int token_counts[] = {65, 128, 77, 129, 200, 256, 100, 191};
+  constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+  int next = 0;
+  for (PackedOptions options : shapes) {
+    for (bool zero_points : {false, true}) {
+      for (double outliers : {0.0, 0.01}) {
+        options.zero_points = zero_points;
+        options.outlier_share = outliers;
+        Case c(options, &rng);
+        for (int round = 0; round < 2; ++round, ++next) {
+          c.desc.m = token_counts[(next + next / 8) % 8];
+          c.desc.y_type = kTypes[next % 3];
+          const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
+          ASSERT_EQ(plan.path, cuda::Path::kHalf);
+          reached.insert(2 * plan.half.form + zero_points);
+          const auto x = c.Tokens(c.desc.m, &rng);
+          const auto y = RunGpuLinear(c.desc, c.gpu, x);
+          ASSERT_FALSE(HasFailure()) << Describe(options) << " m " << c.desc.m;
+          EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, c.desc.m)),
+                    Tolerance(c.desc.y_type))
+              << Describe(options) << " m " << c.desc.m << " next " << next;
+        }
+      }
+    }
+  }
+  EXPECT_EQ(reached.size(), 2 * cuda::kHalfForms.size()) << "an instance was never run";
+}
+
+// Outliers in every place of a tile's operands, alone: all other weights are zero for the tokens.
+TEST(LinearHalfGpu, ManyOutliers) {
+  if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
+  std::mt19937 rng(32);
+  Case c({260, 1024, 0.1, false, 0.05}, &rng);
+  c.desc.m = 70;
+  const auto x = c.Tokens(70, &rng);
+  EXPECT_LT(RelativeError(RunGpuLinear(c.desc, c.gpu, x), ReferenceLinear(c.plain, x, 70)), kError);
+}
+
+// For runs under compute-sanitizer.
+TEST(LinearHalfGpu, ReducedSetForSanitizers) {
+  if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
+  std::mt19937 rng(33);
+  for (bool zero_points : {false, true}) {
+    Case c({200, 1552, 0.3, zero_points, 0.01}, &rng);
+    for (int m : {70, 140}) {
+      c.desc.m = m;
+      const auto x = c.Tokens(m, &rng);
+      EXPECT_LT(RelativeError(RunGpuLinear(c.desc, c.gpu, x), ReferenceLinear(c.plain, x, m)),
+                kError);
+    }
+  }
+}
+
+// Units cut into pieces anywhere, launch after launch without a pause: the same bits always.
+TEST(LinearHalfGpu, SameBitsInEveryLaunch) {
+  if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
+  std::mt19937 rng(34);
+  constexpr int kRows = 6200, kCols = 2064, kChain = 8;
+  Case c({kRows, kCols, 0.25, false, 0.004}, &rng);
+  const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
+  cuda::LinearWorkspace workspace;
+  workspace.exchange = exchange.get();
+  for (int m : {100, 256, 140}) {
+    c.desc.m = m;
+    const auto x = c.Tokens(m, &rng);
+    std::vector<uint16_t> bits;
+    for (float v : x) bits.push_back(quant::FloatToHalf(v));
+    const cuda::DeviceBuffer<uint16_t> x_device(bits);
+    const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
+    ASSERT_EQ(plan.path, cuda::Path::kHalf);
+    const cuda::DeviceGroup group = {1, {c.gpu.view()}};
+    const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(c.desc, plan));
+    const cuda::LinearInput in = cuda::InputOf(c.desc, plan, group, staged.get(), nullptr);
+    cuda::CheckCuda(cuda::StageActivations(c.desc, x_device.get(), kCols, in, nullptr), "stage");
+    std::vector<cuda::DeviceBuffer<float>> y;
+    for (int i = 0; i < kChain; ++i) {
+      y.emplace_back(size_t{1} * m * kRows);
+      cuda::CheckCuda(cudaMemset(y[i].get(), 0xAB, y[i].bytes()), "poison");
+    }
+    cuda::LinearOutput out;
+    out.stride = kRows;
+    for (int i = 0; i < kChain; ++i) {
+      out.y = y[i].get();
+      ASSERT_EQ(cuda::LaunchLinear(c.desc, plan, group, in, out, workspace, nullptr), "");
+    }
+    cuda::CheckCuda(cudaDeviceSynchronize(), "chain");
+    ExpectZero(exchange);
+    const std::vector<float> first = y[0].Download();
+    for (int i = 1; i < kChain; ++i) {
+      EXPECT_EQ(std::memcmp(y[i].Download().data(), first.data(), y[i].bytes()), 0) << i;
+    }
+  }
+}
+
+// Three matrices with one input, each with strips in its own order, side by side in y.
+TEST(LinearHalfGpu, GroupOfMatrices) {
+  if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
+  std::mt19937 rng(35);
+  constexpr int kCols = 1040, kTokens = 150;
+  const int rows[] = {512, 100, 300};
+  std::vector<Case> cases;
+  cuda::Desc desc;
+  cuda::DeviceGroup group;
+  cuda::LinearOutput out;
+  int64_t all = 0;
+  for (int r : rows) {
+    cases.emplace_back(
+        PackedOptions{r, kCols, 0.1 * static_cast<double>(cases.size()), false, 0.004}, &rng);
+  }
+  for (const Case& c : cases) {
+    desc.shapes[group.count] = c.plain.shape;
+    out.column[group.count] = all;
+    all += c.plain.shape.rows;
+    group.parts[group.count++] = c.gpu.view();
+  }
+  desc.count = group.count;
+  desc.m = kTokens;
+  desc.y_type = DType::kF32;
+  const auto x = cases[0].Tokens(kTokens, &rng);
+  std::vector<uint16_t> bits;
+  for (float v : x) bits.push_back(quant::FloatToHalf(v));
+  const cuda::DeviceBuffer<uint16_t> x_device(bits);
+  const cuda::Plan plan = cuda::Select(desc, ThisDevice());
+  ASSERT_EQ(plan.path, cuda::Path::kHalf);
+  const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(desc, plan));
+  const cuda::LinearInput in = cuda::InputOf(desc, plan, group, staged.get(), nullptr);
+  cuda::CheckCuda(cuda::StageActivations(desc, x_device.get(), kCols, in, nullptr), "stage");
+  const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
+  cuda::LinearWorkspace workspace;
+  workspace.exchange = exchange.get();
+  cuda::DeviceBuffer<float> y(size_t{1} * kTokens * all);
+  cuda::CheckCuda(cudaMemset(y.get(), 0xFF, y.bytes()), "poison");
+  out.y = y.get();
+  out.stride = all;
+  ASSERT_EQ(cuda::LaunchLinear(desc, plan, group, in, out, workspace, nullptr), "");
+  cuda::CheckCuda(cudaDeviceSynchronize(), "group");
+  ExpectZero(exchange);
+  const std::vector<float> result = y.Download();
+  for (int p = 0; p < group.count; ++p) {
+    std::vector<float> part;
+    for (int i = 0; i < kTokens; ++i) {
+      const auto row = result.begin() + i * all + out.column[p];
+      part.insert(part.end(), row, row + cases[p].plain.shape.rows);
+    }
+    EXPECT_LT(RelativeError(part, ReferenceLinear(cases[p].plain, x, kTokens)), kError) << p;
+  }
+}
+
+}  // namespace
+}  // namespace fewbit::testing
