@@ -44,8 +44,8 @@ class Cublas {
   Cublas& operator=(const Cublas&) = delete;
 
   // y[m, rows] = x[m, cols] w[rows, cols]^T, plus what y holds if `add`, all row-major, x and w of
-  // `type` (kF16 or kBF16), y of y_type (the same or kF32), float sums. Workspace of the handle is set once with SetWorkspace,
-  // as graphs need. False if cuBLAS reports an error.
+  // `type` (kF16 or kBF16), y of y_type (the same or kF32), float sums. Workspace of the handle is
+  // set once with SetWorkspace, as graphs need. False if cuBLAS reports an error.
   bool Gemm(DType type, int m, int rows, int cols, const void* x, int64_t x_stride, const void* w,
             bool add, void* y, DType y_type, int64_t y_stride, cudaStream_t stream);
   bool SetWorkspace(void* device_memory, size_t bytes);

@@ -56,19 +56,6 @@ std::vector<float> Outputs(const cuda::Desc& d, const std::vector<uint8_t>& raw,
   return y;
 }
 
-std::vector<uint8_t> AllBytes(DType type, const std::vector<float>& x) {
-  std::vector<uint8_t> bytes(x.size() * (type == DType::kF32 ? 4 : 2));
-  for (size_t i = 0; i < x.size(); ++i) {
-    const uint16_t bits = ToBits(type, x[i]);
-    if (type == DType::kF32) {
-      std::memcpy(bytes.data() + 4 * i, &x[i], 4);
-    } else {
-      std::memcpy(bytes.data() + 2 * i, &bits, 2);
-    }
-  }
-  return bytes;
-}
-
 }  // namespace
 
 float FromBits(DType type, uint16_t bits) {
@@ -119,6 +106,19 @@ std::vector<float> RoundTo(DType type, const std::vector<float>& x) {
   out.reserve(x.size());
   for (float v : x) out.push_back(type == DType::kF32 ? v : FromBits(type, ToBits(type, v)));
   return out;
+}
+
+std::vector<uint8_t> AllBytes(DType type, const std::vector<float>& x) {
+  std::vector<uint8_t> bytes(x.size() * (type == DType::kF32 ? 4 : 2));
+  for (size_t i = 0; i < x.size(); ++i) {
+    const uint16_t bits = ToBits(type, x[i]);
+    if (type == DType::kF32) {
+      std::memcpy(bytes.data() + 4 * i, &x[i], 4);
+    } else {
+      std::memcpy(bytes.data() + 2 * i, &bits, 2);
+    }
+  }
+  return bytes;
 }
 
 std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,

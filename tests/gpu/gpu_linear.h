@@ -32,6 +32,8 @@ void ExpectZero(const cuda::DeviceBuffer<uint8_t>& exchange);
 
 // Values as they are after rounding to `type`.
 std::vector<float> RoundTo(DType type, const std::vector<float>& x);
+// Such values as the bytes of an array of `type`.
+std::vector<uint8_t> AllBytes(DType type, const std::vector<float>& x);
 
 // y [m, rows] of the one matrix of `desc` as floats, x [m, cols] already rounded to desc.x_type.
 // Fails the test if an output stays unwritten, a guard is touched, no kernel is selected or CUDA

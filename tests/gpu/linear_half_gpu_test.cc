@@ -108,9 +108,7 @@ TEST(LinearHalfGpu, SameBitsInEveryLaunch) {
   for (int m : {100, 256, 140}) {
     c.desc.m = m;
     const auto x = c.Tokens(m, &rng);
-    std::vector<uint16_t> bits;
-    for (float v : x) bits.push_back(quant::FloatToHalf(v));
-    const cuda::DeviceBuffer<uint16_t> x_device(bits);
+    const cuda::DeviceBuffer<uint8_t> x_device(AllBytes(c.desc.x_type, x));
     const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
     ASSERT_EQ(plan.path, cuda::Path::kHalf);
     const cuda::DeviceGroup group = {1, {c.gpu.view()}};
@@ -162,9 +160,7 @@ TEST(LinearHalfGpu, GroupOfMatrices) {
   desc.m = kTokens;
   desc.y_type = DType::kF32;
   const auto x = cases[0].Tokens(kTokens, &rng);
-  std::vector<uint16_t> bits;
-  for (float v : x) bits.push_back(quant::FloatToHalf(v));
-  const cuda::DeviceBuffer<uint16_t> x_device(bits);
+  const cuda::DeviceBuffer<uint8_t> x_device(AllBytes(desc.x_type, x));
   const cuda::Plan plan = cuda::Select(desc, ThisDevice());
   ASSERT_EQ(plan.path, cuda::Path::kHalf);
   const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(desc, plan));

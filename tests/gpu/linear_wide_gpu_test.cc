@@ -121,19 +121,19 @@ TEST(LinearWideGpu, GroupsInAChain) {
   }
   out.stride = rows[0] + rows[1] + rows[2];
   for (int m : {12, 60, 120}) {
+    for (Case& part : parts) part.SetTokens(m);
     desc.m = m;
+    desc.x_type = parts[0].desc.x_type;
     const cuda::Plan plan = cuda::Select(desc, ThisDevice());
     ASSERT_EQ(plan.path, cuda::Path::kWide);
     const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(desc, plan));
     const cuda::LinearInput in = cuda::InputOf(desc, plan, group, staged.get(), nullptr);
     std::vector<std::vector<float>> x(kChain);
-    std::vector<cuda::DeviceBuffer<uint16_t>> x_device;
+    std::vector<cuda::DeviceBuffer<uint8_t>> x_device;
     std::vector<cuda::DeviceBuffer<float>> y;
     for (auto& tokens : x) {
       tokens = parts[0].Tokens(m, &rng);
-      std::vector<uint16_t> bits;
-      for (float v : tokens) bits.push_back(quant::FloatToHalf(v));
-      x_device.emplace_back(bits);
+      x_device.emplace_back(AllBytes(desc.x_type, tokens));
       y.emplace_back(size_t{1} * m * out.stride);
       cuda::CheckCuda(cudaMemset(y.back().get(), 0xAB, y.back().bytes()), "poison");
     }
@@ -150,9 +150,7 @@ TEST(LinearWideGpu, GroupsInAChain) {
     for (int i = 0; i < kChain; ++i) {
       const std::vector<float> all = y[i].Download();
       for (int p = 0; p < 3; ++p) {
-        cuda::Desc one = parts[p].desc;
-        one.m = m;
-        const auto expected = RunGpuLinear(one, parts[p].gpu, x[i]);
+        const auto expected = RunGpuLinear(parts[p].desc, parts[p].gpu, x[i]);
         for (int token = 0; token < m; ++token) {
           ASSERT_EQ(std::memcmp(&expected[size_t{1} * token * rows[p]],
                                 &all[token * out.stride + out.column[p]], rows[p] * sizeof(float)),
@@ -181,9 +179,7 @@ TEST(LinearWideGpu, ManyLaunchesGiveTheSameBits) {
     const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
     const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(c.desc, plan));
     const cuda::LinearInput in = cuda::InputOf(c.desc, plan, group, staged.get(), nullptr);
-    std::vector<uint16_t> bits;
-    for (float v : c.Tokens(m, &rng)) bits.push_back(quant::FloatToHalf(v));
-    const cuda::DeviceBuffer<uint16_t> x(bits);
+    const cuda::DeviceBuffer<uint8_t> x(AllBytes(c.desc.x_type, c.Tokens(m, &rng)));
     cuda::CheckCuda(cuda::StageActivations(c.desc, x.get(), c.plain.shape.cols, in, nullptr),
                     "stage");
     const int64_t count = int64_t{m} * c.plain.shape.rows;
@@ -214,12 +210,10 @@ TEST(LinearWideGpu, ManyUnitsPerTeam) {
   const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
   cuda::LinearWorkspace workspace;
   workspace.exchange = exchange.get();
-  for (int m : {16, 60}) {
+  for (int m : {16, 250}) {
     c.SetTokens(m);
     const auto x = c.Tokens(m, &rng);
-    std::vector<uint16_t> bits;
-    for (float v : x) bits.push_back(quant::FloatToHalf(v));
-    const cuda::DeviceBuffer<uint16_t> x_device(bits);
+    const cuda::DeviceBuffer<uint8_t> x_device(AllBytes(c.desc.x_type, x));
     const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
     const cuda::DeviceGroup group = {1, {c.gpu.view()}};
     const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(c.desc, plan));

@@ -36,9 +36,11 @@ if command -v compute-sanitizer >/dev/null; then
     # all lanes arrive. The persistent kernel of few tokens hands over terms and tile descriptors in
     # this way: all its reports in these tests are such pairs of a store and a load. A build of it
     # whose lanes all arrive has none of them; there one pair is left, a norm's factor, which is
-    # written in front of a named barrier of all warps that read it behind.
+    # written in front of a named barrier of all warps that read it behind. The kernel for 65 to 256
+    # tokens hands the places of outliers back in the same way; a build whose lanes all arrive there
+    # has no reports.
     without=
-    [ "$tool" = racecheck ] && without='-LinearGpu.*:LinearGroupGpu.*'
+    [ "$tool" = racecheck ] && without='-LinearGpu.*:LinearGroupGpu.*:LinearHalfGpu.*'
     if compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/bin/fewbit-gpu-test" \
       --gtest_filter="$reduced$without" >"$out/$tool.log" 2>&1 &&
       compute-sanitizer --tool "$tool" --error-exitcode 9 "$build/bin/fewbit-gpu-tune-test" \
