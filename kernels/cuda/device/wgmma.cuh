@@ -52,7 +52,6 @@ __device__ __forceinline__ WgmmaOperand WgmmaOperandB(const void* shared, int sl
 #define FEWBIT_SUMS16(c, i) FEWBIT_SUMS8(c, i), FEWBIT_SUMS8(c, i + 8)
 #define FEWBIT_SUMS32(c, i) FEWBIT_SUMS16(c, i), FEWBIT_SUMS16(c, i + 16)
 #define FEWBIT_SUMS64(c, i) FEWBIT_SUMS32(c, i), FEWBIT_SUMS32(c, i + 32)
-#define FEWBIT_SUMS128(c, i) FEWBIT_SUMS64(c, i), FEWBIT_SUMS64(c, i + 64)
 
 // sums (+)= a[64 x 32] b[32 x 2 kSums], a unsigned and b signed bytes; without `add` the sums start
 // at zero. Warp w of the warpgroup has rows 16 w ..; in it a as in MmaU8S8 (mma.cuh) and sums 4 j
@@ -91,29 +90,10 @@ __device__ __forceinline__ void WgmmaU8S8(int (&c)[64], const uint32_t* a, const
       : FEWBIT_SUMS64(c, 0)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.Descriptor()), "r"(add));
 }
-__device__ __forceinline__ void WgmmaU8S8(int (&c)[128], const uint32_t* a, const WgmmaOperand& b,
-                                          int add) {
-  asm volatile(
-      "{ .reg .pred p; setp.ne.b32 p, %133, 0; "
-      "wgmma.mma_async.sync.aligned.m64n256k32.s32.u8.s8 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
-      "%127"
-      "}, {%128, %129, %130, %131}, %132, p; }"
-      : FEWBIT_SUMS128(c, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.Descriptor()), "r"(add));
-}
 
 #undef FEWBIT_SUMS8
 #undef FEWBIT_SUMS16
 #undef FEWBIT_SUMS32
 #undef FEWBIT_SUMS64
-#undef FEWBIT_SUMS128
 
 }  // namespace fewbit::cuda
