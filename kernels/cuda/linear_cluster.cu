@@ -5,10 +5,10 @@
 #include <array>
 #include <utility>
 
+#include "kernels/cuda/cluster_launch.h"
 #include "kernels/cuda/device/cluster_fetch.cuh"
 #include "kernels/cuda/device/cluster_helpers.cuh"
 #include "kernels/cuda/device/cluster_product.cuh"
-#include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_cluster.h"
 
 namespace fewbit::cuda {
@@ -78,25 +78,10 @@ constexpr std::array<Kernel, sizeof...(kIndex)> KernelTable(std::index_sequence<
 constexpr std::array<Kernel, 2 * kForms> kKernels =
     KernelTable(std::make_index_sequence<2 * kForms>());
 
-cudaLaunchAttribute ClusterAttribute() {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = kClusterBlocks;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  return attribute;
-}
-
 }  // namespace
 
 cudaError_t PrepareClusterKernels(const DeviceProps& props) {
-  if (props.major != 9) return cudaSuccess;
-  for (Kernel kernel : kKernels) {
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             props.shared_per_block);
-    if (error == cudaSuccess) error = PreferShared(kernel);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  return PrepareInstances(kKernels, props);
 }
 
 cudaError_t CountClusters(const DeviceProps& props, int* clusters) {
@@ -104,15 +89,11 @@ cudaError_t CountClusters(const DeviceProps& props, int* clusters) {
   if (props.major != 9) return cudaSuccess;
   cudaError_t error = PrepareClusterKernels(props);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute = ClusterAttribute();
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kClusterBlocks * props.multiprocessors);
-  config.blockDim = dim3(kClusteredForms.back().threads);
-  config.dynamicSmemBytes = ClusteredLayout(kClusteredForms.back(), false).total;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  error = cudaOccupancyMaxActiveClusters(clusters, kKernels[2 * (kForms - 1)], &config);
-  *clusters /= kClusteredForms.back().residency;
+  const ClusteredForm& form = kClusteredForms.back();
+  const ClusterGeometry most = {kClusterBlocks, props.multiprocessors, form.threads,
+                                ClusteredLayout(form, false).total};
+  error = CountResidentClusters(kKernels[2 * (kForms - 1)], most, clusters);
+  *clusters /= form.residency;
   return error;
 }
 
@@ -122,17 +103,10 @@ cudaError_t LaunchCluster(const Desc& desc, const WidePlan& plan, const DeviceGr
   FillArgs(desc, plan, group, in, out, &args);
   const ClusteredForm& form = kClusteredForms[plan.form];
   const bool zero_points = desc.shapes[0].zero_points;
-  cudaLaunchAttribute attributes[2] = {ClusterAttribute(), {}};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kClusterBlocks * plan.teams);
-  config.blockDim = dim3(form.threads);
-  config.dynamicSmemBytes = ClusteredLayout(form, zero_points).total;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = plan.early_start ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kKernels[2 * plan.form + (zero_points ? 1 : 0)], args);
+  const ClusterGeometry geometry = {kClusterBlocks, plan.teams, form.threads,
+                                    ClusteredLayout(form, zero_points).total};
+  return LaunchClusters(kKernels[2 * plan.form + (zero_points ? 1 : 0)], geometry, plan.early_start,
+                        stream, args);
 }
 
 }  // namespace fewbit::cuda

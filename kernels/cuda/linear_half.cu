@@ -4,10 +4,10 @@
 #include <array>
 #include <utility>
 
+#include "kernels/cuda/cluster_launch.h"
 #include "kernels/cuda/device/half_fetch.cuh"
 #include "kernels/cuda/device/half_product.cuh"
 #include "kernels/cuda/device/half_sums.cuh"
-#include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_half.h"
 
 namespace fewbit::cuda {
@@ -101,40 +101,20 @@ constexpr std::array<Kernel, sizeof...(kIndex)> KernelTable(std::index_sequence<
 constexpr std::array<Kernel, 2 * kForms> kKernels =
     KernelTable(std::make_index_sequence<2 * kForms>());
 
-cudaLaunchAttribute ClusterAttribute() {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = kHalfCluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  return attribute;
-}
-
 }  // namespace
 
 cudaError_t PrepareHalfKernels(const DeviceProps& props) {
-  if (props.major != 9) return cudaSuccess;
-  for (Kernel kernel : kKernels) {
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             props.shared_per_block);
-    if (error == cudaSuccess) error = PreferShared(kernel);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  return PrepareInstances(kKernels, props);
 }
 
 cudaError_t CountHalfClusters(const DeviceProps& props, int* clusters) {
   *clusters = 0;
   if (props.major != 9) return cudaSuccess;
-  cudaError_t error = PrepareHalfKernels(props);
+  const cudaError_t error = PrepareHalfKernels(props);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attribute = ClusterAttribute();
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kHalfCluster * props.multiprocessors);
-  config.blockDim = dim3(HalfThreads(kHalfForms.back()));
-  config.dynamicSmemBytes = HalfLayout(kHalfForms.back(), true).total;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaOccupancyMaxActiveClusters(clusters, kKernels.back(), &config);
+  const ClusterGeometry most = {kHalfCluster, props.multiprocessors, HalfThreads(kHalfForms.back()),
+                                HalfLayout(kHalfForms.back(), true).total};
+  return CountResidentClusters(kKernels.back(), most, clusters);
 }
 
 cudaError_t LaunchHalf(const Desc& desc, const HalfPlan& plan, const DeviceGroup& group,
@@ -162,17 +142,10 @@ cudaError_t LaunchHalf(const Desc& desc, const HalfPlan& plan, const DeviceGroup
   args.y_stride = out.stride;
   args.y_type = desc.y_type;
   const bool zero_points = desc.shapes[0].zero_points;
-  cudaLaunchAttribute attributes[2] = {ClusterAttribute(), {}};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kHalfCluster * plan.clusters);
-  config.blockDim = dim3(HalfThreads(form));
-  config.dynamicSmemBytes = HalfLayout(form, zero_points).total;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = plan.early_start ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kKernels[2 * plan.form + (zero_points ? 1 : 0)], args);
+  const ClusterGeometry geometry = {kHalfCluster, plan.clusters, HalfThreads(form),
+                                    HalfLayout(form, zero_points).total};
+  return LaunchClusters(kKernels[2 * plan.form + (zero_points ? 1 : 0)], geometry, plan.early_start,
+                        stream, args);
 }
 
 }  // namespace fewbit::cuda

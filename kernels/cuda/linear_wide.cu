@@ -5,10 +5,10 @@
 #include <array>
 #include <utility>
 
+#include "kernels/cuda/cluster_launch.h"
 #include "kernels/cuda/device/wide_fetch.cuh"
 #include "kernels/cuda/device/wide_helpers.cuh"
 #include "kernels/cuda/device/wide_product.cuh"
-#include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_wide.h"
 
 namespace fewbit::cuda {
@@ -68,14 +68,7 @@ constexpr std::array<Kernel, 2 * kForms> kKernels =
 }  // namespace
 
 cudaError_t PrepareWideKernels(const DeviceProps& props) {
-  if (props.major != 9) return cudaSuccess;
-  for (Kernel kernel : kKernels) {
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             props.shared_per_block);
-    if (error == cudaSuccess) error = PreferShared(kernel);
-    if (error != cudaSuccess) return error;
-  }
-  return cudaSuccess;
+  return PrepareInstances(kKernels, props);
 }
 
 cudaError_t LaunchWide(const Desc& desc, const WidePlan& plan, const DeviceGroup& group,
