@@ -142,7 +142,11 @@ class HalfProduct {
       deltas.AddTo(weights.a + 8, from + 64, flags >> 2);
       weights.Pin();
       __syncwarp();
-      if (lane_ == 0) BarrierArrive(barriers_.deltas.Empty(delta_.stage()));
+      // The last weight has what was loaded last added to it.
+      if (lane_ == 0) {
+        BarrierArriveAfter(barriers_.deltas.Empty(delta_.stage()),
+                           weights.a[4 * kHalfProducts - 1]);
+      }
       delta_.Advance();
     }
     WgmmaFence();
