@@ -155,6 +155,37 @@ std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,
   return Outputs(desc, y.Download(), stride);
 }
 
+std::vector<float> LaunchInARow(const cuda::Desc& desc, const cuda::Plan& plan, const GpuMatrix& w,
+                                const std::vector<float>& x, int times,
+                                const cuda::DeviceBuffer<uint8_t>& exchange) {
+  const quant::PackedShape& shape = desc.shapes[0];
+  const cuda::DeviceBuffer<uint8_t> x_device(AllBytes(desc.x_type, x));
+  const cuda::DeviceGroup group = {1, {w.view()}};
+  const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(desc, plan));
+  const cuda::LinearInput in = cuda::InputOf(desc, plan, group, staged.get(), nullptr);
+  cuda::CheckCuda(cuda::StageActivations(desc, x_device.get(), shape.cols, in, nullptr), "stage");
+  std::vector<cuda::DeviceBuffer<float>> y;
+  for (int i = 0; i < times; ++i) {
+    y.emplace_back(size_t{1} * desc.m * shape.rows);
+    cuda::CheckCuda(cudaMemset(y[i].get(), 0xAB, y[i].bytes()), "poison");
+  }
+  cuda::LinearWorkspace workspace;
+  workspace.exchange = exchange.get();
+  cuda::LinearOutput out;
+  out.stride = shape.rows;
+  for (int i = 0; i < times; ++i) {
+    out.y = y[i].get();
+    EXPECT_EQ(cuda::LaunchLinear(desc, plan, group, in, out, workspace, nullptr), "");
+  }
+  cuda::CheckCuda(cudaDeviceSynchronize(), "launches in a row");
+  ExpectZero(exchange);
+  std::vector<float> first = y[0].Download();
+  for (int i = 1; i < times; ++i) {
+    EXPECT_EQ(std::memcmp(y[i].Download().data(), first.data(), y[i].bytes()), 0) << i;
+  }
+  return first;
+}
+
 std::vector<double> ReferenceLinear(const quant::UnpackedMatrix& w, const std::vector<float>& x,
                                     int m) {
   const quant::PackedShape& s = w.shape;

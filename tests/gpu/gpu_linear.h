@@ -2,6 +2,7 @@
 // memory with guards around the output.
 #pragma once
 
+#include <random>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/linear_launch.h"
 #include "kernels/quant_pack.h"
+#include "tests/kernels/random_matrix.h"
 
 namespace fewbit::testing {
 
@@ -22,6 +24,18 @@ class GpuMatrix {
   cuda::DeviceBuffer<uint16_t> strip_order_;
   cuda::DeviceBuffer<uint32_t> outlier_start_, outliers_;
   cuda::DeviceMatrix view_;
+};
+
+// A random matrix, plain and on the device, and a layer of it.
+struct LinearCase {
+  quant::UnpackedMatrix plain;
+  GpuMatrix gpu;
+  cuda::Desc desc;
+
+  LinearCase(const PackedOptions& options, std::mt19937* rng)
+      : plain(RandomUnpacked(options, rng)), gpu(quant::Pack(plain)) {
+    desc.shapes[0] = plain.shape;
+  }
 };
 
 cuda::DeviceProps ThisDevice();
@@ -41,6 +55,12 @@ std::vector<uint8_t> AllBytes(DType type, const std::vector<float>& x);
 std::vector<float> RunGpuLinear(const cuda::Desc& desc, const GpuMatrix& w,
                                 const std::vector<float>& x, const cuda::Tuning& tuning = {},
                                 cuda::Cublas* cublas = nullptr);
+
+// y [m, rows] of kF32 of `times` launches without a pause, x as above. Fails the test if they do
+// not all give the same bits or leave the exchange not zero. REQUIRES: plan == Select(desc, ...).
+std::vector<float> LaunchInARow(const cuda::Desc& desc, const cuda::Plan& plan, const GpuMatrix& w,
+                                const std::vector<float>& x, int times,
+                                const cuda::DeviceBuffer<uint8_t>& exchange);
 
 float FromBits(DType type, uint16_t bits);
 

@@ -26,16 +26,7 @@ double Tolerance(DType y_type) {
   return kFixedPointError + rounding;
 }
 
-struct Case {
-  quant::UnpackedMatrix plain;
-  GpuMatrix gpu;
-  cuda::Desc desc;
-
-  Case(const PackedOptions& options, std::mt19937* rng)
-      : plain(RandomUnpacked(options, rng)), gpu(quant::Pack(plain)) {
-    desc.shapes[0] = plain.shape;
-  }
-};
+using Case = LinearCase;
 
 // A number for the compiled kernel that a plan launches.
 int KernelOf(const cuda::Desc& desc, const cuda::Plan& plan) {

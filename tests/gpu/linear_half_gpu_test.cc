@@ -19,14 +19,8 @@ double Tolerance(DType y_type) {
   return kError + (y_type == DType::kF32 ? 0.0 : y_type == DType::kF16 ? 3e-4 : 3e-3);
 }
 
-struct Case {
-  quant::UnpackedMatrix plain;
-  GpuMatrix gpu;
-  cuda::Desc desc;
-
-  Case(const PackedOptions& options, std::mt19937* rng)
-      : plain(RandomUnpacked(options, rng)), gpu(quant::Pack(plain)) {
-    desc.shapes[0] = plain.shape;
+struct Case : LinearCase {
+  Case(const PackedOptions& options, std::mt19937* rng) : LinearCase(options, rng) {
     desc.y_type = DType::kF32;
   }
   std::vector<float> Tokens(int m, std::mt19937* rng) const {
@@ -103,35 +97,12 @@ TEST(LinearHalfGpu, SameBitsInEveryLaunch) {
   constexpr int kRows = 6200, kCols = 2064, kChain = 8;
   Case c({kRows, kCols, 0.25, false, 0.004}, &rng);
   const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
-  cuda::LinearWorkspace workspace;
-  workspace.exchange = exchange.get();
   for (int m : {100, 256, 140}) {
     c.desc.m = m;
     const auto x = c.Tokens(m, &rng);
-    const cuda::DeviceBuffer<uint8_t> x_device(AllBytes(c.desc.x_type, x));
     const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
     ASSERT_EQ(plan.path, cuda::Path::kHalf);
-    const cuda::DeviceGroup group = {1, {c.gpu.view()}};
-    const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(c.desc, plan));
-    const cuda::LinearInput in = cuda::InputOf(c.desc, plan, group, staged.get(), nullptr);
-    cuda::CheckCuda(cuda::StageActivations(c.desc, x_device.get(), kCols, in, nullptr), "stage");
-    std::vector<cuda::DeviceBuffer<float>> y;
-    for (int i = 0; i < kChain; ++i) {
-      y.emplace_back(size_t{1} * m * kRows);
-      cuda::CheckCuda(cudaMemset(y[i].get(), 0xAB, y[i].bytes()), "poison");
-    }
-    cuda::LinearOutput out;
-    out.stride = kRows;
-    for (int i = 0; i < kChain; ++i) {
-      out.y = y[i].get();
-      ASSERT_EQ(cuda::LaunchLinear(c.desc, plan, group, in, out, workspace, nullptr), "");
-    }
-    cuda::CheckCuda(cudaDeviceSynchronize(), "chain");
-    ExpectZero(exchange);
-    const std::vector<float> first = y[0].Download();
-    for (int i = 1; i < kChain; ++i) {
-      EXPECT_EQ(std::memcmp(y[i].Download().data(), first.data(), y[i].bytes()), 0) << i;
-    }
+    LaunchInARow(c.desc, plan, c.gpu, x, kChain, exchange);
   }
 }
 

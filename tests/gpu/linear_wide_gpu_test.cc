@@ -15,14 +15,8 @@ namespace {
 
 constexpr double kError = 6e-4;  // of 15-bit activations, as in linear_gpu_test.cc
 
-struct Case {
-  quant::UnpackedMatrix plain;
-  GpuMatrix gpu;
-  cuda::Desc desc;
-
-  Case(const PackedOptions& options, std::mt19937* rng)
-      : plain(RandomUnpacked(options, rng)), gpu(quant::Pack(plain)) {
-    desc.shapes[0] = plain.shape;
+struct Case : LinearCase {
+  Case(const PackedOptions& options, std::mt19937* rng) : LinearCase(options, rng) {
     desc.y_type = DType::kF32;
   }
   // Sets the number of tokens, with an input type that the wide kernel takes that many of.
@@ -209,34 +203,11 @@ TEST(LinearWideGpu, ManyUnitsPerTeam) {
   cuda::Tuning few;
   few.use_cp_async = 1;
   const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
-  cuda::LinearWorkspace workspace;
-  workspace.exchange = exchange.get();
   for (int m : {16, 250}) {
     c.SetTokens(m);
     const auto x = c.Tokens(m, &rng);
-    const cuda::DeviceBuffer<uint8_t> x_device(AllBytes(c.desc.x_type, x));
     const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
-    const cuda::DeviceGroup group = {1, {c.gpu.view()}};
-    const cuda::DeviceBuffer<uint8_t> staged(cuda::StagedBytes(c.desc, plan));
-    const cuda::LinearInput in = cuda::InputOf(c.desc, plan, group, staged.get(), nullptr);
-    cuda::CheckCuda(cuda::StageActivations(c.desc, x_device.get(), kCols, in, nullptr), "stage");
-    std::vector<cuda::DeviceBuffer<float>> y;
-    for (int i = 0; i < kChain; ++i) {
-      y.emplace_back(size_t{1} * m * kRows);
-      cuda::CheckCuda(cudaMemset(y[i].get(), 0xAB, y[i].bytes()), "poison");
-    }
-    cuda::LinearOutput out;
-    out.stride = kRows;
-    for (int i = 0; i < kChain; ++i) {
-      out.y = y[i].get();
-      ASSERT_EQ(cuda::LaunchLinear(c.desc, plan, group, in, out, workspace, nullptr), "");
-    }
-    cuda::CheckCuda(cudaDeviceSynchronize(), "chain");
-    ExpectZero(exchange);
-    const std::vector<float> first = y[0].Download();
-    for (int i = 1; i < kChain; ++i) {
-      EXPECT_EQ(std::memcmp(y[i].Download().data(), first.data(), y[i].bytes()), 0) << i;
-    }
+    const std::vector<float> first = LaunchInARow(c.desc, plan, c.gpu, x, kChain, exchange);
     for (int token : {0, m / 2, m - 1}) {
       c.desc.m = 1;
       const std::vector<float> one(x.begin() + size_t{1} * token * kCols,
