@@ -111,7 +111,8 @@ ABSL_FLAG(int64_t, max_waiting_tokens, fewbit::Config().max_waiting_tokens,
           "prompt tokens that may wait; beyond: RESOURCE_EXHAUSTED");
 ABSL_FLAG(int32_t, step_tokens, fewbit::Config().step_tokens,
           "tokens per step; long prompts are cut into chunks of what is left of it; 0: 512 on the "
-          "CPU, 2048 on a GPU");
+          "CPU, 2048 on a GPU. On a GPU a seed gives the same tokens beside any other requests up "
+          "to 64, if max_running is at most 62");
 ABSL_FLAG(int32_t, max_new_tokens, fewbit::Config().max_new_tokens,
           "tokens generated for a request that sets no limit");
 ABSL_FLAG(int32_t, max_streams, fewbit::Config().max_streams,

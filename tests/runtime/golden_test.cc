@@ -2,12 +2,17 @@
 // same weights.
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "runtime/models/arch_table.h"
+#include "tests/golden/checkpoints.h"
 #include "tests/npy.h"
 #include "tests/runtime/model_runner.h"
 
@@ -15,10 +20,9 @@ namespace fewbit {
 namespace {
 
 using ::testing::ElementsAreArray;
+using testing::kGoldenCheckpoints;
 using testing::ModelRunner;
-
-const char* const kCheckpoints[] = {"llama2", "llama3", "mistral-swa", "qwen2",
-                                    "qwen3",  "glm",    "chatglm2"};
+using ::testing::UnorderedElementsAreArray;
 
 struct Golden {
   std::unique_ptr<Model> model;
@@ -55,6 +59,19 @@ float LargestError(const std::vector<float>& got, const std::vector<float>& want
 // The first `count` values of what a sequence collected.
 std::vector<float> Head(const std::vector<float>& values, size_t count) {
   return {values.begin(), values.begin() + std::min(count, values.size())};
+}
+
+TEST(GoldenCheckpoints, AreAllThereAreAndCoverEveryFamily) {
+  std::vector<std::string> folders;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::string(FEWBIT_SOURCE_DIR) + "/tests/golden")) {
+    if (entry.is_directory()) folders.push_back(entry.path().filename());
+  }
+  EXPECT_THAT(kGoldenCheckpoints, UnorderedElementsAreArray(folders));
+  std::set<std::string> known, covered;
+  for (const ArchRow& row : ArchTable()) known.insert(row.family);
+  for (const char* name : kGoldenCheckpoints) covered.insert(Load(name).model->spec.family);
+  EXPECT_EQ(covered, known);
 }
 
 class GoldenTest : public ::testing::TestWithParam<const char*> {};
@@ -97,7 +114,7 @@ TEST_P(GoldenTest, BatchedWithOthers) {
 
   ModelRunner runner(*golden.model);
   std::vector<int> others;
-  for (const char* name : kCheckpoints) others.push_back(runner.Add(Load(name).prompt));
+  for (const char* name : kGoldenCheckpoints) others.push_back(runner.Add(Load(name).prompt));
   const int i = runner.Add(golden.prompt);
   std::vector<int32_t> ids;
   for (int step = 0; ids.size() < golden.greedy.size(); ++step) {
@@ -133,7 +150,7 @@ TEST_P(GoldenTest, HalfPrecisionCache) {
   RecordProperty("largest_error", std::to_string(error));
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, ::testing::ValuesIn(kCheckpoints),
+INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, ::testing::ValuesIn(kGoldenCheckpoints),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::erase(name, '-');

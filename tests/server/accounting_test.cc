@@ -265,6 +265,43 @@ Collected RandomCall(Harness& harness, std::mt19937* random) {
   return Stream(harness.stub(), request, &context);
 }
 
+// Tokens by outcome and tenant, and why they were wasted. `left`, `late`: calls that clients
+// cancelled and that ran out of time.
+void ExpectTokensAsTold(const Exposition& metrics, const Told& told, double left, double late) {
+  const auto tokens = [&](const std::string& family, const char* kind, const char* outcome) {
+    return metrics.Sum(
+        family, {absl::StrCat("kind=\"", kind, "\""), absl::StrCat("outcome=\"", outcome, "\"")});
+  };
+  const double prompt = static_cast<double>(Tokens("Once upon a time").size()) + 1;  // and BOS
+  EXPECT_EQ(tokens("fewbit_tokens_total", "prompt", "delivered"), told.prompt_tokens);
+  EXPECT_EQ(tokens("fewbit_tokens_total", "generated", "delivered"), told.generated_tokens);
+  EXPECT_EQ(tokens("fewbit_tokens_total", "prompt", "aborted"), prompt * (left + late));
+  EXPECT_GE(tokens("fewbit_tokens_total", "generated", "aborted"), told.tokens_of_cut_off);
+  EXPECT_EQ(metrics.Sum("fewbit_tokens_total", {"kind=\"generated\""}),
+            metrics.Sum("fewbit_request_generated_tokens_sum"));
+  const auto wasted = [&](const char* kind, const char* reason) {
+    return metrics.Sum("fewbit_wasted_tokens_total", {absl::StrCat("kind=\"", kind, "\""),
+                                                      absl::StrCat("reason=\"", reason, "\"")});
+  };
+  for (const char* kind : {"prompt", "generated"}) {
+    double sum = 0.0;
+    for (const char* reason :
+         {"client_left", "deadline", "slow_reader", "internal", "after_stop"}) {
+      sum += wasted(kind, reason);
+    }
+    EXPECT_EQ(sum, tokens("fewbit_tokens_total", kind, "aborted")) << kind;
+  }
+  EXPECT_EQ(wasted("prompt", "client_left"), prompt * left);
+  EXPECT_EQ(wasted("prompt", "deadline"), prompt * late);
+  EXPECT_GT(wasted("generated", "client_left"), 0.0);
+  for (const char* kind : {"prompt", "generated"}) {
+    for (const char* outcome : {"delivered", "aborted"}) {
+      EXPECT_EQ(tokens("fewbit_tenant_tokens_total", kind, outcome),
+                tokens("fewbit_tokens_total", kind, outcome));
+    }
+  }
+}
+
 TEST_P(StepsInFlightTest, TokensAndCallsAreWhatClientsWereTold) {
   HarnessOptions options = Priced();
   options.step_time = absl::Milliseconds(1);
@@ -303,38 +340,7 @@ TEST_P(StepsInFlightTest, TokensAndCallsAreWhatClientsWereTold) {
     EXPECT_GT(calls(code), 0) << code;
   }
 
-  const auto tokens = [&](const std::string& family, const char* kind, const char* outcome) {
-    return metrics.Sum(
-        family, {absl::StrCat("kind=\"", kind, "\""), absl::StrCat("outcome=\"", outcome, "\"")});
-  };
-  const double prompt = static_cast<double>(Tokens("Once upon a time").size()) + 1;  // and BOS
-  EXPECT_EQ(tokens("fewbit_tokens_total", "prompt", "delivered"), told.prompt_tokens);
-  EXPECT_EQ(tokens("fewbit_tokens_total", "generated", "delivered"), told.generated_tokens);
-  EXPECT_EQ(tokens("fewbit_tokens_total", "prompt", "aborted"), prompt * cut_off);
-  EXPECT_GE(tokens("fewbit_tokens_total", "generated", "aborted"), told.tokens_of_cut_off);
-  EXPECT_EQ(metrics.Sum("fewbit_tokens_total", {"kind=\"generated\""}),
-            metrics.Sum("fewbit_request_generated_tokens_sum"));
-  const auto wasted = [&](const char* kind, const char* reason) {
-    return metrics.Sum("fewbit_wasted_tokens_total", {absl::StrCat("kind=\"", kind, "\""),
-                                                      absl::StrCat("reason=\"", reason, "\"")});
-  };
-  for (const char* kind : {"prompt", "generated"}) {
-    double sum = 0.0;
-    for (const char* reason :
-         {"client_left", "deadline", "slow_reader", "internal", "after_stop"}) {
-      sum += wasted(kind, reason);
-    }
-    EXPECT_EQ(sum, tokens("fewbit_tokens_total", kind, "aborted")) << kind;
-  }
-  EXPECT_EQ(wasted("prompt", "client_left"), prompt * calls("CANCELLED"));
-  EXPECT_EQ(wasted("prompt", "deadline"), prompt * calls("DEADLINE_EXCEEDED"));
-  EXPECT_GT(wasted("generated", "client_left"), 0.0);
-  for (const char* kind : {"prompt", "generated"}) {
-    for (const char* outcome : {"delivered", "aborted"}) {
-      EXPECT_EQ(tokens("fewbit_tenant_tokens_total", kind, outcome),
-                tokens("fewbit_tokens_total", kind, outcome));
-    }
-  }
+  ExpectTokensAsTold(metrics, told, calls("CANCELLED"), calls("DEADLINE_EXCEEDED"));
   EXPECT_EQ(metrics.Sum("fewbit_dropped_step_tokens_total") > 0, GetParam() > 1);
   EXPECT_GT(metrics.Sum("fewbit_tenant_tokens_total", {"tenant=\"other\""}), 0);
   EXPECT_EQ(metrics.Sum("fewbit_tenant_tokens_total", {"tenant=\"none\""}), 0);

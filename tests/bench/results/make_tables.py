@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Puts the measured tables into the READMEs: every `<!-- NAME.csv -->` ... `<!-- end -->` section is
-replaced by a table of the file NAME.csv beside this script; linears-*, attention-*, tune-*, first-token-*, decode-* and quality-* have a form each, cost-*
-is the same decode-* file in dollars, and curve-* the curve of the quality-* file. Run it from anywhere after a measurement:
+replaced by a table of the file NAME.csv beside this script; linears-*, attention-*, tune-*, first-token-*, decode-* and quality-* have a form each, matrices-*
+is the single matrices of the linears-* file, cost-* the same decode-* file in dollars, and curve-* the curve of the quality-* file. Run it from anywhere after a measurement:
     make_tables.py [--price=DOLLARS_PER_GPU_HOUR]"""
 
 import argparse
@@ -22,7 +22,7 @@ def rows_of(path):
 
 
 def linears_table(path):
-    rows = rows_of(path)
+    rows = [r for r in rows_of(path) if "/" not in r["shape"]]
     variants = list(dict.fromkeys(r["variant"] for r in rows))
     cells = {(r["m"], r["variant"]): r for r in rows}
     first = rows[0]
@@ -35,6 +35,29 @@ def linears_table(path):
             line.append("-" if r is None else
                         f"{float(r['ms_all_layers']):.2f} ({float(r['x_cublas_fp16']):.2f}x; {float(r['pct_bandwidth']):.0f} %)")
         lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
+def matrices_table(path):
+    """Each matrix alone, as `fewbit-bench linears --layers --csv` prints them (shape MODEL/MATRIX)."""
+    rows = [r for r in rows_of(path) if "/" in r["shape"]]
+    variants = [v for v in dict.fromkeys(r["variant"] for r in rows) if v != "default+staging"]
+    times = {(r["m"], r["shape"], r["variant"]): r for r in rows}
+    first = rows[0]
+    lines = [f"{first['gpu']}, {first['date']}, commit {first['commit']}: ms for all layers (times cuBLAS fp16)", "",
+             "| m | matrix | " + " | ".join(variants) + " |", "|---" * (len(variants) + 2) + "|"]
+    gains = {}  # of two variants: (how much faster, m, matrix)
+    for m, shape in dict.fromkeys((r["m"], r["shape"]) for r in rows):
+        matrix = shape.split("/")[1]
+        of = {v: times[m, shape, v] for v in variants if (m, shape, v) in times}
+        lines.append(f"| {m} | {matrix} | " + " | ".join(
+            f"{float(of[v]['ms_all_layers']):.3f} ({float(of[v]['x_cublas_fp16']):.2f}x)" if v in of else "-" for v in variants) + " |")
+        if "synchronous" in of:
+            for v in ("asynchronous", "default"):
+                gain = float(of["synchronous"]["ms_all_layers"]) / float(of[v]["ms_all_layers"])
+                gains[v] = max(gains.get(v, (0, "", "")), (gain, m, matrix))
+    if gains:
+        lines += ["", "Over synchronous: " + ", ".join(f"{v} up to {g:.2f}x ({matrix}, m = {m})" for v, (g, m, matrix) in gains.items()) + "."]
     return "\n".join(lines)
 
 
@@ -84,6 +107,10 @@ def cost_table(path, price):
             rates.setdefault(f"{r['shape']}, {r['program']}", {})[int(r["batch"])] = float(r["tokens_per_s"])
     for name, of in rates.items():
         lines.append(f"| {name} | " + " | ".join(f"{price / 3600 / of[b] * 1e6:.2f}" if b in of else "-" for b in batches) + " |")
+    for peer in (name for name in rates if "FP16" in name):
+        for name in (name for name in rates if name.startswith(peer.split(",")[0] + ", fewbit")):
+            ratios = [f"{rates[name][b] / rates[peer][b]:.1f}x" if b in rates[name] and b in rates[peer] else "-" for b in batches]
+            lines.append(f"| {name}: less than {peer.split(', ', 1)[1]} by | " + " | ".join(ratios) + " |")
     return "\n".join(lines)
 
 
@@ -205,6 +232,8 @@ def table(name, price):
         return first_token_table(HERE / name)
     if name.startswith("linears-"):
         return linears_table(HERE / name)
+    if name.startswith("matrices-"):
+        return matrices_table(HERE / name.replace("matrices-", "linears-", 1))
     if name.startswith("cost-"):
         return cost_table(HERE / name.replace("cost-", "decode-", 1), price)
     return decode_table(HERE / name)
