@@ -455,10 +455,7 @@ struct PrefillWarp {
   __device__ __forceinline__ void Store(const AttendedRow (&to)[2], int head_dim) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float all = sum[r];
-      all += __shfl_xor_sync(0xFFFFFFFFu, all, 1);
-      all += __shfl_xor_sync(0xFFFFFFFFu, all, 2);
-      const float scale = __fdiv_rn(1.0f, all);
+      const float scale = OneOverSum(sum[r]);
 #pragma unroll
       for (int n = 0; n < 2 * kSteps; ++n) {
         const int d = 8 * n + 2 * (threadIdx.x % 4);

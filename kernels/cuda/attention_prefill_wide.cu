@@ -301,10 +301,7 @@ struct WideRows {
   __device__ __forceinline__ void Store(const AttendedRow (&to)[2], DType type, int head_dim) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float all = sum[r];
-      all += __shfl_xor_sync(0xFFFFFFFFu, all, 1);
-      all += __shfl_xor_sync(0xFFFFFFFFu, all, 2);
-      const float scale = __fdiv_rn(1.0f, all);
+      const float scale = OneOverSum(sum[r]);
 #pragma unroll
       for (int j = 0; j < kDim / 8; ++j) {
         out[4 * j + 2 * r] *= scale;

@@ -3,13 +3,13 @@
 // one float per (row, token, tile) in shared memory, which the block then sums in the order that
 // device_tile.h defines. Weights are asked for before the kernel waits for its predecessor in the
 // stream.
-#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <algorithm>
 #include <array>
 #include <utility>
 
+#include "kernels/cuda/device/store_plain.cuh"
 #include "kernels/cuda/device/tile_product.cuh"
 #include "kernels/cuda/device/tile_ring.cuh"
 #include "kernels/cuda/launch.h"
@@ -181,16 +181,6 @@ __device__ __forceinline__ void WriteTerms(const int (&sums)[kTiles][4], const u
   }
 }
 
-__device__ __forceinline__ void StoreOutput(const SmallArgs& a, int64_t at, float value) {
-  if (a.y_type == DType::kF32) {
-    static_cast<float*>(a.y)[at] = value;
-  } else if (a.y_type == DType::kF16) {
-    static_cast<__half*>(a.y)[at] = __float2half_rn(value);
-  } else {
-    static_cast<__nv_bfloat16*>(a.y)[at] = __float2bfloat16_rn(value);
-  }
-}
-
 // The sum of the terms of one segment; `from` points at the row and token of the row block's first
 // tile.
 template <int kTiles>
@@ -230,7 +220,7 @@ __device__ __forceinline__ void ReduceFew(const SmallArgs& a, const Share& s, co
     }
     if (outliers.any()) sum = __fadd_rn(sum, extras);
     if (valid && segment == 0 && at < a.w.shape.rows) {
-      StoreOutput(a, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
+      StorePlain(a.y, a.y_type, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
     }
   }
 }
@@ -257,7 +247,7 @@ __device__ __forceinline__ void ReduceMany(const SmallArgs& a, const Share& s, c
       extras = segment == 0 ? extra[0] : __fadd_rn(extras, extra[segment]);
     }
     if (outliers.any()) sum = __fadd_rn(sum, extras);
-    StoreOutput(a, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
+    StorePlain(a.y, a.y_type, (s.group * a.group_tokens + token) * a.y_stride + at, sum);
   }
 }
 

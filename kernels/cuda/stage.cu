@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/device/async_copy.cuh"
+#include "kernels/cuda/device/load4.cuh"
 #include "kernels/cuda/device/stage_token.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/linear_launch.h"
@@ -14,17 +15,9 @@ constexpr int kStageThreads = 128;
 
 // 4 channels of x as floats.
 __device__ float4 LoadChannels(const void* x, DType type, size_t at) {
-  if (type == DType::kF32)
-    return *reinterpret_cast<const float4*>(static_cast<const float*>(x) + at);
-  const uint2 raw = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(x) + at);
-  if (type == DType::kF16) {
-    const float2 a = __half22float2(reinterpret_cast<const __half2&>(raw.x));
-    const float2 b = __half22float2(reinterpret_cast<const __half2&>(raw.y));
-    return make_float4(a.x, a.y, b.x, b.y);
-  }
-  const float2 a = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(raw.x));
-  const float2 b = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(raw.y));
-  return make_float4(a.x, a.y, b.x, b.y);
+  if (type == DType::kF32) return Load4(static_cast<const float*>(x) + at);
+  if (type == DType::kF16) return Load4(static_cast<const __half*>(x) + at);
+  return Load4(static_cast<const __nv_bfloat16*>(x) + at);
 }
 
 // Grid: (tokens, shares of a token's tiles).

@@ -18,6 +18,13 @@ __device__ __forceinline__ bool IsWanted(const WantedRows& wanted, const Prefill
   return __syncthreads_or(any);
 }
 
+// What divides a row of weighted values, whose weights four neighbouring lanes have summed.
+__device__ __forceinline__ float OneOverSum(float of_lane) {
+  of_lane += __shfl_xor_sync(0xFFFFFFFFu, of_lane, 1);
+  of_lane += __shfl_xor_sync(0xFFFFFFFFu, of_lane, 2);
+  return __fdiv_rn(1.0f, of_lane);
+}
+
 class AttendedRow {
  public:
   AttendedRow() = default;
