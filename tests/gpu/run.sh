@@ -5,7 +5,6 @@
 # 1. every kernel against float64, batch and geometry invariance;  2. whole models: the golden
 # checkpoints, MODEL_DIR (the bundled one) against the CPU runtime, the engine; tuning against the CPU;
 # 3. compute-sanitizer, if it is there, on a reduced set;  4. the benches; CSV files go to OUT_DIR.
-# FEWBIT_TEXT_IDS may name an int32 .npy file of token ids whose perplexity is compared.
 set -eu
 build=${1:?usage: tests/gpu/run.sh BUILD_DIR [OUT_DIR [MODEL_DIR]]}
 out=${2:-$build/gpu-results}
@@ -58,8 +57,8 @@ else
 fi
 
 for shape in ${FEWBIT_GPU_SHAPES:-llama-2-7b}; do
-  "$build/bin/fewbit-bench" linears --shape="$shape" --csv >"$out/linears-$shape.csv" || status=1
-  cut -d, -f5- "$out/linears-$shape.csv" | tr , '\t'
+  "$build/bin/fewbit-bench" linears --shape="$shape" --layers --csv >"$out/linears-$shape.csv" || status=1
+  cut -d, -f4- "$out/linears-$shape.csv" | tr , '\t'
   "$build/bin/fewbit-bench" attention --shape="$shape" --csv >"$out/attention-$shape.csv" || status=1
   cut -d, -f5- "$out/attention-$shape.csv" | tr , '\t'
 done

@@ -114,15 +114,17 @@ bool Parse(const std::string& argument, fewbit::bench::DecodeOptions* o) {
   return ParseMix(argument, &o->mix);
 }
 
-// Parses what follows the command and runs it.
+// Parses what follows the command, --name=value or --name value, and runs it.
 template <typename Options>
 int RunWith(int argc, char** argv, int (*run)(const Options&)) {
   Options options;
   for (int i = 2; i < argc; ++i) {
-    if (!Parse(argv[i], &options)) {
+    if (Parse(argv[i], &options)) continue;
+    if (i + 1 == argc || !Parse(std::string(argv[i]) + "=" + argv[i + 1], &options)) {
       std::fprintf(stderr, "cannot read argument %s\n%s", argv[i], kUsage);
       return 2;
     }
+    ++i;
   }
   return run(options);
 }

@@ -16,10 +16,17 @@ namespace {
 using cuda::CheckCuda;
 using cuda::DeviceBuffer;
 
-constexpr int kCopies = 6;       // of each packed matrix: 430 MB for Llama-2-7B
-constexpr int kDenseCopies = 2;  // of each fp16 matrix: 810 MB
+// Copies of each matrix that launches take in turn, so that no weight is found in the L2 cache: all
+// layers together, and one matrix alone, which takes copies of so many bytes.
+constexpr int kCopies = 6, kDenseCopies = 2;
+constexpr size_t kAloneBytes = size_t{160} << 20;
 
-// A linear goes through scratch and cuBLAS where its plan says so: many tokens.
+int CopiesFor(int least, double bytes) {
+  return std::max(least, static_cast<int>(kAloneBytes / bytes) + 1);
+}
+
+// A linear goes through scratch and cuBLAS where its plan says so: many tokens. Only the persistent
+// kernel of few tokens can do without the ring.
 enum class Kind { kLinear, kLinearAndStaging, kCublas };
 
 struct Variant {
@@ -55,7 +62,8 @@ class Linears {
     uint64_t seed = 1;
     size_t widest = 0;
     for (const LinearShape& l : layers_) {
-      matrices_.emplace_back(l.rows, l.cols, options.mix, kCopies, seed++);
+      const double bytes = 3.0 / 8 * l.rows * l.cols;  // roughly
+      matrices_.emplace_back(l.rows, l.cols, options.mix, CopiesFor(kCopies, bytes), seed++);
       widest = std::max<size_t>({widest, static_cast<size_t>(l.rows), static_cast<size_t>(l.cols)});
       size_t most_staged = 0;
       for (int m : options.m) {
@@ -88,7 +96,7 @@ class Linears {
     for (size_t l = first; l < last; ++l) {
       if (v.kind == Kind::kCublas) continue;
       const cuda::Plan plan = PlanOf(v, m, l);
-      if (!plan.error.empty()) return -1;
+      if (!plan.error.empty() || (!v.ring && plan.path != cuda::Path::kStream)) return -1;
       if (plan.path == cuda::Path::kDequantize &&
           (cublas_ == nullptr || !v.early || v.kind == Kind::kLinearAndStaging)) {
         return -1;
@@ -97,20 +105,23 @@ class Linears {
     if (v.kind == Kind::kLinear) {
       for (size_t l = first; l < last; ++l) Stage(v, m, l);
     }
+    const int copies = last - first > 1          ? kCopies
+                       : v.kind == Kind::kCublas ? dense_copies_[first]
+                                                 : matrices_[first].copies();
     const double all = MedianReplayMicros(
         [&](cudaStream_t stream) {
-          for (int c = 0; c < kCopies; ++c) {
+          for (int c = 0; c < copies; ++c) {
             for (size_t l = first; l < last; ++l) Enqueue(v, m, l, c, stream);
           }
         },
         options_.repeats);
-    return all / kCopies;
+    return all / copies;
   }
 
-  // Bytes that one decoder layer has to move: weights, activations in and out.
-  double BytesMoved(const Variant& v, int m) const {
+  // Bytes that these layers of one decoder layer have to move: weights, activations in and out.
+  double BytesMoved(const Variant& v, int m, size_t first, size_t last) const {
     double bytes = 0;
-    for (size_t l = 0; l < layers_.size(); ++l) {
+    for (size_t l = first; l < last; ++l) {
       const double weights = v.kind == Kind::kCublas ? 2.0 * layers_[l].rows * layers_[l].cols
                                                      : static_cast<double>(matrices_[l].bytes());
       bytes += weights + 2.0 * m * (layers_[l].rows + layers_[l].cols);
@@ -156,7 +167,8 @@ class Linears {
   void MakeDense() {
     for (const LinearShape& l : layers_) {
       const size_t weights = size_t{1} * l.rows * l.cols;
-      dense_.emplace_back(weights * kDenseCopies);
+      dense_copies_.push_back(CopiesFor(kDenseCopies, 2.0 * static_cast<double>(weights)));
+      dense_.emplace_back(weights * dense_copies_.back());
       for (size_t at = 0; at < dense_.back().size();) {  // x_ holds random fp16 numbers
         const size_t n = std::min(x_.size(), dense_.back().size() - at);
         CheckCuda(cudaMemcpy(dense_.back().get() + at, x_.get(), 2 * n, cudaMemcpyDeviceToDevice),
@@ -178,7 +190,7 @@ class Linears {
   void Enqueue(const Variant& v, int m, size_t l, int copy, cudaStream_t stream) {
     const int rows = layers_[l].rows, cols = layers_[l].cols;
     if (v.kind == Kind::kCublas) {
-      const uint16_t* w = dense_[l].get() + size_t{1} * (copy % kDenseCopies) * rows * cols;
+      const uint16_t* w = dense_[l].get() + size_t{1} * (copy % dense_copies_[l]) * rows * cols;
       if (!cublas_->Gemm(DType::kF16, m, rows, cols, x_.get(), cols, w, false, y_.get(),
                          DType::kF16, rows, stream)) {
         std::fprintf(stderr, "cuBLAS fails at m %d, layer %zu\n", m, l);
@@ -210,6 +222,7 @@ class Linears {
   cuda::DeviceProps props_;
   std::vector<RandomMatrix> matrices_;
   std::vector<DeviceBuffer<uint16_t>> dense_;
+  std::vector<int> dense_copies_;  // of each layer
   DeviceBuffer<uint16_t> x_, y_;
   std::vector<DeviceBuffer<uint8_t>> staged_;  // of each layer
   DeviceBuffer<uint8_t> workspace_, scratch_, exchange_;
@@ -242,6 +255,64 @@ void PrintLayers(Linears* linears, const Variant& v, int m) {
   }
 }
 
+// What a line of the table is about: all linear layers of a decoder layer, or one.
+struct Range {
+  std::string shape;
+  size_t first, last;
+};
+
+std::vector<Range> RangesOf(const LinearsOptions& options, const Linears& linears) {
+  std::vector<Range> ranges = {{options.shape, 0, linears.layers()}};
+  for (size_t l = 0; l < linears.layers() && options.per_layer && options.csv; ++l) {
+    ranges.push_back({options.shape + "/" + std::string(linears.layer_name(l)), l, l + 1});
+  }
+  return ranges;
+}
+
+class Table {
+ public:
+  Table(const LinearsOptions& options, const ModelShape& model, Linears* linears)
+      : options_(options), decoder_layers_(model.layers), linears_(linears) {
+    if (options.csv) {
+      std::printf("gpu,date,commit,shape,m,variant,ms_all_layers,pct_bandwidth,x_cublas_fp16\n");
+    } else {
+      std::printf("%s on %s: %.2f bits per weight, read bandwidth %.2f TB/s\n",
+                  options.shape.c_str(), gpu_.c_str(), linears->BitsPerWeight(), bandwidth_ / 1e6);
+    }
+  }
+
+  void Print(int m, const Range& range) {
+    constexpr const Variant& kPlain = kVariants[std::size(kVariants) - 1];
+    static_assert(kPlain.kind == Kind::kCublas);
+    const double dense =
+        linears_->compares() ? linears_->Micros(kPlain, m, range.first, range.last) : 0;
+    for (const Variant& v : kVariants) {
+      if (options_.only_default && v.name != std::string_view("default")) continue;
+      if (v.kind == Kind::kCublas && !linears_->compares()) continue;
+      const double micros =
+          v.kind == Kind::kCublas ? dense : linears_->Micros(v, m, range.first, range.last);
+      if (micros < 0) continue;
+      const double percent =
+          100 * linears_->BytesMoved(v, m, range.first, range.last) / micros / bandwidth_;
+      const double ms = micros * decoder_layers_ / 1e3, times = dense / micros;
+      std::printf(options_.csv ? "%s,%s,%s,%s,%d,%s,%.4f,%.1f,%.3f\n"
+                               : "%.0s%.0s%.0s%.0s  m %4d  %-16s %8.3f ms  %5.1f %% of bandwidth  "
+                                 "%5.2f x cuBLAS fp16\n",
+                  gpu_.c_str(), date_.c_str(), FEWBIT_COMMIT, range.shape.c_str(), m, v.name, ms,
+                  percent, times);
+      if (options_.per_layer && !options_.csv) PrintLayers(linears_, v, m);
+      std::fflush(stdout);
+    }
+  }
+
+ private:
+  const LinearsOptions& options_;
+  const int decoder_layers_;
+  Linears* const linears_;
+  const double bandwidth_ = ReadBytesPerMicro();
+  const std::string gpu_ = GpuName(), date_ = Today();
+};
+
 }  // namespace
 
 int RunLinears(const LinearsOptions& options) {
@@ -256,33 +327,10 @@ int RunLinears(const LinearsOptions& options) {
   int most = 1;
   for (int m : options.m) most = std::max(most, m);
   Linears linears(options, *model, most);
-  const double bandwidth = ReadBytesPerMicro();
-  const std::string gpu = GpuName(), date = Today();
-  if (options.csv) {
-    std::printf("gpu,date,commit,shape,m,variant,ms_all_layers,pct_bandwidth,x_cublas_fp16\n");
-  } else {
-    std::printf("%s on %s: %.2f bits per weight, read bandwidth %.2f TB/s\n", options.shape.c_str(),
-                gpu.c_str(), linears.BitsPerWeight(), bandwidth / 1e6);
-  }
+  Table table(options, *model, &linears);
+  const std::vector<Range> ranges = RangesOf(options, linears);
   for (int m : options.m) {
-    const double dense =
-        linears.compares() ? linears.Micros(kVariants[5], m, 0, linears.layers()) : 0;
-    for (const Variant& v : kVariants) {
-      if (options.only_default && v.name != std::string_view("default")) continue;
-      if (v.kind == Kind::kCublas && !linears.compares()) continue;
-      const double micros =
-          v.kind == Kind::kCublas ? dense : linears.Micros(v, m, 0, linears.layers());
-      if (micros < 0) continue;
-      const double percent = 100 * linears.BytesMoved(v, m) / micros / bandwidth;
-      const double ms = micros * model->layers / 1e3, times = dense / micros;
-      std::printf(options.csv ? "%s,%s,%s,%s,%d,%s,%.4f,%.1f,%.3f\n"
-                              : "%.0s%.0s%.0s%.0s  m %4d  %-16s %8.3f ms  %5.1f %% of bandwidth  "
-                                "%5.2f x cuBLAS fp16\n",
-                  gpu.c_str(), date.c_str(), FEWBIT_COMMIT, options.shape.c_str(), m, v.name, ms,
-                  percent, times);
-      if (options.per_layer) PrintLayers(&linears, v, m);
-      std::fflush(stdout);
-    }
+    for (const Range& range : ranges) table.Print(m, range);
   }
   return 0;
 }

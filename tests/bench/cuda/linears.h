@@ -12,9 +12,9 @@ namespace fewbit::bench {
 
 struct LinearsOptions {
   std::string shape = "llama-2-7b";
-  std::vector<int> m = {1, 4, 8, 16, 64, 128, 256, 1024, 4096};
+  std::vector<int> m = {1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096};
   bool csv = false;
-  bool per_layer = false;     // also the time of each of the four layers
+  bool per_layer = false;     // also each of the four layers alone, in CSV as shape NAME/LAYER
   bool only_default = false;  // without the ablation and cuBLAS
   int repeats = 21;
   WeightMix mix;

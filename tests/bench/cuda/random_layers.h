@@ -21,6 +21,7 @@ class RandomMatrix {
 
   cuda::DeviceMatrix copy(int i) const;
   const quant::PackedShape& shape() const { return shape_; }
+  int copies() const { return copies_; }
   size_t bytes() const;  // of one copy: tiles, strip order and outliers
 
  private:
