@@ -2,11 +2,11 @@
 
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/cuda/repack.h"
+#include "tests/gpu/stage_rows.h"
 
 namespace fewbit::testing {
 namespace {
@@ -96,9 +96,12 @@ cuda::DeviceBuffer<uint8_t> ZeroedExchange() {
 }
 
 void ExpectZero(const cuda::DeviceBuffer<uint8_t>& exchange) {
-  const std::vector<uint8_t> bytes = exchange.Download();
-  EXPECT_TRUE(std::all_of(bytes.begin(), bytes.end(), [](uint8_t b) { return b == 0; }))
-      << "left in the exchange";
+  const cuda::DeviceBuffer<unsigned long long> left(std::vector<unsigned long long>{0});
+  cuda::CheckCuda(
+      CountDifferences(reinterpret_cast<const float*>(exchange.get()), nullptr,
+                       static_cast<int64_t>(exchange.size() / sizeof(float)), left.get(), nullptr),
+      "CountDifferences");
+  EXPECT_EQ(left.Download()[0], 0u) << "words are left in the exchange";
 }
 
 std::vector<float> RoundTo(DType type, const std::vector<float>& x) {

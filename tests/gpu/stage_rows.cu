@@ -23,7 +23,8 @@ __global__ void CountDifferencesKernel(const float* a, const float* b, int64_t c
                                        unsigned long long* differences) {
   const int64_t step = int64_t{1} * gridDim.x * blockDim.x;
   for (int64_t i = int64_t{1} * blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
-    if (__float_as_uint(a[i]) != __float_as_uint(b[i])) atomicAdd(differences, 1ull);
+    const uint32_t other = b == nullptr ? 0 : __float_as_uint(b[i]);
+    if (__float_as_uint(a[i]) != other) atomicAdd(differences, 1ull);
   }
 }
 

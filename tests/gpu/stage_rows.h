@@ -14,7 +14,8 @@ namespace fewbit::testing {
 cudaError_t StageRows(const float* x, int64_t x_stride, int m, int cols, float factor,
                       const cuda::LinearInput& to, cudaStream_t stream);
 
-// Adds to *differences in how many of `count` words `a` and `b` differ. All on the device.
+// Adds to *differences in how many of `count` words `a` and `b` (null: zeros) differ. All on the
+// device.
 cudaError_t CountDifferences(const float* a, const float* b, int64_t count,
                              unsigned long long* differences, cudaStream_t stream);
 
