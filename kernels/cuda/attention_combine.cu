@@ -141,9 +141,7 @@ cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, uint8
   for (int p = 0; p < out.count; ++p) blocks += NumTiles(out.parts[p].shape);
   a.wanted = wanted.tokens;
   const int rows = wanted.tokens == nullptr ? step.tokens : wanted.count;
-  const cudaError_t error =
-      LaunchDependent(CombineKernel, dim3(blocks, rows), dim3(kThreads), 0, stream, a);
-  return error != cudaSuccess ? error : LaunchSlabFloats(out, rows, stream);
+  return LaunchDependent(CombineKernel, dim3(blocks, rows), dim3(kThreads), 0, stream, a);
 }
 
 }  // namespace fewbit::cuda

@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "kernels/cuda/outlier_window.h"
 #include "kernels/cuda/wide_tile.h"
 
 namespace fewbit::cuda {
@@ -43,17 +44,12 @@ constexpr int ClusteredHelpers(const ClusteredForm& f) {
   return f.threads / 32 - kClusteredProductWarps - kClusteredFetchWarps;
 }
 
-// Lanes of a team that sums outliers, and its board in shared memory, padded so that the teams of a
-// warp meet no bank conflict.
-constexpr int ClusteredTeamLanes(const ClusteredForm& f) { return f.tokens == 16 ? 8 : 16; }
-constexpr int ClusteredBoardBytes(const ClusteredForm& f) { return 8 * ClusteredTeamLanes(f) + 8; }
-constexpr int ClusteredTeams(const ClusteredForm& f) {
-  return ClusteredHelpers(f) * 32 / ClusteredTeamLanes(f);
-}
+// Entries of a row of outliers whose activations are asked for together.
+constexpr int ClusteredOutliersAhead(const ClusteredForm& f) { return f.tokens == 16 ? 6 : 4; }
 
 struct ClusteredShared {
-  int tile_bytes, slice_bytes, parity_bytes, meta_bytes;                    // of one stage
-  int slices, parity, meta, tiles, inbox, extras, boards, barriers, total;  // offsets and size
+  int tile_bytes, slice_bytes, parity_bytes, meta_bytes;                   // of one stage
+  int slices, parity, meta, tiles, inbox, extras, lists, barriers, total;  // offsets and size
 };
 constexpr ClusteredShared ClusteredLayout(const ClusteredForm& f, bool zero_points) {
   ClusteredShared s = {};
@@ -68,8 +64,8 @@ constexpr ClusteredShared ClusteredLayout(const ClusteredForm& f, bool zero_poin
   s.tiles = s.meta + f.tile_stages * s.meta_bytes;
   s.inbox = s.tiles + f.tile_stages * kWideRowBlocks * s.tile_bytes;
   s.extras = s.inbox + f.inboxes * kSegments * InboxFloats(f) * 4;
-  s.boards = s.extras + 2 * kClusteredOwnRows * f.tokens * 4;  // of two units
-  s.barriers = s.boards + ClusteredTeams(f) * ClusteredBoardBytes(f);
+  s.lists = s.extras + kClusteredOwnRows * f.tokens * 4;
+  s.barriers = s.lists + OutlierListBytes(kClusteredOwnRows);
   s.total = s.barriers + 8 * (2 * f.tile_stages + 2 * f.slice_stages + 2 * f.inboxes);
   return s;
 }

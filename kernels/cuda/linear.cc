@@ -78,7 +78,7 @@ std::string LaunchLinear(const Desc& desc, const Plan& plan, const DeviceGroup& 
   if (plan.path == Path::kWide) {
     const cudaError_t error =
         plan.wide.clustered
-            ? LaunchCluster(desc, plan.wide, group, in, out, stream)
+            ? LaunchCluster(desc, plan.wide, group, in, out, workspace.exchange, stream)
             : LaunchWide(desc, plan.wide, group, in, out, workspace.exchange, stream);
     return error == cudaSuccess ? "" : std::string("LaunchWide: ") + cudaGetErrorString(error);
   }

@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kClusteredForms[kForm].threads, kClusteredForm
   extern __shared__ __align__(128) uint8_t shared[];
   constexpr ClusteredForm kF = kClusteredForms[kForm];
   constexpr ClusteredShared kL = ClusteredLayout(kF, kZeroPoints);
-  const int warp = threadIdx.x / 32;
+  const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
   const ClusteredBarriers barriers(shared + kL.barriers, kF);
   if (threadIdx.x == 0) InitBarriers<kForm>(barriers);
   LetNextKernelStart();
@@ -98,9 +98,11 @@ cudaError_t CountClusters(const DeviceProps& props, int* clusters) {
 }
 
 cudaError_t LaunchCluster(const Desc& desc, const WidePlan& plan, const DeviceGroup& group,
-                          const LinearInput& in, const LinearOutput& out, cudaStream_t stream) {
+                          const LinearInput& in, const LinearOutput& out, void* exchange,
+                          cudaStream_t stream) {
   ClusteredArgs args = {};
-  FillArgs(desc, plan, group, in, out, &args);
+  FillArgs(desc, plan, group, in, out, exchange, &args);
+  args.makers = kClusterBlocks * plan.makers;
   const ClusteredForm& form = kClusteredForms[plan.form];
   const bool zero_points = desc.shapes[0].zero_points;
   const ClusterGeometry geometry = {kClusterBlocks, plan.teams, form.threads,

@@ -13,8 +13,9 @@ cudaError_t PrepareClusterKernels(const DeviceProps& props);
 // where there are none.
 cudaError_t CountClusters(const DeviceProps& props, int* clusters);
 
-// All matrices of the group in one launch.
+// All matrices of the group in one launch. `exchange`: see LinearWorkspace.
 cudaError_t LaunchCluster(const Desc& desc, const WidePlan& plan, const DeviceGroup& group,
-                          const LinearInput& in, const LinearOutput& out, cudaStream_t stream);
+                          const LinearInput& in, const LinearOutput& out, void* exchange,
+                          cudaStream_t stream);
 
 }  // namespace fewbit::cuda

@@ -20,9 +20,6 @@ cudaError_t PrepareLinearKernels(const DeviceProps& props);
 // into everything that `to` asks for. On the token path producers do this themselves.
 cudaError_t StageActivations(const Desc& desc, const void* x, int64_t x_stride,
                              const LinearInput& to, cudaStream_t stream);
-// Behind every kernel that stages `tokens` tokens into slabs: the floats that outliers read, where
-// a target wants them. A launch of its own, because a token's float is 4 bytes of a sector.
-cudaError_t LaunchSlabFloats(const LinearInput& to, int tokens, cudaStream_t stream);
 cudaError_t PrepareStaging();  // by PrepareLinearKernels
 
 // Result r of part p and token i goes to y[i * stride + column[p] + r], of desc.y_type.
@@ -42,8 +39,8 @@ struct LinearWorkspace {
   // (dequantize.h).
   void* scratch = nullptr;
   Cublas* cublas = nullptr;
-  // For the wide kernel: ExchangeBytes(), 16-byte aligned, zeroed before the first launch; all zero
-  // again after every launch.
+  // For the wide kernels and that for many tokens: ExchangeBytes(), 16-byte aligned, zeroed before
+  // the first launch; all zero again after every launch.
   void* exchange = nullptr;
 };
 

@@ -75,9 +75,7 @@ cudaError_t LaunchWide(const Desc& desc, const WidePlan& plan, const DeviceGroup
                        const LinearInput& in, const LinearOutput& out, void* exchange,
                        cudaStream_t stream) {
   WideArgs args = {};
-  FillArgs(desc, plan, group, in, out, &args);
-  for (int p = 0; p < desc.count; ++p) args.outliers |= group.parts[p].outliers != nullptr;
-  args.exchange = static_cast<uint32_t*>(exchange);
+  FillArgs(desc, plan, group, in, out, exchange, &args);
   const WideForm& form = kWideForms[plan.form];
   const bool zero_points = desc.shapes[0].zero_points;
   cudaLaunchAttribute attribute = {};

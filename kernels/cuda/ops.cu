@@ -241,9 +241,8 @@ template <int kPerWarp, typename Source>
 cudaError_t LaunchNormWith(const Source& source, const NormArgs& args, int warps, int blocks,
                            const LinearInput& out, cudaStream_t stream) {
   const NormCall call = {args.hidden_out, args.weight, args.eps, args.cols};
-  const cudaError_t error = LaunchFrom(NormKernel<kPerWarp, Source>, dim3(blocks, args.tokens),
-                                       warps, sizeof(float) * args.cols, stream, source, call, out);
-  return error != cudaSuccess ? error : LaunchSlabFloats(out, args.tokens, stream);
+  return LaunchFrom(NormKernel<kPerWarp, Source>, dim3(blocks, args.tokens), warps,
+                    sizeof(float) * args.cols, stream, source, call, out);
 }
 
 template <typename Source>
@@ -366,11 +365,9 @@ cudaError_t LaunchSiluMul(const SiluArgs& args, const LinearInput& out, cudaStre
   constexpr int kPlainElements = 4 * 32 * kSiluWarps;
   const int plain = out.plain == nullptr ? 0 : (args.cols + kPlainElements - 1) / kPlainElements;
   const dim3 grid(std::max({staged, plain, 1}), args.tokens), block(32 * kSiluWarps);
-  const cudaError_t error =
-      args.type == DType::kF16
-          ? LaunchDependent(SiluKernel<__half>, grid, block, 0, stream, args, out)
-          : LaunchDependent(SiluKernel<float>, grid, block, 0, stream, args, out);
-  return error != cudaSuccess ? error : LaunchSlabFloats(out, args.tokens, stream);
+  return args.type == DType::kF16
+             ? LaunchDependent(SiluKernel<__half>, grid, block, 0, stream, args, out)
+             : LaunchDependent(SiluKernel<float>, grid, block, 0, stream, args, out);
 }
 
 }  // namespace fewbit::cuda

@@ -193,7 +193,6 @@ LinearInput InputOf(const Desc& desc, const Plan& plan, const DeviceGroup& group
     to.staged = at;
     to.group_tokens = plan.group_tokens(desc, p);
     to.form = plan.form();
-    to.floats = plan.wide.clustered && group.parts[p].outliers != nullptr;
     to.group_bytes = GroupBytes(to.form, to.shape, to.group_tokens);
     at += size_t{1} * plan.groups(p) * to.group_bytes;
   }

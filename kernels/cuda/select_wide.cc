@@ -49,6 +49,7 @@ bool SelectWide(const Desc& desc, const DeviceProps& device, const Tuning& tunin
   plan->groups = CeilDiv(desc.m, plan->tokens);
   const int teams = plan->clustered ? device.wide_clusters : device.wide_teams;
   plan->teams = std::min(row_tiles * plan->groups, teams * resident);
+  plan->makers = std::min(plan->teams, teams);
   plan->early_start = !tuning.no_early_start;
   return true;
 }

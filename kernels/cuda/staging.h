@@ -39,7 +39,6 @@ struct StageTarget {
   uint8_t* staged = nullptr;  // 16-byte aligned
   int group_tokens = 0;
   size_t group_bytes = 0;
-  bool floats = false;  // kSlabs: also as floats, for outliers
 };
 
 // What a linear layer makes its input from. Rows of floats, 16-byte aligned.

@@ -34,8 +34,7 @@ constexpr int WideHelpers(const WideForm& f) {
 // 4 i + t of 16. A word that is not zero has come; who adds up clears it. The units of a team take
 // the boxes in turn. Behind all boxes, one flag for each product warp of a team and box: turn + 1
 // when the owner of its rows has emptied the box in that turn, for the warps that wait for it. In
-// front of all, where the helpers of all blocks meet: how many blocks have come, how many have
-// gone.
+// front of all, for both wide kernels, where helpers meet (device/slab_floats.cuh).
 inline constexpr int kWideMeetingWords = 32;
 inline constexpr int kWideBoxes = 2;
 inline constexpr int kWideSumTokens = 16;

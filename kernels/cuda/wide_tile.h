@@ -14,9 +14,8 @@
 // high and low bytes of X apart. With zero-points a 4-bit weight is the sum of two bytes.
 //
 // A group in memory: {float factor, int32 bias} [tiles][T]; slabs; room for the activations as
-// floats, [channels in 2-bit strips][T], made from the slabs for matrices with outliers: by the
-// kernel itself or, where the teams are clusters, by LaunchSlabFloats. A term is float(256 high +
-// low + bias) * d * factor.
+// floats, [channels in 2-bit strips][T], which the kernel makes from the slabs for matrices with
+// outliers. A term is float(256 high + low + bias) * d * factor.
 #pragma once
 
 #include "kernels/cuda/device_tile.h"
@@ -34,10 +33,13 @@ inline constexpr int kMaxWideTokens = 256;
 
 // The geometry of the wide kernels for a group of matrices.
 struct WidePlan {
-  int form = 0;             // row of kWideForms, or of kClusteredForms
-  int tokens = 0;           // of a group
-  int groups = 0;           // of tokens
-  int teams = 0;            // of kSegments blocks
+  int form = 0;    // row of kWideForms, or of kClusteredForms
+  int tokens = 0;  // of a group
+  int groups = 0;  // of tokens
+  int teams = 0;   // of kSegments blocks
+  // Teams that are surely resident together, though their blocks start while others end: clusters
+  // find room for fewer then than the occupancy says.
+  int makers = 0;
   bool clustered = false;   // the teams are clusters
   bool early_start = true;  // of the next kernel, by programmatic dependent launch
 };

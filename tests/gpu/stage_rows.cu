@@ -33,10 +33,8 @@ __global__ void CountDifferencesKernel(const float* a, const float* b, int64_t c
 cudaError_t StageRows(const float* x, int64_t x_stride, int m, int cols, float factor,
                       const cuda::LinearInput& to, cudaStream_t stream) {
   constexpr int kThreads = 160;
-  const cudaError_t error =
-      cuda::LaunchDependent(StageRowsKernel, dim3(m), dim3(kThreads), cols * sizeof(float), stream,
-                            x, x_stride, cols, factor, to);
-  return error != cudaSuccess ? error : cuda::LaunchSlabFloats(to, m, stream);
+  return cuda::LaunchDependent(StageRowsKernel, dim3(m), dim3(kThreads), cols * sizeof(float),
+                               stream, x, x_stride, cols, factor, to);
 }
 
 cudaError_t CountDifferences(const float* a, const float* b, int64_t count,

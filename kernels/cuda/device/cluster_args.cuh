@@ -11,6 +11,9 @@ namespace fewbit::cuda {
 struct ClusteredArgs {
   WidePart part[kMostParts];
   int parts, row_tiles, groups, m;
+  int makers;          // blocks that make the floats of outliers, the first ones
+  bool outliers;       // of any part
+  uint32_t* exchange;  // where all blocks meet, see wide_instances.h
   void* y;
   int64_t y_stride;
   DType y_type;

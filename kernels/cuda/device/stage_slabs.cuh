@@ -28,11 +28,6 @@ struct SlabToken {
     return group + WideMetaBytes(to.shape, to.group_tokens) +
            2 * kSlabBytes * (static_cast<size_t>(slab) * to.group_tokens + token);
   }
-  // This token's place among the floats of a channel, counted in strip order.
-  __device__ __forceinline__ float* Floats(const StageTarget& to, int channel) const {
-    return reinterpret_cast<float*>(group + WideFloatsAt(to.shape, to.group_tokens)) +
-           static_cast<size_t>(channel) * to.group_tokens + token;
-  }
 };
 
 // Quads of a tile with what fills up its last pair.

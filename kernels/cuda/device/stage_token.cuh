@@ -239,9 +239,9 @@ struct NoFactor {
   __device__ float operator()() const { return 1.0f; }
 };
 
-// One tile of one matrix by a converged warp, but for the floats of outliers (LaunchSlabFloats); x:
-// this lane's channels, 0 where it has none. The staged numbers are those of x times factor(). A
-// tile whose largest |x| is infinite or NaN gets that as its scale, so that it reaches the result.
+// One tile of one matrix by a converged warp; x: this lane's channels, 0 where it has none. The
+// staged numbers are those of x times factor(). A tile whose largest |x| is infinite or NaN gets
+// that as its scale, so that it reaches the result.
 template <typename Factor = NoFactor>
 __device__ __forceinline__ void StageValues(const StageTarget& to, const float4 (&x)[kStageRounds],
                                             int token, int tile, const Factor& factor = {}) {

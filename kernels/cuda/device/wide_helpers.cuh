@@ -108,25 +108,6 @@ __device__ __forceinline__ void FinishUnit(const WideArgs& a, const WideUnit& un
   }
 }
 
-// The helpers of all blocks meet: what they wrote before is read behind it. Launches leave the
-// words as they found them, zero.
-template <int kForm>
-__device__ __forceinline__ void MeetAllHelpers(uint32_t* meeting) {
-  MeetHelpers<kForm>();
-  if (threadIdx.x == 32 * (kWideProductWarps + kWideFetchWarps)) {
-    uint32_t *come = meeting, *gone = meeting + 1;
-    __threadfence();
-    atomicAdd(come, 1);
-    while (LoadFlag(come) != gridDim.x) __nanosleep(64);
-    if (atomicAdd(gone, 1) == gridDim.x - 1) {
-      StoreFlag(come, 0);
-      StoreFlag(gone, 0);
-    }
-    __threadfence();
-  }
-  MeetHelpers<kForm>();
-}
-
 template <int kForm, bool kZeroPoints>
 __device__ __forceinline__ void RunHelpers(const WideArgs& a, uint8_t* shared) {
   constexpr WideForm kF = kWideForms[kForm];
@@ -156,8 +137,10 @@ __device__ __forceinline__ void RunHelpers(const WideArgs& a, uint8_t* shared) {
   find(team.id);
   WaitForPreviousKernels();
   if (a.outliers) {
-    MakeFloats<kForm, kZeroPoints>(a);
-    MeetAllHelpers<kForm>(a.exchange);
+    const int helper = threadIdx.x - 32 * (kWideProductWarps + kWideFetchWarps);
+    MakeFloats<kF.tokens, kZeroPoints, WideHelpers(kF)>(a, gridDim.x, helper / 32);
+    MeetMakers<HelperThreads<kForm>()>(a.exchange, gridDim.x, helper == 0);
+    LeaveMeeting(a.exchange, helper == 0);
   }
 #pragma unroll 1
   for (int turn = -1; u < team.units; u += team.teams, ++turn) {

@@ -4,6 +4,7 @@
 
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/device/slab_floats.cuh"
 #include "kernels/cuda/device/wide_args.cuh"
 
 namespace fewbit::cuda {
@@ -146,68 +147,5 @@ class OutlierRun {
   uint32_t start_ = 0;  // of list `lane`
   uint32_t begin_ = 0, end_ = 0, entry_ = 0;
 };
-
-// Byte kIndex of a word, signed.
-template <int kIndex>
-__device__ __forceinline__ int SignedByte(uint32_t word) {
-  return static_cast<int8_t>(word >> (8 * kIndex));
-}
-
-// The activations of one slab of a 2-bit tile as floats, [channel][token], by one warp.
-template <int kForm, bool kZeroPoints>
-__device__ __forceinline__ void SlabToFloats(const WidePart& part, int group, int slab) {
-  constexpr WideForm kF = kWideForms[kForm];
-  constexpr int kLanes = kF.tokens < 32 ? kF.tokens : 32, kLaneTokens = kF.tokens / kLanes;
-  // The factor of the terms (wide_tile.h) is so much less than the scale of the activations.
-  constexpr float kToScale = quant::kStoredSecondOrderFactor * (kZeroPoints ? 2.0f : 4.0f);
-  const int lane = threadIdx.x % 32, quad = slab / kQuadSlabs, quarter = slab % kQuadSlabs;
-  if (lane >= kLanes) return;
-  uint8_t* from = part.staged + group * part.group_bytes;
-  const int2* meta =
-      reinterpret_cast<const int2*>(from) + quad / (2 * quant::kTileChunks) * kF.tokens;
-  const uint4* columns = reinterpret_cast<const uint4*>(
-      from + WideMetaBytes(part.w.shape, kF.tokens) + size_t{2} * kSlabBytes * kF.tokens * slab);
-  float* floats = reinterpret_cast<float*>(from + WideFloatsAt(part.w.shape, kF.tokens)) +
-                  static_cast<size_t>(64 * quad + 4 * quarter) * kF.tokens;
-#pragma unroll
-  for (int i = 0; i < kLaneTokens; ++i) {
-    const int token = lane + i * kLanes;
-    const float scale = __fmul_rn(__int_as_float(__ldcg(meta + token).x), kToScale);
-    const uint4 high = __ldcg(columns + 2 * token), low = __ldcg(columns + 2 * token + 1);
-    const uint32_t highs[4] = {high.x, high.y, high.z, high.w};
-    const uint32_t lows[4] = {low.x, low.y, low.z, low.w};
-#pragma unroll
-    for (int strip = 0; strip < 4; ++strip) {
-      float* to = floats + 16 * strip * kF.tokens + token;
-      const auto store = [&]<int kIndex>() {
-        const int v = 256 * SignedByte<kIndex>(highs[strip]) + SignedByte<kIndex>(lows[strip]);
-        to[kIndex * kF.tokens] = __fmul_rn(__int2float_rn(v), scale);
-      };
-      store.template operator()<0>();
-      store.template operator()<1>();
-      store.template operator()<2>();
-      store.template operator()<3>();
-    }
-  }
-}
-
-// The same for all matrices with outliers, by the helper warps of all blocks.
-template <int kForm, bool kZeroPoints>
-__device__ __forceinline__ void MakeFloats(const WideArgs& a) {
-  constexpr int kWarps = WideHelpers(kWideForms[kForm]);
-  const int warp = static_cast<int>(threadIdx.x) / 32 - kWideProductWarps - kWideFetchWarps;
-  int item = blockIdx.x + warp * gridDim.x;
-#pragma unroll 1
-  for (int p = 0; p < a.parts; ++p) {
-    const WidePart& part = a.part[p];
-    if (part.w.outliers == nullptr) continue;
-    const int slabs = kPairSlabs * part.w.shape.chunks2, items = slabs * a.groups;
-#pragma unroll 1
-    for (; item < items; item += kWarps * gridDim.x) {
-      SlabToFloats<kForm, kZeroPoints>(part, item / slabs, item % slabs);
-    }
-    item -= items;
-  }
-}
 
 }  // namespace fewbit::cuda

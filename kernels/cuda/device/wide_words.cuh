@@ -85,7 +85,8 @@ struct WideUnit {
 // The arguments that both kernels have.
 template <typename Args>
 void FillArgs(const Desc& desc, const WidePlan& plan, const DeviceGroup& group,
-              const LinearInput& in, const LinearOutput& out, Args* args) {
+              const LinearInput& in, const LinearOutput& out, void* exchange, Args* args) {
+  args->exchange = static_cast<uint32_t*>(exchange);
   args->parts = desc.count;
   for (int p = 0; p < desc.count; ++p) {
     const DeviceMatrix& w = group.parts[p];
@@ -97,6 +98,7 @@ void FillArgs(const Desc& desc, const WidePlan& plan, const DeviceGroup& group,
                      w.shape.row_blocks(),
                      args->row_tiles,
                      out.column[p]};
+    args->outliers |= w.outliers != nullptr;
     args->row_tiles += (w.shape.row_blocks() + kWideRowBlocks - 1) / kWideRowBlocks;
   }
   args->groups = plan.groups;
