@@ -35,8 +35,8 @@ struct DeviceOptions {
 absl::Status CheckDeviceName(std::string_view device);
 
 // "cpu" or "cuda:N": what `device` means on this machine. UNAVAILABLE says why a GPU that was asked
-// for cannot be had: this build has no CUDA, no driver, no such GPU, one below compute capability
-// 8.0. "auto" never fails.
+// for cannot be had: this build has no CUDA, no driver, no such GPU, or one that its kernels do not
+// run on. "auto" never fails.
 absl::StatusOr<std::string> ResolveDevice(std::string_view device);
 
 // `model` outlives the executor. Errors: those of ResolveDevice and of the executor's Create.

@@ -11,11 +11,6 @@ namespace {
 
 constexpr size_t kCublasWorkspaceBytes = size_t{32} << 20;
 
-absl::Status FromCuda(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
-}
-
 cuda::AttentionDesc AttentionOf(const ModelSpec& spec, kv::KvType kv_type) {
   cuda::AttentionDesc desc;
   desc.num_heads = spec.num_heads;

@@ -20,11 +20,6 @@ namespace {
 
 constexpr int kStepsInFlight = 2;
 
-absl::Status FromCuda(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
-}
-
 absl::Status CheckOptions(const ModelSpec& spec, const CudaOptions& o) {
   absl::Status status =
       CheckExecutorLimits(spec, o.max_sequences, o.max_step_tokens, o.max_context, o.num_blocks);
@@ -164,6 +159,8 @@ absl::Status CudaExecutor::Impl::Start(const CudaOptions& options) {
   if (status = AllocateBuffers(request); !status.ok()) return status;
   if (status = AllocatePinned(); !status.ok()) return status;
   status = decoder->Start(kv.get(), info.num_blocks);
+  // Memory is cleared on the default stream, which ours does not wait for.
+  if (status.ok()) status = FromCuda(cudaDeviceSynchronize(), "clearing memory");
   if (!status.ok()) return status;
   status = FromCuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
   if (options.profile) clock = std::make_unique<OpClock>(stream);
@@ -399,7 +396,14 @@ absl::Status CheckCudaDevice(int device) {
                                                props.major, ".", props.minor,
                                                ": the kernels need 8.0 or later"));
   }
-  return absl::OkStatus();
+  cudaError_t loaded = cudaSetDevice(device);
+  if (loaded == cudaSuccess) loaded = cuda::PrepareLinearKernels(props);
+  if (loaded == cudaSuccess) return absl::OkStatus();
+  (void)cudaGetLastError();
+  return absl::UnavailableError(
+      absl::StrCat("GPU ", device, " of compute capability ", props.major, ".", props.minor,
+                   " cannot run this build's kernels (FEWBIT_CUDA_ARCHITECTURES): ",
+                   cudaGetErrorString(loaded)));
 }
 
 absl::StatusOr<std::unique_ptr<Executor>> CreateCudaExecutor(const Model* model,

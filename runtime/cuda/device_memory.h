@@ -1,4 +1,5 @@
-// One allocation of device memory with an owner. Allocated at the start, never on the step path.
+// Memory of the device, and pinned memory of the host, with an owner: allocated at the start, never
+// on the step path. CUDA errors of the start as a Status.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -14,7 +15,13 @@
 
 namespace fewbit {
 
-// Movable; one thread at a time. T is uint8_t for device memory or for pinned host memory.
+// INTERNAL: what failed, and CUDA's word for it.
+inline absl::Status FromCuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(what, ": ", cudaGetErrorString(error)));
+}
+
+// One allocation of bytes. Movable; one thread at a time.
 template <cudaError_t (*kAllocate)(void**, size_t), cudaError_t (*kFree)(void*)>
 class CudaMemory {
  public:

@@ -78,9 +78,8 @@ absl::StatusOr<std::unique_ptr<DeviceModel>> AllocateModel(const ModelPlan& plan
   const std::vector<double> frequencies = RopeFrequencies(plan.spec.rope);
   const cudaError_t error = cudaMemcpy(model->frequencies, frequencies.data(),
                                        frequencies.size() * sizeof(double), cudaMemcpyHostToDevice);
-  if (error != cudaSuccess) {
-    return absl::InternalError(
-        absl::StrCat("copying rope frequencies: ", cudaGetErrorString(error)));
+  if (absl::Status status = FromCuda(error, "copying rope frequencies"); !status.ok()) {
+    return status;
   }
   return model;
 }

@@ -3,17 +3,12 @@
 #include <algorithm>
 #include <cstring>
 
-#include "absl/strings/str_cat.h"
 #include "scheduler/check.h"
 
 namespace fewbit {
 namespace {
 
-absl::Status FromCuda(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  return absl::InternalError(
-      absl::StrCat("uploading weights: ", what, ": ", cudaGetErrorString(error)));
-}
+constexpr char kWhat[] = "uploading weights";
 
 // A rank's part of `bytes`, cut at pages so that no two threads fault on the same one.
 void CopyShare(const uint8_t* from, size_t bytes, int rank, int ranks, uint8_t* to) {
@@ -28,8 +23,8 @@ void CopyShare(const uint8_t* from, size_t bytes, int rank, int ranks, uint8_t* 
 
 absl::StatusOr<std::unique_ptr<Stager>> Stager::Create(ThreadTeam* team) {
   std::unique_ptr<Stager> stager(new Stager(team));
-  absl::Status status = FromCuda(cudaStreamCreateWithFlags(&stager->stream_, cudaStreamNonBlocking),
-                                 "cudaStreamCreate");
+  absl::Status status =
+      FromCuda(cudaStreamCreateWithFlags(&stager->stream_, cudaStreamNonBlocking), kWhat);
   if (!status.ok()) return status;
   for (Slot& slot : stager->slots_) {
     auto pinned = PinnedMemory::Allocate(kSlotBytes, "uploading weights (pinned)");
@@ -39,7 +34,7 @@ absl::StatusOr<std::unique_ptr<Stager>> Stager::Create(ThreadTeam* team) {
     if (!scratch.ok()) return scratch.status();
     slot.scratch = *std::move(scratch);
     const unsigned flags = cudaEventDisableTiming | cudaEventBlockingSync;
-    status = FromCuda(cudaEventCreateWithFlags(&slot.done, flags), "cudaEventCreate");
+    status = FromCuda(cudaEventCreateWithFlags(&slot.done, flags), kWhat);
     if (!status.ok()) return status;
   }
   return stager;
@@ -58,7 +53,7 @@ Stager::~Stager() {
 absl::Status Stager::NextSlot(Slot** slot) {
   *slot = &slots_[next_];
   next_ = (next_ + 1) % kSlots;
-  return FromCuda(cudaEventSynchronize((*slot)->done), "cudaEventSynchronize");
+  return FromCuda(cudaEventSynchronize((*slot)->done), kWhat);
 }
 
 absl::Status Stager::Copy(const void* from, size_t bytes, void* to) {
@@ -76,9 +71,9 @@ absl::Status Stager::Copy(const void* from, size_t bytes, void* to) {
     }
     absl::Status status = FromCuda(cudaMemcpyAsync(static_cast<uint8_t*>(to) + begin, pinned, count,
                                                    cudaMemcpyHostToDevice, stream_),
-                                   "cudaMemcpyAsync");
+                                   kWhat);
     if (!status.ok()) return status;
-    status = FromCuda(cudaEventRecord(slot->done, stream_), "cudaEventRecord");
+    status = FromCuda(cudaEventRecord(slot->done, stream_), kWhat);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();
@@ -96,11 +91,11 @@ absl::Status Stager::Through(size_t unit_bytes, int64_t units, const Fill& fill,
     team_->Run([&](int rank) { fill(rank, first, count, pinned); });
     absl::Status status = FromCuda(cudaMemcpyAsync(slot->scratch.get(), pinned, count * unit_bytes,
                                                    cudaMemcpyHostToDevice, stream_),
-                                   "cudaMemcpyAsync");
+                                   kWhat);
     if (!status.ok()) return status;
-    status = FromCuda(rewrite(first, count, slot->scratch.get()), "rewriting");
+    status = FromCuda(rewrite(first, count, slot->scratch.get()), kWhat);
     if (!status.ok()) return status;
-    status = FromCuda(cudaEventRecord(slot->done, stream_), "cudaEventRecord");
+    status = FromCuda(cudaEventRecord(slot->done, stream_), kWhat);
     if (!status.ok()) return status;
   }
   return absl::OkStatus();

@@ -200,11 +200,9 @@ absl::Status Fill(const Model& model, const ModelPlan& plan, const DeviceModel& 
   status = UploadAll(model, plan, to, &uploader);
   if (!status.ok()) return status;
   if (status = (*stager)->Finish(); !status.ok()) return status;
-  const cudaError_t error =
-      cudaMemcpy(&clamped, counter->get(), sizeof(clamped), cudaMemcpyDeviceToHost);
-  if (error != cudaSuccess) {
-    return absl::InternalError(absl::StrCat("uploading weights: ", cudaGetErrorString(error)));
-  }
+  status = FromCuda(cudaMemcpy(&clamped, counter->get(), sizeof(clamped), cudaMemcpyDeviceToHost),
+                    "uploading weights");
+  if (!status.ok()) return status;
   if (clamped > 0) {
     return absl::UnimplementedError(absl::StrCat(
         clamped,
