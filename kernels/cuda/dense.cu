@@ -4,14 +4,13 @@
 #include "kernels/cuda/device/async_copy.cuh"
 #include "kernels/cuda/device/dense_words.cuh"
 #include "kernels/cuda/device/load4.cuh"
-#include "kernels/cuda/device/stage_token.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace fewbit::cuda {
 namespace {
 
-// A dot product is cut into kSplits runs of channels; a result is (((P0 + P1) + P2) + P3) * scale +
-// bias, and P_s one chain of tensor-core products in channel order. None of this depends on m.
+// A dot product is cut into kSplits runs of channels; a result is (((P0 + P1) + P2) + P3) * scale,
+// and P_s one chain of tensor-core products in channel order. None of this depends on m.
 constexpr int kSplits = 4;
 constexpr int kWarps = 8;
 constexpr int kStepBytes = 128;  // of each row that a warp takes at once
@@ -57,8 +56,7 @@ __device__ void StoreResult(const DenseCall& call, int first_row, int first_toke
     if (row >= call.w.rows || token >= tokens) continue;
     float y = sums[i / (NT * 4)][i / 4 % NT][i % 4];
     if (call.w.scales != nullptr) y *= call.w.scales[row];
-    if (call.bias != nullptr) y += call.bias[row];
-    StorePlain(call.y, call.y_type, (first_token + token) * call.y_stride + row, y);
+    call.y[(first_token + token) * call.y_stride + row] = y;
   }
 }
 
@@ -158,9 +156,8 @@ cudaError_t LaunchByTokens(const DenseCall& call, cudaStream_t stream) {
 constexpr int kPlainTokens = 8;  // of one warp in PlainKernel
 
 __device__ float4 LoadX4(const void* x, DType type, int64_t at) {
-  if (type == DType::kF32) return Load4(static_cast<const float*>(x) + at);
-  if (type == DType::kF16) return Load4(static_cast<const __half*>(x) + at);
-  return Load4(static_cast<const __nv_bfloat16*>(x) + at);
+  return type == DType::kF32 ? Load4(static_cast<const float*>(x) + at)
+                             : Load4(static_cast<const __half*>(x) + at);
 }
 
 // For what the tensor cores cannot take: a warp per (row, 8 tokens), in float, lanes by channel.
@@ -192,8 +189,7 @@ __global__ void PlainKernel(const __grid_constant__ DenseCall call) {
       sums[n] += __shfl_xor_sync(~0u, sums[n], offset);
     }
     if (lane != 0 || n >= tokens) continue;
-    const float y = sums[n] * scale + (call.bias == nullptr ? 0.0f : call.bias[row]);
-    StorePlain(call.y, call.y_type, (first + n) * call.y_stride + row, y);
+    call.y[(first + n) * call.y_stride + row] = sums[n] * scale;
   }
 }
 
@@ -214,9 +210,7 @@ bool TensorCoresTake(const DenseCall& call) {
   return call.w.type != WeightType::kF32 &&
          call.w.cols * WeightBytes(call.w.type) % kStepBytes == 0 &&
          Aligned(call.w.data, kStepBytes) &&
-         Aligned(call.x, call.x_stride * static_cast<int64_t>(x_bytes)) &&
-         (call.x_type == DType::kF32 ||
-          (call.x_type == DType::kBF16) == (call.w.type == WeightType::kBF16));
+         Aligned(call.x, call.x_stride * static_cast<int64_t>(x_bytes));
 }
 
 constexpr int kQuantizeThreads = 256;
@@ -250,7 +244,7 @@ __global__ void QuantizeRowsKernel(const DeviceDense w, uint8_t* codes, float* s
   }
 }
 
-__global__ void ConvertKernel(const DeviceDense w, bool to_half, void* out, int* clamped) {
+__global__ void ConvertKernel(const DeviceDense w, __half* out, int* clamped) {
   const size_t count = static_cast<size_t>(w.rows) * w.cols;
   for (size_t i = 4 * (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x); i < count;
        i += size_t{4} * gridDim.x * blockDim.x) {
@@ -260,9 +254,9 @@ __global__ void ConvertKernel(const DeviceDense w, bool to_half, void* out, int*
     const float values[4] = {v.x, v.y, v.z, v.w};
     for (int j = 0; j < 4; ++j) {
       constexpr float kLargestHalf = 65504.0f;
-      const float x = to_half ? fminf(fmaxf(values[j], -kLargestHalf), kLargestHalf) : values[j];
+      const float x = fminf(fmaxf(values[j], -kLargestHalf), kLargestHalf);
       beyond += x != values[j];
-      StorePlain(out, to_half ? DType::kF16 : DType::kBF16, i + j, x);
+      out[i + j] = __float2half_rn(x);
     }
     if (beyond > 0 && clamped != nullptr) atomicAdd(clamped, beyond);
   }
@@ -277,32 +271,28 @@ std::string CheckDense(const DenseCall& call) {
            " columns: both must be positive and columns a multiple of 4";
   }
   if (call.m <= 0) return "m " + std::to_string(call.m) + " must be positive";
+  if (call.w.type == WeightType::kBF16 || call.x_type == DType::kBF16) {
+    return "a dense matrix and its input must not be bf16";
+  }
   return "";
 }
 
 cudaError_t LaunchDense(const DenseCall& call, cudaStream_t stream) {
   if (!TensorCoresTake(call)) return LaunchPlain(call, stream);
   const bool split = call.x_type == DType::kF32;
-  switch (call.w.type) {
-    case WeightType::kF16:
-      return split ? LaunchByTokens<DenseWords<__half, float>>(call, stream)
-                   : LaunchByTokens<DenseWords<__half, uint16_t>>(call, stream);
-    case WeightType::kBF16:
-      return split ? LaunchByTokens<DenseWords<__nv_bfloat16, float>>(call, stream)
-                   : LaunchByTokens<DenseWords<__nv_bfloat16, uint16_t>>(call, stream);
-    default:
-      return split ? LaunchByTokens<DenseWords<uint8_t, float>>(call, stream)
-                   : LaunchByTokens<DenseWords<uint8_t, uint16_t>>(call, stream);
+  if (call.w.type == WeightType::kF16) {
+    return split ? LaunchByTokens<DenseWords<__half, float>>(call, stream)
+                 : LaunchByTokens<DenseWords<__half, uint16_t>>(call, stream);
   }
+  return split ? LaunchByTokens<DenseWords<uint8_t, float>>(call, stream)
+               : LaunchByTokens<DenseWords<uint8_t, uint16_t>>(call, stream);
 }
 
 std::string RunDense(const DenseCall& call, Cublas* cublas, cudaStream_t stream) {
-  const bool same_type = call.w.type == WeightTypeOf(call.x_type);
-  if (call.m > kMaxDenseTokens && cublas != nullptr && call.bias == nullptr && same_type &&
-      call.w.type != WeightType::kF32 &&
-      (call.y_type == DType::kF32 || call.y_type == call.x_type)) {
-    if (cublas->Gemm(call.x_type, call.m, call.w.rows, call.w.cols, call.x, call.x_stride,
-                     call.w.data, false, call.y, call.y_type, call.y_stride, stream)) {
+  if (call.m > kMaxDenseTokens && cublas != nullptr && call.w.type == WeightType::kF16 &&
+      call.x_type == DType::kF16) {
+    if (cublas->Gemm(DType::kF16, call.m, call.w.rows, call.w.cols, call.x, call.x_stride,
+                     call.w.data, false, call.y, DType::kF32, call.y_stride, stream)) {
       return "";
     }
     return "cuBLAS refuses m " + std::to_string(call.m) + ", rows " + std::to_string(call.w.rows) +
@@ -317,10 +307,9 @@ cudaError_t QuantizeRows(const DeviceDense& w, uint8_t* codes, float* scales, cu
   return cudaGetLastError();
 }
 
-cudaError_t ConvertWeights(const DeviceDense& w, WeightType type, void* out, int* clamped,
-                           cudaStream_t stream) {
+cudaError_t ConvertToHalf(const DeviceDense& w, void* out, int* clamped, cudaStream_t stream) {
   constexpr int kThreads = 256, kBlocks = 1024;
-  ConvertKernel<<<kBlocks, kThreads, 0, stream>>>(w, type == WeightType::kF16, out, clamped);
+  ConvertKernel<<<kBlocks, kThreads, 0, stream>>>(w, static_cast<__half*>(out), clamped);
   return cudaGetLastError();
 }
 

@@ -1,5 +1,5 @@
-// Weight matrices that are not packed, on the GPU: y[m, rows] = x[m, cols] W^T (+ bias) for 32-,
-// 16- and 8-bit weights. The kernel for small m gives a row of x the same bits in any batch; beyond
+// Weight matrices that are not packed, on the GPU: y[m, rows] = x[m, cols] W^T for 32-, 16- and
+// 8-bit weights. The kernel for small m gives a row of x the same bits in any batch; beyond
 // kMaxDenseTokens cuBLAS takes over where it can. The LM head is such a matrix, and so is the
 // embedding (ops.h).
 #pragma once
@@ -16,7 +16,7 @@
 
 namespace fewbit::cuda {
 
-enum class WeightType : uint8_t { kF32, kF16, kBF16, kI8 };
+enum class WeightType : uint8_t { kF32, kF16, kBF16, kI8 };  // kBF16: only to convert from
 constexpr size_t WeightBytes(WeightType type) {
   return type == WeightType::kF32 ? 4 : type == WeightType::kI8 ? 1 : 2;
 }
@@ -37,16 +37,12 @@ struct DeviceDense {
 
 // One linear layer call. All pointers are device memory.
 struct DenseCall {
-  DeviceDense w;
+  DeviceDense w;               // kF16 and kI8 are fast; kF32 is computed in float, slowly
   int m = 0;                   // tokens
   const void* x = nullptr;     // [m, cols], row stride x_stride elements
-  DType x_type = DType::kF16;  // fast: kF16 with kF16 or kI8 weights, kBF16 with kBF16 weights, and
-                               // kF32, rounded to 22 bits (16 with kBF16 weights); other
-                               // combinations and kF32 weights are computed in float, slowly
+  DType x_type = DType::kF16;  // or kF32, rounded to 22 bits where weights are fast
   int64_t x_stride = 0;
-  const float* bias = nullptr;  // [rows], or null
-  void* y = nullptr;            // [m, rows], row stride y_stride elements
-  DType y_type = DType::kF32;
+  float* y = nullptr;  // [m, rows], row stride y_stride elements
   int64_t y_stride = 0;
 };
 
@@ -60,17 +56,16 @@ std::string CheckDense(const DenseCall& call);
 // Fast if they are 16-byte aligned and cols is a multiple of 64 (8-bit weights: 128).
 cudaError_t LaunchDense(const DenseCall& call, cudaStream_t stream);
 
-// The choice by m: LaunchDense up to kMaxDenseTokens, and where cuBLAS does not serve (8-bit and
-// 32-bit weights, x of another type, a bias, `cublas` null). Returns an error text or "".
+// The choice by m: LaunchDense up to kMaxDenseTokens, and where cuBLAS does not serve (weights or x
+// that are not kF16, `cublas` null). Returns an error text or "".
 std::string RunDense(const DenseCall& call, Cublas* cublas, cudaStream_t stream);
 
 // Rounds each row of a 16- or 32-bit matrix in device memory to 8 bits: codes [rows, cols] and
 // scales [rows] such that scale = max|w| / 127 and code = 128 + round(w / scale).
 cudaError_t QuantizeRows(const DeviceDense& w, uint8_t* codes, float* scales, cudaStream_t stream);
 
-// Converts a 16- or 32-bit matrix of w.rows x w.cols to `type` (kF16 or kBF16). To kF16 values
-// beyond +-65504 are clamped, and `*clamped` (device memory, counts up; may be null) tells.
-cudaError_t ConvertWeights(const DeviceDense& w, WeightType type, void* out, int* clamped,
-                           cudaStream_t stream);
+// Converts a 16- or 32-bit matrix to kF16, out [rows, cols]. Values beyond +-65504 are clamped, and
+// `*clamped` (device memory, counts up; may be null) tells.
+cudaError_t ConvertToHalf(const DeviceDense& w, void* out, int* clamped, cudaStream_t stream);
 
 }  // namespace fewbit::cuda

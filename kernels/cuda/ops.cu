@@ -23,20 +23,17 @@ struct FromHidden {
   static constexpr bool kFirstOfStep = false;
   const float* hidden;
   const int32_t* rows;
-  const void* delta;
-  int64_t delta_stride;
-  bool half_delta;
+  const float* delta;
   int cols;
 
   struct Row {
     const float* hidden;
-    const void* delta;
-    bool half_delta;
+    const float* delta;
     // x[k] = elements at(k) .. at(k) + 3, 0 beyond the row. What is added is asked for before the
     // first sum needs any of it.
     template <int kCount, typename At>
     __device__ __forceinline__ void Load(int cols, const At& at, float4 (&x)[kCount]) const {
-      const auto load = [&](const auto* from, float4(&to)[kCount]) {
+      const auto load = [&](const float* from, float4(&to)[kCount]) {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
           to[k] = at(k) < cols ? Load4(from + at(k)) : make_float4(0, 0, 0, 0);
@@ -45,23 +42,14 @@ struct FromHidden {
       load(hidden, x);
       if (delta == nullptr) return;
       float4 d[kCount];
-      if (half_delta) {
-        load(static_cast<const __half*>(delta), d);
-      } else {
-        load(static_cast<const float*>(delta), d);
-      }
+      load(delta, d);
 #pragma unroll
       for (int k = 0; k < kCount; ++k) x[k] = Add4(x[k], d[k]);
     }
   };
   __device__ Row Of(int token) const {
     const int64_t row = rows == nullptr ? token : rows[token];
-    const void* d =
-        delta == nullptr ? nullptr
-        : half_delta
-            ? static_cast<const void*>(static_cast<const __half*>(delta) + token * delta_stride)
-            : static_cast<const float*>(delta) + token * delta_stride;
-    return {hidden + row * cols, d, half_delta};
+    return {hidden + row * cols, delta == nullptr ? nullptr : delta + int64_t{1} * token * cols};
   }
 };
 
@@ -347,10 +335,7 @@ cudaError_t PrepareOps() {
 }
 
 cudaError_t LaunchAddNorm(const NormArgs& args, const LinearInput& out, cudaStream_t stream) {
-  const FromHidden source = {
-      args.hidden, args.rows, args.delta, args.delta_stride, args.delta_type == DType::kF16,
-      args.cols};
-  return LaunchNorm(source, args, out, stream);
+  return LaunchNorm(FromHidden{args.hidden, args.rows, args.delta, args.cols}, args, out, stream);
 }
 
 cudaError_t LaunchEmbedNorm(const DeviceDense& table, const StepView& step, const NormArgs& args,

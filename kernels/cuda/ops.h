@@ -24,13 +24,11 @@ cudaError_t PrepareOps();
 // hidden_out[t] = hidden[from] + delta[t] with from = rows ? rows[t] : t, and
 // out[t] = RMSNorm(hidden_out[t]) * weight, as cpu::RmsNorm, sums in a fixed order.
 struct NormArgs {
-  int tokens = 0;                  // T, or R with `rows`
-  int cols = 0;                    // E, a multiple of 16, at most kMaxRowElements
-  const float* hidden = nullptr;   // [*, E]
-  const int32_t* rows = nullptr;   // [tokens] or null
-  const void* delta = nullptr;     // [tokens, E] of delta_type, row stride delta_stride; null: none
-  DType delta_type = DType::kF32;  // kF32 or kF16
-  int64_t delta_stride = 0;
+  int tokens = 0;                 // T, or R with `rows`
+  int cols = 0;                   // E, a multiple of 16, at most kMaxRowElements
+  const float* hidden = nullptr;  // [*, E]
+  const int32_t* rows = nullptr;  // [tokens] or null
+  const float* delta = nullptr;   // [tokens, E]; null: none
   float* hidden_out = nullptr;    // [tokens, E], not `hidden`; null: not kept
   const float* weight = nullptr;  // [E]
   float eps = 1e-5f;

@@ -71,9 +71,6 @@ struct SampleCall {
   SampleResult* results = nullptr;       // [R]
 };
 
-constexpr size_t CountsBytes(int slots, int vocab) { return sizeof(uint32_t) * slots * vocab; }
-constexpr size_t AdjustedBytes(int rows, int vocab) { return sizeof(float) * rows * vocab; }
-
 // Starts a slot anew for a request with penalties: `context` (device memory, ids within V) is its
 // prompt followed by what it has generated so far. counts[slot, v] = how often v is in the output,
 // bit 31: v is in the prompt.

@@ -211,7 +211,6 @@ void DeviceDecoder::NormHidden(GroupCall* call, const float* weight, const int32
   norm.hidden = hidden->rows;
   norm.rows = wanted;
   norm.delta = hidden->delta;
-  norm.delta_stride = norm.cols;
   if (wanted != nullptr) {
     norm.hidden_out = wanted_;
   } else if (hidden->delta != nullptr) {
@@ -331,7 +330,6 @@ void DeviceDecoder::RunHead(const DeviceStep& step, const Hidden& hidden, int32_
   norm.cols = spec.hidden_size;
   norm.hidden = hidden.rows + begin * e;
   if (hidden.delta != nullptr) norm.delta = hidden.delta + begin * e;
-  norm.delta_stride = norm.cols;
   norm.weight = model_->final_norm;
   norm.eps = spec.rms_eps;
   place->Check(cuda::LaunchAddNorm(norm, head.input, stream), "LaunchAddNorm (head)");

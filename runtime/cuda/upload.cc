@@ -139,7 +139,7 @@ class Uploader {
           if (to.plan.type == cuda::WeightType::kI8) {
             return cuda::QuantizeRows(rows, out, to.scales + first, stager_->stream());
           }
-          return cuda::ConvertWeights(rows, to.plan.type, out, clamped_, stager_->stream());
+          return cuda::ConvertToHalf(rows, out, clamped_, stager_->stream());
         });
   }
 

@@ -3,7 +3,6 @@
 // bytes of a weight row, and the same channels of x, whatever the manual's fragment order says.
 #pragma once
 
-#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <cstdint>
@@ -22,13 +21,12 @@ __device__ __forceinline__ uint4 LoadStreaming(const void* p) {
   return v;
 }
 
-// W: __half, __nv_bfloat16 or uint8_t (codes; the product is with code - 128, in f16).
-// XElement: uint16_t (of the product's type), or float, split into a high and a low part.
+// W: __half or uint8_t (codes; the product is with code - 128). XElement: uint16_t (f16), or float,
+// split into a high and a low part.
 template <typename W, typename XElement>
 struct DenseWords {
   using X = XElement;
   static constexpr bool kBytes = std::is_same_v<W, uint8_t>;
-  static constexpr bool kBf16 = std::is_same_v<W, __nv_bfloat16>;
   static constexpr bool kSplit = std::is_same_v<XElement, float>;
   static constexpr int kStepChannels = kBytes ? 128 : 64;  // in 128 bytes of a row
   static constexpr int kLaneChannels = kBytes ? 16 : 8;    // in 16 bytes
@@ -89,36 +87,19 @@ struct DenseWords {
   }
 
   __device__ static void Split(float first, float second, uint32_t* high, uint32_t* low) {
-    if constexpr (kBf16) {
-      const __nv_bfloat162 h = __floats2bfloat162_rn(first, second);
-      const __nv_bfloat162 l =
-          __floats2bfloat162_rn(first - __bfloat162float(h.x), second - __bfloat162float(h.y));
-      *high = *reinterpret_cast<const uint32_t*>(&h);
-      *low = *reinterpret_cast<const uint32_t*>(&l);
-    } else {
-      const __half2 h = __floats2half2_rn(first, second);
-      const __half2 l = __floats2half2_rn(first - __low2float(h), second - __high2float(h));
-      *high = *reinterpret_cast<const uint32_t*>(&h);
-      *low = *reinterpret_cast<const uint32_t*>(&l);
-    }
+    const __half2 h = __floats2half2_rn(first, second);
+    const __half2 l = __floats2half2_rn(first - __low2float(h), second - __high2float(h));
+    *high = *reinterpret_cast<const uint32_t*>(&h);
+    *low = *reinterpret_cast<const uint32_t*>(&l);
   }
 
   __device__ static void Multiply(float (&c)[4], const A& a, const B& b) {
 #pragma unroll
     for (int i = 0; i < kPairs; i += 2) {
-      Product(c, a.low[i], a.high[i], a.low[i + 1], a.high[i + 1], b.x[i], b.x[i + 1]);
+      MmaF16(c, a.low[i], a.high[i], a.low[i + 1], a.high[i + 1], b.x[i], b.x[i + 1]);
       if constexpr (kSplit) {
-        Product(c, a.low[i], a.high[i], a.low[i + 1], a.high[i + 1], b.rest[i], b.rest[i + 1]);
+        MmaF16(c, a.low[i], a.high[i], a.low[i + 1], a.high[i + 1], b.rest[i], b.rest[i + 1]);
       }
-    }
-  }
-
-  __device__ static void Product(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                 uint32_t b0, uint32_t b1) {
-    if constexpr (kBf16) {
-      MmaBf16(c, a0, a1, a2, a3, b0, b1);
-    } else {
-      MmaF16(c, a0, a1, a2, a3, b0, b1);
     }
   }
 };

@@ -104,7 +104,6 @@ void Bench::Norms(int m) {
   args.hidden = hidden.get();
   args.hidden_out = kept.get();
   args.delta = delta.get();
-  args.delta_stride = e;
   args.weight = weight.get();
   const int kv = (shape_.qkv_rows - e) / 2;
   const Target qkv({e, kv, kv}, e, m, props_);
@@ -159,9 +158,8 @@ void Bench::Heads(int m, cuda::Cublas* cublas) {
   const auto floats = RandomFloats(count / 8, 0.02f, 5);
   const DeviceBuffer<uint16_t> half(count);
   for (int part = 0; part < 8; ++part) {
-    CheckCuda(cuda::ConvertWeights({floats.get(), nullptr, cuda::WeightType::kF32, v / 8, e},
-                                   cuda::WeightType::kF16, half.get() + part * (count / 8), nullptr,
-                                   nullptr),
+    CheckCuda(cuda::ConvertToHalf({floats.get(), nullptr, cuda::WeightType::kF32, v / 8, e},
+                                  half.get() + part * (count / 8), nullptr, nullptr),
               "convert");
   }
   const DeviceBuffer<uint8_t> codes(count);
@@ -171,8 +169,8 @@ void Bench::Heads(int m, cuda::Cublas* cublas) {
   CheckCuda(cuda::QuantizeRows(f16, codes.get(), scales.get(), nullptr), "quantize");
   const auto x32 = RandomFloats(static_cast<size_t>(m) * e, 1.0f, 6);
   const DeviceBuffer<uint16_t> x16(x32.size());
-  CheckCuda(cuda::ConvertWeights({x32.get(), nullptr, cuda::WeightType::kF32, m, e},
-                                 cuda::WeightType::kF16, x16.get(), nullptr, nullptr),
+  CheckCuda(cuda::ConvertToHalf({x32.get(), nullptr, cuda::WeightType::kF32, m, e}, x16.get(),
+                                nullptr, nullptr),
             "convert");
   const DeviceBuffer<float> y(static_cast<size_t>(m) * v);
   cuda::DenseCall call;
