@@ -17,6 +17,7 @@ SOURCE = {'.h', '.cc', '.cu', '.cuh', '.inc'}
 TEXT = SOURCE | {'.py', '.sh', '.cmake', '.proto', '.md'}
 SKIPPED = {'build', '__pycache__'}  # and what begins with a dot at the top: it is for tools
 MAX_LINES = 600
+MAX_FUNCTION_LINES = 69
 
 TOP_LEVEL = {
     'CMakeLists.txt', 'CMakePresets.json', 'Dockerfile', 'README.md', 'LICENSE', 'CHANGELOG.md', 'proto', 'server', 'scheduler',
@@ -43,6 +44,7 @@ LIBRARIES = ('absl/', 'nlohmann/', 'fewbit/', 'grpc/', 'grpcpp/', 'google/', 'pr
 # SentencePiece's header cannot stand beside Abseil's; one file sees it.
 SENTENCEPIECE_USERS = {'server/sentence_piece.cc', 'tests/server/sentence_piece_oracle.cc'}
 
+NO_FUNCTION = re.compile(r'(if|for|while|switch|do|else|try|case|default|namespace|class|struct|enum|union|extern)\b')
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
 CLOCK = re.compile(r'\babsl::Now\s*\(|\b(steady_clock|system_clock|high_resolution_clock)\b|\bclock_gettime\b|\btime\s*\(\s*(0|NULL|nullptr)')
 VERSION = re.compile(r'^project\(fewbit VERSION (\d+\.\d+\.\d+)', re.MULTILINE)
@@ -107,6 +109,21 @@ def length(root):
         count = len(lines(path))
         if count > MAX_LINES:
             yield f'{name}:{count}: more than {MAX_LINES} lines'
+
+
+def functions(root):
+    """So do functions. As clang-format leaves them: the brace that ends one stands alone, below its first line."""
+    for path, name in files(root, SOURCE):
+        heads = {}  # by indentation: number and text of the line that the next brace there would end
+        for number, line in enumerate(lines(path), 1):
+            text = line.lstrip()
+            indent = len(line) - len(text)
+            if text == '}':
+                start, head = heads.get(indent, (number, '{'))
+                if number - start >= MAX_FUNCTION_LINES and '(' in head and not NO_FUNCTION.match(head):
+                    yield f'{name}:{start}: {number - start + 1} lines are more than {MAX_FUNCTION_LINES} for a function'
+            elif text and not text.startswith(('}', '//', '#')):
+                heads[indent] = (number, text)
 
 
 def markers(root):
@@ -210,7 +227,7 @@ def version(root):
                 yield f'{name}:{number}: repeats the version {expected}'
 
 
-RULES = {rule.__name__: rule for rule in (includes, clock, length, markers, top_level, links, shell, changelog, version)}
+RULES = {rule.__name__: rule for rule in (includes, clock, length, functions, markers, top_level, links, shell, changelog, version)}
 
 
 def main():

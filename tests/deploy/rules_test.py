@@ -73,6 +73,21 @@ class RulesTest(unittest.TestCase):
         self.write('server/a.cc', '\n' * 601)
         self.assertEqual(self.found('length'), ['server/a.cc:601: more than 600 lines'])
 
+    def test_functions(self):
+        body = '  Call();\n' * 67
+        for text, allowed in [
+            ('int F(int a) {\n' + body + '}\n', True),
+            ('int F(int a,\n      int b) {\n' + body + '}\n', False),
+            ('F::F(int a)\n    : b_(a) {\n' + body + '}\n', False),
+            ('struct S {\n' + body + body + '};\n', True),
+            ('namespace n {\n' + body + body + '}  // namespace n\n', True),
+            ('class C {\n  void F() {\n' + ('    Call();\n' * 68) + '  }\n};\n', False),
+            ('class C {\n  void F() {\n' + ('    Call();\n' * 67) + '  }\n};\n', True),
+        ]:
+            with self.subTest(text=text[:40], lines=text.count('\n')):
+                self.write('server/a.cc', text)
+                self.assertEqual(self.found('functions') == [], allowed, self.found('functions'))
+
     def test_markers(self):
         self.write('server/a.cc', '// toDo and method names like DoTodoList are fine\n')
         self.assertEqual(self.found('markers'), [])

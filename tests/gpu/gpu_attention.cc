@@ -210,7 +210,6 @@ std::vector<float> GpuAttention::CachedRow(const Sequence& s, int position, int 
 
 void GpuAttention::Upload(const std::vector<StepPart>& parts, int padding_tokens,
                           int padding_sequences) {
-  const int q = d_.num_heads * d_.head_dim, k = d_.num_kv_heads * d_.head_dim;
   std::vector<int32_t> positions, sequence_of, q_start = {0}, kv_len, table;
   std::vector<float> rows;
   int stride = 1, max_query = 1;
@@ -265,6 +264,12 @@ void GpuAttention::Upload(const std::vector<StepPart>& parts, int padding_tokens
   step_.sequences = static_cast<int>(kv_len.size());
   step_.max_query = max_query;
   step_.only_chunks = only_chunks;
+  UploadRows(rows);
+  CheckCuda(cudaMemset(out_.get(), kPoison, out_.bytes()), "poison");
+}
+
+void GpuAttention::UploadRows(const std::vector<float>& rows) {
+  const int q = d_.num_heads * d_.head_dim, k = d_.num_kv_heads * d_.head_dim;
   const int width = options_.qkv_type == DType::kF32 ? 4 : 2;
   CheckCuda(cudaMemset(qkv_.get(), kPoison, qkv_.bytes()), "poison");
   if (width == 4) {
@@ -290,7 +295,6 @@ void GpuAttention::Upload(const std::vector<StepPart>& parts, int padding_tokens
             or_null(k_norm_device_),
             cache_.get(),
             options_.qkv_type};
-  CheckCuda(cudaMemset(out_.get(), kPoison, out_.bytes()), "poison");
 }
 
 void GpuAttention::LaunchStep(cudaStream_t stream) {

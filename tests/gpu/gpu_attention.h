@@ -83,6 +83,7 @@ class GpuAttention {
   size_t HalfOffset(const Sequence& s, int position, int head, bool value) const;
   void EncodeInto(const std::vector<float>& x, uint8_t* half, uint8_t* scales, int token);
   void Upload(const std::vector<StepPart>& parts, int padding_tokens, int padding_sequences);
+  void UploadRows(const std::vector<float>& rows);  // of the qkv layer
   void LaunchStep(cudaStream_t stream);
   void Launch(const cuda::LinearInput& out, const cuda::WantedRows& wanted, cudaStream_t stream);
   std::vector<float> Collect();
