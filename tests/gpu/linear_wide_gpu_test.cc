@@ -22,7 +22,9 @@ struct Case : LinearCase {
   // Sets the number of tokens, with an input type that the wide kernel takes that many of.
   void SetTokens(int m) {
     desc.m = m;
-    desc.x_type = m >= cuda::kLeastHalfTokens ? DType::kF32 : DType::kF16;
+    desc.x_type = m < cuda::kLeastHalfTokens                ? DType::kF16
+                  : m <= cuda::kMaxWideTokens && m % 2 == 0 ? DType::kBF16
+                                                            : DType::kF32;
   }
   std::vector<float> Tokens(int m, std::mt19937* rng) const {
     return RoundTo(desc.x_type, RandomActivations(size_t{1} * m * plain.shape.cols, rng));

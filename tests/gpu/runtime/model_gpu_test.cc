@@ -6,8 +6,11 @@
 #include <numeric>
 
 #include "gtest/gtest.h"
+#include "tests/golden/checkpoints.h"
 #include "tests/gpu/runtime/gpu_model.h"
 #include "tests/npy.h"
+#include "tests/runtime/model_runner.h"
+#include "tests/runtime/random_model.h"
 #include "tests/runtime/step_driver.h"
 
 namespace fewbit::testing {
@@ -71,38 +74,51 @@ TEST_P(GoldenGpuTest, WholePromptInOneStep) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenGpuTest,
-                         ::testing::Values("llama2", "llama3", "mistral-swa", "qwen2", "qwen3",
-                                           "glm", "chatglm2"),
+// What lies between the linear layers of a family (biases, norms of heads, kinds of rope, windows)
+// meets the kernels of packed ones. The reference is the CPU with their values in float32.
+TEST_P(GoldenGpuTest, PackedLayers) {
+  const Golden golden = LoadGolden(GetParam());
+  ASSERT_NE(golden.model, nullptr);
+  const int vocab = golden.model->spec.vocab_size;
+  const auto exact = PackedModel(*golden.model, true), packed = PackedModel(*golden.model, false);
+  ModelRunner runner(exact->model);
+  std::vector<int32_t> prompt;
+  for (const TokenId id : golden.prompt) prompt.push_back(ToInt(id));
+  const int all = runner.Add(prompt);
+  runner.Step({{all, static_cast<int>(prompt.size())}});
+  const Request request = ScoredRequest(golden.prompt, 1);
+  struct Case {
+    kv::KvType kv_type;
+    double tolerance;
+  };
+  for (const Case& c : {Case{kv::KvType::kF16, 2e-3}, Case{kv::KvType::kI8, 2e-2}}) {
+    CudaOptions options = SmallCudaOptions();
+    options.kv_type = c.kv_type;
+    const auto executor = MakeCuda(packed->model, options);
+    ASSERT_NE(executor, nullptr);
+    for (const int chunk : {64, 7, 1}) {
+      const Difference d = Compare(RunRequest(executor.get(), request, chunk).logits,
+                                   runner.sequence(all).logits, vocab);
+      std::printf("%s packed, %s KV, chunks of %d: relative error %.2e, largest %.2e\n", GetParam(),
+                  kv::KvTypeName(c.kv_type), chunk, d.relative, static_cast<double>(d.largest));
+      EXPECT_LE(d.relative, c.tolerance) << kv::KvTypeName(c.kv_type) << " chunk " << chunk;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenGpuTest, ::testing::ValuesIn(kGoldenCheckpoints),
                          [](const auto& info) {
                            std::string name = info.param;
                            std::erase(name, '-');
                            return name;
                          });
 
-// Ids that look like text to the model: its own continuation, drawn on the CPU.
-std::vector<TokenId> SampledText(const Model& model, int tokens) {
-  const auto cpu = MakeCpu(model, tokens + 16);
-  StepDriver driver(cpu.get());
-  Request request;
-  request.prompt = {ToInt(model.spec.bos) >= 0 ? model.spec.bos : TokenId(1)};
-  request.max_new_tokens = tokens;
-  request.sampling.temperature = 1.0f;
-  request.sampling.seed = 7;
-  driver.Add(request);
-  while (!driver.Done()) EXPECT_TRUE(driver.Step(64).ok());
-  return driver.sequence(0).tokens;
-}
-
-// FEWBIT_TEXT_IDS names an int32 .npy file of token ids, else the model's own text.
-std::vector<TokenId> TextIds(const Model& model, int at_most) {
-  const char* path = std::getenv("FEWBIT_TEXT_IDS");
-  if (path == nullptr) return SampledText(model, std::min(at_most, 480));
+// Of a text that the bundled model has not seen (tests/golden/README.md).
+std::vector<TokenId> TextIds() {
   std::vector<TokenId> ids;
-  for (const int32_t id : ReadNpy<int32_t>(path).values) {
-    if (static_cast<int>(ids.size()) < at_most) ids.push_back(TokenId(id));
+  for (const int32_t id : ReadNpy<int32_t>(GoldenDirectory() + "/text_ids.npy").values) {
+    ids.push_back(TokenId(id));
   }
-  EXPECT_FALSE(ids.empty()) << path << " holds no token id";
   return ids;
 }
 
@@ -152,7 +168,9 @@ Distance Between(const std::vector<SampledToken>& a, const std::vector<SampledTo
 TEST(BundledModelGpu, LogLikelihoodsAreThoseOfTheDequantizedModel) {
   const auto model = LoadTestModel(ModelDirectory());
   ASSERT_NE(model, nullptr);
-  const Request request = ScoredRequest(TextIds(*model, 320), 1);
+  std::vector<TokenId> ids = TextIds();
+  ids.resize(320);
+  const Request request = ScoredRequest(ids, 1);
   const DenseTwin twin(*model);
   const auto exact = ScoreOn(MakeCpu(twin.model, 512).get(), request, 64);
   const Distance cpu = Between(ScoreOn(MakeCpu(*model, 512).get(), request, 64), exact);
@@ -180,20 +198,19 @@ TEST(BundledModelGpu, LogLikelihoodsAreThoseOfTheDequantizedModel) {
   }
 }
 
+// Both round their activations, each in its way. Single tokens feel that, thousands hardly.
 TEST(BundledModelGpu, PerplexityIsTheCpus) {
   const auto model = LoadTestModel(ModelDirectory());
   ASSERT_NE(model, nullptr);
-  const int context = 256;
-  const char* windows = std::getenv("FEWBIT_TEXT_WINDOWS");
-  const int most = (windows == nullptr ? 16 : std::atoi(windows)) * (context - 1);
-  const std::vector<TokenId> ids = TextIds(*model, most);
+  constexpr int kContext = 256;
+  const std::vector<TokenId> ids = TextIds();
   const auto cpu = MakeCpu(*model, 512);
-  const std::vector<double> expected = Nll(cpu.get(), *model, ids, context);
+  const std::vector<double> expected = Nll(cpu.get(), *model, ids, kContext);
   ASSERT_FALSE(expected.empty());
   CudaOptions options = SmallCudaOptions();
   const auto executor = MakeCuda(*model, options);
   ASSERT_NE(executor, nullptr);
-  const std::vector<double> got = Nll(executor.get(), *model, ids, context);
+  const std::vector<double> got = Nll(executor.get(), *model, ids, kContext);
   ASSERT_EQ(got.size(), expected.size());
   const double tokens = static_cast<double>(got.size());
   std::vector<double> differences(got.size()), squares(got.size());
@@ -201,14 +218,11 @@ TEST(BundledModelGpu, PerplexityIsTheCpus) {
     differences[i] = got[i] - expected[i];
     squares[i] = differences[i] * differences[i];
   }
-  // Both round their activations, each in its way. What that does to single tokens hardly cancels
-  // out over the few of the bundled text, so there the limit is its standard error, three times.
   const double error = std::sqrt(Mean(squares) / tokens);
   std::printf("perplexity of %.0f tokens: %.5f on the GPU, %.5f on the CPU, standard error %.2e\n",
               tokens, std::exp(Mean(got)), std::exp(Mean(expected)), error);
-  constexpr double kManyTokens = 4000, kLimit = 1e-3;
-  EXPECT_NEAR(Mean(differences), 0.0, tokens >= kManyTokens ? kLimit : 3 * error);
-  EXPECT_LT(error, 1e-2);
+  EXPECT_NEAR(Mean(differences), 0.0, 1e-3);
+  EXPECT_LT(error, 1e-3);
 }
 
 }  // namespace
