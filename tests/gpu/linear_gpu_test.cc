@@ -2,6 +2,7 @@
 // shapes, and bit for bit against itself in other batches and geometries.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -120,26 +121,36 @@ TEST(LinearGpu, ReducedSetForSanitizers) {
   }
 }
 
-// A token's result is the same bits alone and at any place of any batch.
+// A token's result is the same bits alone and at any place of any batch of up to 64 tokens.
 TEST(LinearGpu, BatchInvariant) {
   std::mt19937 rng(13);
-  for (bool zero_points : {false, true}) {
-    Case c({208, 4096, 0.25, zero_points, 0.002}, &rng);
+  constexpr int kMost = 64;
+  struct Row {
+    PackedOptions options;
+    DType x_type;
+  };
+  const Row table[] = {{{208, 4096, 0.25, false, 0.002}, DType::kF16},
+                       {{208, 4096, 0.25, true, 0.002}, DType::kBF16},
+                       {{101, 1040, 0.0, false, 0.01}, DType::kBF16},
+                       {{150, 2064, 1.0}, DType::kF32}};
+  for (const Row& row : table) {
+    Case c(row.options, &rng);
+    c.desc.x_type = row.x_type;
     c.desc.y_type = DType::kF32;
     const int rows = c.desc.shapes[0].rows, cols = c.desc.shapes[0].cols;
-    const auto all = RoundTo(DType::kF16, RandomActivations(size_t{64} * cols, &rng));
-    c.desc.m = 64;
+    const auto all = RoundTo(row.x_type, RandomActivations(size_t{kMost} * cols, &rng));
+    c.desc.m = kMost;
     const auto y = RunGpuLinear(c.desc, c.gpu, all);
     ASSERT_FALSE(HasFailure());
-    for (int m = 1; m < 64; m += 1 + m / 9) {
-      const int first = (7 * m) % (64 - m);
+    for (int m = 1; m < kMost; ++m) {
+      const int first = (7 * m) % (kMost - m);
       c.desc.m = m;
       const std::vector<float> part(all.begin() + size_t{1} * first * cols,
                                     all.begin() + size_t{1} * (first + m) * cols);
       const auto few = RunGpuLinear(c.desc, c.gpu, part);
       ASSERT_FALSE(HasFailure());
       EXPECT_TRUE(SameBits(few.data(), y.data() + size_t{1} * first * rows, few.size()))
-          << "m " << m << ", from token " << first;
+          << Describe(row.options) << " m " << m << ", from token " << first;
     }
   }
 }
@@ -163,6 +174,35 @@ TEST(LinearGpu, GeometryInvariant) {
       EXPECT_TRUE(SameBits(y.data(), expected.data(), y.size()))
           << "m " << m << " warps " << t.warps << " stages " << t.stages;
     }
+  }
+}
+
+// NaN and infinity stay with their token, on every path.
+TEST(LinearGpu, NonFiniteStaysInItsToken) {
+  std::mt19937 rng(19);
+  constexpr int kRows = 300, kCols = 1040;
+  Case c({kRows, kCols, 0.25, false, 0.01}, &rng);
+  c.desc.y_type = DType::kF32;
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (int m : {3, 8, 20, 40, 100, 200}) {
+    c.desc.m = m;
+    // RunGpuLinear makes the largest finite number of an infinite one in f16.
+    c.desc.x_type = m % 8 == 0 ? DType::kBF16 : DType::kF16;
+    auto x = RoundTo(c.desc.x_type, RandomActivations(size_t{1} * m * kCols, &rng));
+    std::vector<float> expected = RunGpuLinear(c.desc, c.gpu, x);
+    ASSERT_FALSE(HasFailure());
+    const int bad[] = {1, m / 2};
+    x[bad[0] * kCols + 17] = kNan;
+    x[bad[1] * kCols + 800] = c.desc.x_type == DType::kF16 ? kNan : -kInfinity;
+    std::vector<float> y = RunGpuLinear(c.desc, c.gpu, x);
+    for (int token : bad) {
+      const auto row = y.begin() + size_t{1} * token * kRows;
+      EXPECT_TRUE(std::none_of(row, row + kRows, [](float v) { return std::isfinite(v); }))
+          << "m " << m << " token " << token;
+      std::copy_n(row, kRows, expected.begin() + size_t{1} * token * kRows);
+    }
+    EXPECT_TRUE(SameBits(y.data(), expected.data(), y.size())) << "m " << m;
   }
 }
 
@@ -222,9 +262,14 @@ TEST(LinearGpu, ThroughScratchMatchesFloat64) {
   std::mt19937 rng(17);
   Case c({80, 1040, 0.25, false, 0.002}, &rng);
   c.desc.m = cuda::kMostHalfTokens + 44;
-  const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * c.desc.m * 1040, &rng));
-  const auto y = RunGpuLinear(c.desc, c.gpu, x, {}, cublas.get());
-  EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, c.desc.m)), 1e-3);
+  for (DType type : {DType::kF16, DType::kBF16}) {
+    c.desc.x_type = c.desc.y_type = type;
+    ASSERT_EQ(cuda::Select(c.desc, ThisDevice()).path, cuda::Path::kDequantize);
+    const auto x = RoundTo(type, RandomActivations(size_t{1} * c.desc.m * 1040, &rng));
+    const auto y = RunGpuLinear(c.desc, c.gpu, x, {}, cublas.get());
+    EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, c.desc.m)),
+              type == DType::kF16 ? 1e-3 : 8e-3);
+  }
 }
 
 TEST(LinearGpu, ThroughScratchAddsToWhatIsThere) {
