@@ -25,6 +25,11 @@ __device__ __forceinline__ void InitBarriers(const WideBarriers& b) {
     BarrierInit(b.slices.full + i, 1);
     BarrierInit(b.slices.empty + i, kWideProductWarps);
   }
+  for (int i = 0; i < kWideSums; ++i) {
+    BarrierInit(b.sums.full + i, kWideWorkers);
+    BarrierInit(b.sums.empty + i, kWideWorkers);
+  }
+  for (int i = 0; i < kWideBoxes; ++i) BarrierInit(b.emptied + i, kWideWorkers);
   BarrierInitFence();
 }
 
@@ -34,7 +39,8 @@ __global__ void __launch_bounds__(kWideForms[kForm].threads, kWideForms[kForm].r
   extern __shared__ __align__(128) uint8_t shared[];
   constexpr WideForm kF = kWideForms[kForm];
   constexpr WideShared kL = WideLayout(kF, kZeroPoints);
-  const int warp = threadIdx.x / 32;
+  // So that ptxas knows that branches on it do not diverge.
+  const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
   const WideBarriers barriers(shared + kL.barriers, kF);
   if (threadIdx.x == 0) InitBarriers<kForm>(barriers);
   LetNextKernelStart();
@@ -50,7 +56,7 @@ __global__ void __launch_bounds__(kWideForms[kForm].threads, kWideForms[kForm].r
       WaitForPreviousKernels();
       if (threadIdx.x % 32 == 0) FetchActivations<kForm, kZeroPoints>(a, shared, barriers);
     } else {
-      RunHelpers<kForm, kZeroPoints>(a, shared);
+      RunHelpers<kForm, kZeroPoints>(a, shared, barriers, warp - kFirstHelper);
     }
   }
 }

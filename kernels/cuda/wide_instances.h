@@ -28,15 +28,19 @@ inline constexpr int kWideOwnRows = kWideRows / kWideTeam;  // that a block adds
 constexpr int WideHelpers(const WideForm& f) {
   return f.threads / 32 - kWideProductWarps - kWideFetchWarps;
 }
+// Helpers: workers, which sum the outliers of the next unit, then add up and store this one; one
+// that says which boxes are empty. The rest only helps to make floats.
+inline constexpr int kWideWorkers = 8, kWideSums = 3;  // of outliers, in turn
 
 // Partial sums go from the product warps of a team's blocks to the block that adds them up through
 // global memory: [team][box][segment][owner][tokens / 16][4 t][kWideOwnRows][4 i] words, for token
 // 4 i + t of 16. A word that is not zero has come; who adds up clears it. The units of a team take
 // the boxes in turn. Behind all boxes, one flag for each product warp of a team and box: turn + 1
-// when the owner of its rows has emptied the box in that turn, for the warps that wait for it. In
-// front of all, for both wide kernels, where helpers meet (device/slab_floats.cuh).
+// when the owner of its rows has emptied the box in that turn, for the warps that wait for it
+// (three boxes, because it takes them a unit's time to know). In front of all, for both wide
+// kernels, where helpers meet (device/slab_floats.cuh).
 inline constexpr int kWideMeetingWords = 32;
-inline constexpr int kWideBoxes = 2;
+inline constexpr int kWideBoxes = 3;
 inline constexpr int kWideSumTokens = 16;
 constexpr int WideQuarterWords(const WideForm& f) { return kWideOwnRows * f.tokens; }
 constexpr int WideBoxWords(const WideForm& f) {
@@ -50,6 +54,7 @@ constexpr size_t WideExchangeBytes(const WideForm& f, int teams) {
 
 // The outliers' part of a block's rows: [tokens][kWideExtrasPitch], padded against bank conflicts.
 inline constexpr int kWideExtrasPitch = kWideOwnRows + 1;
+constexpr int WideExtrasFloats(const WideForm& f) { return f.tokens * kWideExtrasPitch; }
 
 struct WideShared {
   int tile_bytes, slice_bytes, parity_bytes, meta_bytes;            // of one stage
@@ -67,9 +72,9 @@ constexpr WideShared WideLayout(const WideForm& f, bool zero_points) {
   s.meta = s.parity + f.tile_stages * s.parity_bytes;
   s.tiles = s.meta + f.tile_stages * s.meta_bytes;
   s.extras = s.tiles + f.tile_stages * kWideRowBlocks * s.tile_bytes;
-  s.works = s.extras + 2 * f.tokens * kWideExtrasPitch * 4;  // of two units
+  s.works = s.extras + kWideSums * WideExtrasFloats(f) * 4;
   s.barriers = s.works + f.tile_stages * 16;
-  s.total = s.barriers + 8 * (2 * f.tile_stages + 2 * f.slice_stages);
+  s.total = s.barriers + 8 * (2 * f.tile_stages + 2 * f.slice_stages + 2 * kWideSums + kWideBoxes);
   return s;
 }
 

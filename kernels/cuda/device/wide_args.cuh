@@ -8,6 +8,8 @@
 
 namespace fewbit::cuda {
 
+inline constexpr int kFirstHelper = kWideProductWarps + kWideFetchWarps;
+
 struct WideArgs {
   WidePart part[kMostParts];
   int parts, row_tiles, groups, m;
@@ -20,7 +22,7 @@ struct WideArgs {
 
 // What product warps have to know of a tile; the warp that fetches it leaves it beside the tile.
 struct alignas(16) WideWork {
-  int pairs;  // 0: a segment without tiles
+  int quads;  // even; 0: a segment without tiles
   int d_at;   // second-order scales, in the tile
   int two;    // bits
   int last;   // of the unit: 1 + its segment; else 0
@@ -61,11 +63,17 @@ __device__ __forceinline__ void ForEachUnit(const WideArgs& a, const Body& body)
 
 struct WideBarriers {
   PipeBarriers tiles, slices;
+  PipeBarriers sums;  // of outliers
+  uint64_t* emptied;  // a box, as far as this block reads it
 
   __device__ __forceinline__ WideBarriers(uint8_t* at, const WideForm& f) {
     uint64_t* b = reinterpret_cast<uint64_t*>(at);
     tiles = {b, b + f.tile_stages};
-    slices = {b + 2 * f.tile_stages, b + 2 * f.tile_stages + f.slice_stages};
+    b += 2 * f.tile_stages;
+    slices = {b, b + f.slice_stages};
+    b += 2 * f.slice_stages;
+    sums = {b, b + kWideSums};
+    emptied = b + 2 * kWideSums;
   }
 };
 

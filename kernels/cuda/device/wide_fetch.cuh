@@ -31,7 +31,7 @@ __device__ __forceinline__ void FetchWeights(const WideArgs& a, uint8_t* shared,
       BarrierWait(barriers.tiles.empty + at.stage, at.parity ^ 1);
       uint64_t* full = barriers.tiles.full + at.stage;
       if (lane == 0) {
-        works[at.stage] = {tile.pairs, tile.bytes - quant::kSecondOrderBytes, tile.two,
+        works[at.stage] = {2 * tile.pairs, tile.bytes - quant::kSecondOrderBytes, tile.two,
                            t + 1 == unit.end_tile ? 1 + unit.segment : 0};
         BarrierExpect(full, blocks * tile.bytes);
       }

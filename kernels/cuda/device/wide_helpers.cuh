@@ -4,22 +4,13 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/device/slab_floats.cuh"
 #include "kernels/cuda/device/wide_outliers.cuh"
 
 namespace fewbit::cuda {
 
 // A lane adds up and stores kTaskTokens tokens of one row at once, kTokenStep from one to the next.
 inline constexpr int kTaskTokens = 4, kTokenStep = kWideSumTokens / kTaskTokens;
-
-template <int kForm>
-__device__ __forceinline__ constexpr int HelperThreads() {
-  return 32 * WideHelpers(kWideForms[kForm]);
-}
-// Named barrier of the helpers.
-template <int kForm>
-__device__ __forceinline__ void MeetHelpers() {
-  NamedBarrier(1, HelperThreads<kForm>());
-}
 
 // Results of type `type`, `stride` elements from one to the next.
 template <int kCount>
@@ -44,21 +35,29 @@ __device__ __forceinline__ void StoreResults(void* y, DType type, int64_t at, in
 struct WideTask {
   uint4 sums[kSegments];
 
-  // Until all words have come; then they are zero again in the exchange.
   __device__ __forceinline__ void Ask(const uint32_t* from, int segment_words) {
 #pragma unroll
     for (int s = 0; s < kSegments; ++s) sums[s] = LoadExchange(from + s * segment_words);
   }
-  __device__ __forceinline__ void Take(uint32_t* from, int segment_words) {
+  // Until all words have come; all are asked for again at once, because an answer takes long.
+  __device__ __forceinline__ void Wait(const uint32_t* from, int segment_words) {
+    while (!Come()) {
+      __nanosleep(64);  // the L2 cache has other work to do
+      Ask(from, segment_words);
+    }
+  }
+  __device__ __forceinline__ bool Come() const {
+    bool come = true;
 #pragma unroll
     for (int s = 0; s < kSegments; ++s) {
-      const auto come = [&] {
-        return sums[s].x != 0 && sums[s].y != 0 && sums[s].z != 0 && sums[s].w != 0;
-      };
-      while (!come()) {
-        __nanosleep(64);  // the L2 cache has other work to do
-        sums[s] = LoadExchange(from + s * segment_words);
-      }
+      come = come && sums[s].x != 0 && sums[s].y != 0 && sums[s].z != 0 && sums[s].w != 0;
+    }
+    return come;
+  }
+  // What has come is zero again in the exchange.
+  static __device__ __forceinline__ void Clear(uint32_t* from, int segment_words) {
+#pragma unroll
+    for (int s = 0; s < kSegments; ++s) {
       StoreExchange(from + s * segment_words, make_uint4(0, 0, 0, 0));
     }
   }
@@ -75,96 +74,127 @@ struct WideTask {
   }
 };
 
-// Adds up and stores what comes for this block's rows; box: its quarter of segment 0.
+// Adds up and stores what comes for this block's rows, one of 32 kWideWorkers threads; box: its
+// quarter of segment 0.
 template <int kForm>
-__device__ __forceinline__ void FinishUnit(const WideArgs& a, const WideUnit& unit, int first_row,
-                                           uint32_t* box, const float* extras) {
+__device__ __forceinline__ void FinishUnit(const WideArgs& a, const WideUnit& unit, uint32_t* box,
+                                           const float* extras, int worker) {
   constexpr WideForm kF = kWideForms[kForm];
-  constexpr int kTasks = kWideOwnRows * kF.tokens / kTaskTokens;
-  constexpr int kThreads = HelperThreads<kForm>();
+  constexpr int kTasks = kF.tokens / kTaskTokens;  // of warps
   constexpr int kSegmentWords = kWideTeam * WideQuarterWords(kF);
-  const int thread = threadIdx.x - 32 * (kWideProductWarps + kWideFetchWarps);
+  constexpr int kTaskWords = 32 * kTaskTokens, kRounds = kTasks / kWideWorkers;
+  constexpr int kRoundTokens = kWideWorkers / kTokenStep * kWideSumTokens;
+  static_assert(kWideOwnRows == 32 && kTasks % kWideWorkers == 0);
+  const int row = threadIdx.x % 32;
+  const int first_row = unit.row_tile * kWideRows + blockIdx.x % kWideTeam * kWideOwnRows;
+  const int token = worker % kTokenStep + worker / kTokenStep * kWideSumTokens;
+  // Tokens of this lane's: token + kTokenStep i, if they are below this.
+  int left = a.m - unit.group * kF.tokens - token;
+  if (first_row + row >= unit.part->w.shape.rows) left = 0;
+  int64_t y = (unit.group * kF.tokens + token) * a.y_stride + unit.part->column + first_row + row;
   const bool outliers = unit.part->w.outliers != nullptr;
-  const int rows = unit.part->w.shape.rows - first_row, tokens = a.m - unit.group * kF.tokens;
-  const int64_t y = unit.group * kF.tokens * a.y_stride + unit.part->column + first_row;
-#pragma unroll 1
-  for (int i = thread; i < kTasks; i += kThreads) {
-    WideTask task;
-    task.Ask(box + kTaskTokens * i, kSegmentWords);
-    task.Take(box + kTaskTokens * i, kSegmentWords);
-    const int row = i % kWideOwnRows;
-    const int token =
-        i / kWideOwnRows % kTokenStep + i / (kTokenStep * kWideOwnRows) * kWideSumTokens;
+  extras += token * kWideExtrasPitch + row;
+  box += kTaskWords * worker + kTaskTokens * row;
+  WideTask next;
+  next.Ask(box, kSegmentWords);
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    next.Wait(box, kSegmentWords);
+    const WideTask task = next;
+    // Asked for when the ones before have come: before that they would be asked for in vain.
+    if (round + 1 < kRounds) next.Ask(box + kTaskWords * kWideWorkers, kSegmentWords);
+    WideTask::Clear(box, kSegmentWords);
     float sums[kTaskTokens];
     task.AddUp(sums);
     if (outliers) {
 #pragma unroll
       for (int j = 0; j < kTaskTokens; ++j) {
-        sums[j] = __fadd_rn(sums[j], extras[(token + kTokenStep * j) * kWideExtrasPitch + row]);
+        sums[j] = __fadd_rn(sums[j], extras[kTokenStep * j * kWideExtrasPitch]);
       }
     }
-    const int count = row < rows ? (tokens - token + kTokenStep - 1) / kTokenStep : 0;
-    StoreResults(a.y, a.y_type, y + token * a.y_stride + row, kTokenStep * a.y_stride, sums, count);
+    StoreResults(a.y, a.y_type, y, kTokenStep * a.y_stride, sums,
+                 (left + kTokenStep - 1) / kTokenStep);
+    left -= kRoundTokens;
+    y += kRoundTokens * a.y_stride;
+    extras += kRoundTokens * kWideExtrasPitch;
+    box += kTaskWords * kWideWorkers;
+  }
+}
+
+// Unit after unit: the outliers of the next one, which need nobody, then what has come for this
+// one.
+template <int kForm, bool kZeroPoints>
+__device__ __forceinline__ void RunWorker(const WideArgs& a, OutlierSums<kForm>* outliers,
+                                          uint8_t* shared, const WideBarriers& barriers,
+                                          int worker) {
+  constexpr WideForm kF = kWideForms[kForm];
+  const WideTeam team(a);
+  const bool first_lane = threadIdx.x % 32 == 0;
+  float* extras = reinterpret_cast<float*>(shared + WideLayout(kF, kZeroPoints).extras);
+  PipeCursor next, at, box;
+  int ahead = team.id;
+#pragma unroll 1
+  for (int u = team.id; u < team.units; u += team.teams) {
+#pragma unroll 1
+    for (; a.outliers && ahead <= u + team.teams && ahead < team.units;
+         ahead += team.teams, next.Advance(kWideSums)) {
+      BarrierWait(barriers.sums.empty + next.stage, next.parity ^ 1);
+      outliers->Sum(WideUnit(a, ahead, 0, 0), ahead + team.teams,
+                    extras + next.stage * WideExtrasFloats(kF));
+      __syncwarp();
+      if (first_lane) BarrierArrive(barriers.sums.full + next.stage);
+    }
+    if (a.outliers) BarrierWait(barriers.sums.full + at.stage, at.parity);
+    FinishUnit<kForm>(a, WideUnit(a, u, 0, 0),
+                      team.Box<kForm>(a, box.stage) + team.rank * WideQuarterWords(kF),
+                      extras + at.stage * WideExtrasFloats(kF), worker);
+    __syncwarp();
+    if (first_lane) {
+      BarrierArrive(barriers.sums.empty + at.stage);
+      BarrierArrive(barriers.emptied + box.stage);
+    }
+    at.Advance(kWideSums);
+    box.Advance(kWideBoxes);
+  }
+}
+
+// The warp that tells those who will fill a box again that it is empty. Nobody waits for its fence.
+template <int kForm>
+__device__ __forceinline__ void RunPublisher(const WideArgs& a, const WideBarriers& barriers) {
+  const WideTeam team(a);
+  const int lane = threadIdx.x % 32, last = team.Turns() - kWideBoxes;
+  PipeCursor box;
+#pragma unroll 1
+  for (int turn = 0; turn < last; ++turn, box.Advance(kWideBoxes)) {
+    BarrierWait(barriers.emptied + box.stage, box.parity);
+    __threadfence();
+    if (lane < 2 * kWideTeam) {
+      const int warp = 2 * team.rank + lane % 2;
+      StoreFlag(team.Flags<kForm>(a, box.stage) + lane / 2 * kWideProductWarps + warp, turn + 1);
+    }
   }
 }
 
 template <int kForm, bool kZeroPoints>
-__device__ __forceinline__ void RunHelpers(const WideArgs& a, uint8_t* shared) {
-  constexpr WideForm kF = kWideForms[kForm];
-  constexpr WideShared kL = WideLayout(kF, kZeroPoints);
-  const WideTeam team(a);
-  const int own_row = team.rank * kWideOwnRows;
-  float* extras = reinterpret_cast<float*>(shared + kL.extras);
-  float* next_extras = extras + kF.tokens * kWideExtrasPitch;
-  OutlierRun<kForm> run;
-  const auto find = [&](int u) {
-    if (u >= team.units) return;
-    const WideUnit unit(a, u, 0, 0);
-    const int row = unit.row_tile * kWideRows + own_row;
-    if (unit.part->w.outliers == nullptr) return;
-    run.Find(unit.part->w, row, unit.part->row_blocks * quant::kBlockRows - row);
-  };
-  // Outliers are summed one unit ahead of what comes from the product warps.
-  const auto sum = [&](int u, float* to) {
-    if (u >= team.units) return;
-    const WideUnit unit(a, u, 0, 0);
-    if (unit.part->w.outliers == nullptr) return;
-    run.Sum(
-        reinterpret_cast<const float*>(unit.Staged() + WideFloatsAt(unit.part->w.shape, kF.tokens)),
-        to);
-  };
-  int u = team.id - team.teams;
-  find(team.id);
+__device__ __forceinline__ void RunHelpers(const WideArgs& a, uint8_t* shared,
+                                           const WideBarriers& barriers, int helper) {
+  constexpr int kHelpers = WideHelpers(kWideForms[kForm]);
+  OutlierSums<kForm> outliers(a, helper);
+  if (a.outliers && helper < kWideWorkers) {
+    outliers.Prefetch();
+    outliers.Ask(blockIdx.x / kWideTeam);
+  }
   WaitForPreviousKernels();
   if (a.outliers) {
-    const int helper = threadIdx.x - 32 * (kWideProductWarps + kWideFetchWarps);
-    MakeFloats<kF.tokens, kZeroPoints, WideHelpers(kF)>(a, gridDim.x, helper / 32);
-    MeetMakers<HelperThreads<kForm>()>(a.exchange, gridDim.x, helper == 0);
-    LeaveMeeting(a.exchange, helper == 0);
+    const bool first = helper == kWideWorkers && threadIdx.x % 32 == 0;
+    MakeFloats<kWideForms[kForm].tokens, kZeroPoints, kHelpers>(a, gridDim.x, helper);
+    MeetMakers<32 * kHelpers>(a.exchange, gridDim.x, first);
+    LeaveMeeting(a.exchange, first);
   }
-#pragma unroll 1
-  for (int turn = -1; u < team.units; u += team.teams, ++turn) {
-    MeetHelpers<kForm>();
-    // The box of the unit before is empty; those who will fill it again may know.
-    const int writer = threadIdx.x - 32 * (kWideProductWarps + kWideFetchWarps);
-    if (turn > 0 && writer < 2 * kWideTeam && u + (kWideBoxes - 1) * team.teams < team.units) {
-      const int warp = 2 * team.rank + writer % 2;
-      __threadfence();
-      StoreFlag(
-          team.Flags<kForm>(a, (turn - 1) % kWideBoxes) + writer / 2 * kWideProductWarps + warp,
-          turn);
-    }
-    sum(u + team.teams, next_extras);
-    find(u + 2 * team.teams);
-    if (turn >= 0) {
-      const WideUnit unit(a, u, 0, 0);
-      FinishUnit<kForm>(a, unit, unit.row_tile * kWideRows + own_row,
-                        team.Box<kForm>(a, turn % kWideBoxes) + team.rank * WideQuarterWords(kF),
-                        extras);
-    }
-    float* done = extras;
-    extras = next_extras;
-    next_extras = done;
+  if (helper < kWideWorkers) {
+    RunWorker<kForm, kZeroPoints>(a, &outliers, shared, barriers, helper);
+  } else if (helper == kWideWorkers) {
+    RunPublisher<kForm>(a, barriers);
   }
 }
 

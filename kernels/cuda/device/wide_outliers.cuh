@@ -1,151 +1,150 @@
-// Outliers of the wide kernel: every helper warp has a run of the block's rows, whose lists lie
-// behind each other, and all tokens of the group.
+// Outliers of the wide kernel. Half a warp sums a row at a time, for all tokens of the group.
 #pragma once
 
 #include <cuda_fp16.h>
 
-#include "kernels/cuda/device/slab_floats.cuh"
 #include "kernels/cuda/device/wide_args.cuh"
 
 namespace fewbit::cuda {
 
 template <int kForm>
-class OutlierRun {
+class OutlierSums {
  public:
   static constexpr WideForm kF = kWideForms[kForm];
-  static constexpr int kWarps = WideHelpers(kF);
-  static constexpr int kLanes = kF.tokens < 32 ? kF.tokens : 32;
-  static constexpr int kLaneTokens = kF.tokens / kLanes;
+  static constexpr int kLanes = 16, kLaneTokens = kF.tokens / kLanes;
+  static constexpr int kRows = kWideOwnRows / (2 * kWideWorkers);  // of half a warp
   static constexpr int kAhead = 8;  // entries whose activations are fetched together
-  static_assert((kWideOwnRows + kWarps - 1) / kWarps * kSegments < 32);
+  static constexpr int kStarts = kRows * kSegments + 1;
+  static_assert(kLaneTokens == 4 && kRows == 2 && kStarts <= kLanes);
 
-  __device__ __forceinline__ OutlierRun() {
-    const int warp = static_cast<int>(threadIdx.x) / 32 - kWideProductWarps - kWideFetchWarps;
-    lane_ = threadIdx.x % 32;
-    first_row_ = kWideOwnRows * warp / kWarps;
-    rows_ = kWideOwnRows * (warp + 1) / kWarps - first_row_;
+  __device__ __forceinline__ OutlierSums(const WideArgs& a, int worker)
+      : a_(a), lane_(threadIdx.x % kLanes) {
+    first_row_ = kRows * (2 * worker + threadIdx.x % 32 / kLanes);
   }
 
-  // The lists of this warp's rows; the block's first one is row `row` of the matrix, `rows` are
-  // left there. Reads only what is never written, so it may be called early.
-  __device__ __forceinline__ void Find(const DeviceMatrix& w, int row, int rows) {
-    lists_ = max(0, min(rows_, rows - first_row_)) * kSegments;
+  // Lists and entries of all units into the L2 cache, a unit a lane. They are never written, so
+  // this may be called early.
+  __device__ __forceinline__ void Prefetch() const {
+    const WideTeam team(a_);
+#pragma unroll 1
+    for (int u = team.id + team.teams * lane_; u < team.units; u += team.teams * kLanes) {
+      const WideUnit unit(a_, u, 0, 0);
+      const uint32_t* starts = Starts(unit);
+      if (starts == nullptr) continue;
+      const uint32_t end = __ldg(starts + kStarts - 1);
+#pragma unroll 1
+      for (uint32_t e = __ldg(starts); e < end; e += kSectorWords) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(unit.part->w.outliers + e));
+      }
+    }
+  }
+
+  // Asks where the lists of unit `u` are, the next one to be summed.
+  __device__ __forceinline__ void Ask(int u) {
     start_ = 0;
-    if (lists_ > 0) {
-      start_ = __ldg(w.outlier_start + static_cast<size_t>(row + first_row_) * kSegments +
-                     min(lane_, lists_));
-    }
-    entries_ = w.outliers;
-    begin_ = __shfl_sync(0xFFFFFFFFu, start_, 0);
-    end_ = __shfl_sync(0xFFFFFFFFu, start_, lists_);
-    entry_ = Entry(begin_);
+    if (u >= a_.row_tiles * a_.groups) return;
+    const uint32_t* starts = Starts(WideUnit(a_, u, 0, 0));
+    if (starts != nullptr && lane_ < kStarts) start_ = __ldg(starts + lane_);
   }
 
-  // extras[token][row] = ((E0 + E1) + E2) + E3 for this warp's rows; x: the activations as floats,
-  // [channel][token].
-  __device__ __forceinline__ void Sum(const float* x, float* extras) {
-    const int token = kLaneTokens * (lane_ % kLanes);
-    x += token;
-    extras += token * kWideExtrasPitch + first_row_;
-    for (int r = 0; r < rows_; ++r) Store(extras + r, Vector{});
-    State s = {};
-#pragma unroll 1
-    for (uint32_t at = begin_; at < end_; at += 32) {
-      const uint32_t entry = entry_;
-      entry_ = Entry(at + 32);
-      // Bit i: a list, or a row, begins with entry at + i.
-      const bool inside = lane_ < lists_ && start_ - at < min(end_ - at, 32u);
-      const uint32_t bit = inside ? 1u << (start_ - at) : 0;
-      s.lists = __reduce_or_sync(0xFFFFFFFFu, bit);
-      s.rows = __reduce_or_sync(0xFFFFFFFFu, lane_ % kSegments == 0 ? bit : 0);
-      const int count = static_cast<int>(min(end_ - at, 32u));
-#pragma unroll 1
-      for (int i = 0; i < count; i += kAhead) SumSome(entry, i, count, at, x, extras, &s);
+  // extras[token][row] = ((E0 + E1) + E2) + E3 for this half warp's rows of the unit asked for;
+  // asks for the next one.
+  __device__ __forceinline__ void Sum(const WideUnit& unit, int next_unit, float* extras) {
+    const float* x =
+        reinterpret_cast<const float*>(unit.Staged() + unit.part->floats_at) + kLaneTokens * lane_;
+    const uint32_t* entries = unit.part->w.outliers;
+    extras += kLaneTokens * lane_ * kWideExtrasPitch + first_row_;
+    const uint32_t start = start_;
+    uint32_t first[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t own = Start(start, kSegments * r) + lane_;
+      const uint32_t end = Start(start, kSegments * (r + 1));
+      first[r] = lane_ < kAhead && own < end ? __ldg(entries + own) : 0;
     }
-    if (s.row >= 0) Store(extras + s.row, Added(s.sum, s.chain));
+    Ask(next_unit);
+#pragma unroll 1
+    for (int r = 0; r < kRows; ++r) {
+      const Vector sum = SumRow(entries, first[0], start, r, x);
+      first[0] = first[kRows - 1];
+#pragma unroll
+      for (int t = 0; t < kLaneTokens; ++t) extras[t * kWideExtrasPitch + r] = sum.v[t];
+    }
   }
 
  private:
+  static constexpr int kSectorWords = 8;
   struct Vector {
     float v[kLaneTokens];
   };
-  struct State {
-    Vector chain, sum;
-    uint32_t lists, rows;
-    int row = -1;  // of this warp's, that the sum belongs to; -1: none yet
-  };
 
-  static __device__ __forceinline__ Vector Added(const Vector& a, const Vector& b) {
-    Vector out;
-#pragma unroll
-    for (int t = 0; t < kLaneTokens; ++t) out.v[t] = __fadd_rn(a.v[t], b.v[t]);
-    return out;
-  }
-  __device__ __forceinline__ void Store(float* to, const Vector& from) const {
-    if (lane_ >= kLanes) return;
-#pragma unroll
-    for (int t = 0; t < kLaneTokens; ++t) to[t * kWideExtrasPitch] = from.v[t];
+  // Of this half warp's lists; null: none.
+  __device__ __forceinline__ const uint32_t* Starts(const WideUnit& unit) const {
+    const DeviceMatrix& w = unit.part->w;
+    const int row = unit.row_tile * kWideRows + blockIdx.x % kWideTeam * kWideOwnRows + first_row_;
+    if (w.outliers == nullptr || row >= unit.part->row_blocks * quant::kBlockRows) return nullptr;
+    return w.outlier_start + static_cast<size_t>(row) * kSegments;
   }
   // Volatile, so that all loads of a batch stay in front of the sums.
   static __device__ __forceinline__ Vector Load(const float* from) {
     Vector out;
-    if constexpr (kLaneTokens == 2) {
-      asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];"
-                   : "=f"(out.v[0]), "=f"(out.v[1])
-                   : "l"(from));
-    } else {
-      asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(out.v[0]) : "l"(from));
-    }
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(out.v[0]), "=f"(out.v[1]), "=f"(out.v[2]), "=f"(out.v[3])
+                 : "l"(from));
     return out;
   }
-  // This lane's entry of those from `at` on; 0 behind the end.
-  __device__ __forceinline__ uint32_t Entry(uint32_t at) const {
-    return at + lane_ < end_ ? __ldg(entries_ + at + lane_) : 0;
+
+  static __device__ __forceinline__ uint32_t Start(uint32_t start, int list) {
+    return __shfl_sync(~0u, start, list, kLanes);
   }
-  // The row of an entry: as many of this warp's rows end in front of it.
-  __device__ __forceinline__ int RowOf(uint32_t entry) const {
-    const bool ended = lane_ % kSegments == 0 && lane_ > 0 && lane_ <= lists_ && start_ <= entry;
-    return __popc(__ballot_sync(0xFFFFFFFFu, ended));
+  // `start`: of list `lane_`; `entry`: this lane's of the first kAhead. Both halves of a warp go as
+  // far as the longer row needs: an entry behind the end is 0, which adds nothing.
+  __device__ __forceinline__ Vector SumRow(const uint32_t* entries, uint32_t entry, uint32_t start,
+                                           int r, const float* x) const {
+    const int list = kSegments * r;
+    const uint32_t at = Start(start, list), count = Start(start, list + kSegments) - at;
+    // Where lists 1 to 3 begin; the first one begins with the row.
+    const uint32_t second = Start(start, list + 1) - at, third = Start(start, list + 2) - at,
+                   fourth = Start(start, list + 3) - at;
+    const int most = __reduce_max_sync(~0u, count);
+    Vector chain = {}, sum = {};
+#pragma unroll 1
+    for (int first = 0; first < most; first += kAhead) {
+      const auto begins = [&](uint32_t list) {
+        return list - first < kAhead ? 1u << (list - first) : 0u;
+      };
+      const uint32_t lists = begins(second) | begins(third) | begins(fourth);
+      Vector values[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const uint32_t channel = __shfl_sync(~0u, entry, k, kLanes) & 0xFFFFu;
+        values[k] = Load(x + channel * kF.tokens);
+      }
+      const float weight = __half2float(__ushort_as_half(static_cast<uint16_t>(entry >> 16)));
+      const uint32_t own = first + kAhead + lane_;
+      entry = lane_ < kAhead && own < count ? __ldg(entries + at + own) : 0;
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const float w = __shfl_sync(~0u, weight, k, kLanes);
+        const bool next_list = lists >> k & 1;
+#pragma unroll
+        for (int t = 0; t < kLaneTokens; ++t) {
+          if (next_list) {
+            sum.v[t] = __fadd_rn(sum.v[t], chain.v[t]);
+            chain.v[t] = 0;
+          }
+          chain.v[t] = __fmaf_rn(w, values[k].v[t], chain.v[t]);
+        }
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kLaneTokens; ++t) sum.v[t] = __fadd_rn(sum.v[t], chain.v[t]);
+    return sum;
   }
 
-  // Entries first .. first + kAhead - 1 of the 32 that the lanes hold, `count` of which exist.
-  __device__ __forceinline__ void SumSome(uint32_t entry, int first, int count, uint32_t at,
-                                          const float* x, float* extras, State* s) const {
-    Vector values[kAhead];
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      const uint32_t channel = __shfl_sync(0xFFFFFFFFu, entry, first + k) & 0xFFFFu;
-      values[k] = Load(x + channel * kF.tokens);
-    }
-    const uint32_t lists = s->lists >> first, rows = s->rows >> first;
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      const bool begins = lists >> k & 1;
-#pragma unroll
-      for (int t = 0; t < kLaneTokens; ++t) {
-        s->sum.v[t] = __fadd_rn(s->sum.v[t], begins ? s->chain.v[t] : 0.0f);
-        if (begins) s->chain.v[t] = 0;
-      }
-      if (rows >> k & 1) {
-        if (s->row >= 0) Store(extras + s->row, s->sum);
-        s->sum = {};
-        s->row = RowOf(at + first + k);
-      }
-      const uint32_t own = __shfl_sync(0xFFFFFFFFu, entry, first + k);
-      const float weight = __half2float(__ushort_as_half(static_cast<uint16_t>(own >> 16)));
-#pragma unroll
-      for (int t = 0; t < kLaneTokens; ++t) {
-        const float chain = __fmaf_rn(weight, values[k].v[t], s->chain.v[t]);
-        if (first + k < count) s->chain.v[t] = chain;
-      }
-    }
-  }
-
-  int lane_, first_row_, rows_;
-  int lists_ = 0;
-  const uint32_t* entries_ = nullptr;
-  uint32_t start_ = 0;  // of list `lane`
-  uint32_t begin_ = 0, end_ = 0, entry_ = 0;
+  const WideArgs& a_;
+  int lane_, first_row_;
+  uint32_t start_ = 0;
 };
 
 }  // namespace fewbit::cuda

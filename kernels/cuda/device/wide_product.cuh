@@ -44,12 +44,35 @@ class SliceReader {
   PipeCursor at_;
 };
 
-// One warp's part of one tile. All product warps run it in step with their warpgroup.
+// What Expand<kQuad> needs of a pair.
+template <int kQuad, bool kZeroPoints>
+__device__ __forceinline__ void LoadQuad(const uint8_t* record, int lane,
+                                         PairWords<2, kZeroPoints>* words) {
+  auto& chunk = words->chunk;
+  const uint2 codes = *reinterpret_cast<const uint2*>(record + 16 * lane + 8 * kQuad);
+  if constexpr (kQuad == 0) {
+    const uint8_t* meta = record + quant::kChunkCodeBytes;
+    chunk.codes.x = codes.x;
+    chunk.codes.y = codes.y;
+    chunk.scales = *reinterpret_cast<const uint16_t*>(meta + 2 * lane);
+    chunk.zeros = kZeroPoints ? meta[quant::ChunkScaleBytes(2) + lane] : 0;
+  } else {
+    chunk.codes.z = codes.x;
+    chunk.codes.w = codes.y;
+  }
+}
+template <int kQuad, bool kZeroPoints>
+__device__ __forceinline__ void LoadQuad(const uint8_t* record, int lane,
+                                         PairWords<4, kZeroPoints>* words) {
+  words->chunk[kQuad].Load(record + kQuad * RecordBytes(4, kZeroPoints), lane);
+}
+
+// One warp's part of a row of tiles. All product warps run it in step with their warpgroup.
 //
-// The bytes of the next products are made while those before run. ptxas would make them in front of
-// the products or behind the wait for them, but for two things: a branch (a barrier, nearly always
-// one that has been passed) between the products and the bytes, and a fence for the bytes in front
-// of the wait.
+// The bytes of the next products, of the next tile as well, are made while those before run. ptxas
+// would make them in front of the products, between them or behind the wait for them, but for three
+// things: a branch between the products and the bytes, codes that are loaded behind it, and a fence
+// for the bytes in front of the wait.
 template <int kForm, bool kZeroPoints>
 class WideProduct {
  public:
@@ -57,54 +80,99 @@ class WideProduct {
   static constexpr int kSums = kF.tokens, kSlab = 2 * kF.tokens * kSlabBytes;
 
   __device__ __forceinline__ WideProduct(const uint8_t* shared, const WideBarriers& barriers)
-      : slices_(shared, barriers.slices), lane_(threadIdx.x % 32) {}
+      : slices_(shared, barriers.slices), lane_(threadIdx.x % 32) {
+    asm volatile("" : "+r"(lane_));  // or it would be worked out anew for every load
+  }
 
-  // sums = the bytes of the weights times the slabs, columns of high and low bytes apart.
-  __device__ __forceinline__ void Run(const WideWork& work, const uint8_t* weights,
-                                      const uint8_t* parity, int (&sums)[kSums]) {
-    WgmmaPin(sums);
+  // The first bytes of a tile that has any; `weights`: this warp's.
+  __device__ __forceinline__ void Prepare(const WideWork& work, const uint8_t* weights) {
     if (work.two) {
-      RunTile<2>(work.pairs, weights, parity, sums);
+      PrepareTile<2>(weights);
     } else {
-      RunTile<4>(work.pairs, weights, parity, sums);
+      PrepareTile<4>(weights);
+    }
+  }
+  // Of the tile prepared: sums = the bytes of the weights times the slabs, columns of high and low
+  // bytes apart. `prepare_next` runs while the last products do.
+  template <typename Next>
+  __device__ __forceinline__ void Run(const WideWork& work, const uint8_t* weights,
+                                      const uint8_t* parity, int (&sums)[kSums],
+                                      const Next& prepare_next) {
+    WgmmaPin(sums);
+    slices_.Wait();
+    if (work.two) {
+      RunTile<2>(work.quads, weights, parity, sums, prepare_next);
+    } else {
+      RunTile<4>(work.quads, weights, parity, sums, prepare_next);
     }
     WgmmaPin(sums);
   }
 
  private:
+  template <int kBits>
+  using Words = PairWords<kBits, kZeroPoints>;
+
+  template <int kBits>
+  __device__ __forceinline__ void PrepareTile(const uint8_t* weights) {
+    MakeFirst<kBits>(weights);
+    if constexpr (Words<kBits>::kParity) Words<kBits>::Parity(weights, lane_, parity_);
+  }
+  template <int kBits>
+  __device__ __forceinline__ void MakeFirst(const uint8_t* weights) {
+    constexpr int kWords = Words<kBits>::kWords;
+    Words<kBits> words;
+    LoadQuad<0>(weights, lane_, &words);
+    words.template Expand<0>(reinterpret_cast<uint32_t(&)[kWords]>(first_.a));
+    first_.Pin();
+  }
+  template <int kBits>
+  __device__ __forceinline__ void Start(const uint32_t (&bytes)[Words<4>::kWords],
+                                        const WgmmaOperand& slabs, bool add, int (&sums)[kSums]) {
+    WgmmaFence();
+#pragma unroll
+    for (int i = 0; i < Words<kBits>::kWords; i += 8) {
+      WgmmaU8S8(sums, bytes + i, slabs, i > 0 || add);
+      WgmmaU8S8(sums, bytes + i + 4, slabs + 2 * kSlab, 1);
+    }
+    WgmmaCommit();
+  }
+
   // Products of one quad while the bytes of the next are made.
-  template <typename Words>
-  __device__ __forceinline__ void RunByQuads(int pairs, const uint8_t* weights,
-                                             int (&sums)[kSums]) {
-    Words words;
-    QuadOperand<Words::kWords> first, second;
-    const auto start = [&](auto& bytes, const WgmmaOperand& slabs, bool add) {
+  template <int kBits, typename Next>
+  __device__ __forceinline__ void RunTile(int quads, const uint8_t* weights, const uint8_t* parity,
+                                          int (&sums)[kSums], const Next& prepare_next) {
+    constexpr int kWords = Words<kBits>::kWords;
+    Words<kBits> words;
+    QuadOperand<Words<4>::kWords> second;
+    QuadOperand<4> strips;
+    if constexpr (Words<kBits>::kParity) {
+      strips = {{parity_[0], parity_[1], parity_[0] << 4, parity_[1] << 4}};
+      strips.Pin();
       WgmmaFence();
-      IssueQuad(bytes, slabs, add, sums);
+      WgmmaU8S8(sums, strips.a, WgmmaOperandB(parity, kSlab), 0);
       WgmmaCommit();
-    };
-    words.Load(weights, lane_);
-    words.template Expand<0>(first.a);
-    first.Pin();
-    slices_.Wait();
+    }
 #pragma unroll 1
-    for (int pair = 0; pair < pairs; ++pair) {
+    for (int quad = 0; quad < quads; quad += 2) {
       const WgmmaOperand slice = slices_.Slice();
-      start(first, slice, Words::kParity || pair > 0);
-      slices_.Wait();
-      words.template Expand<1>(second.a);
-      second.Pin();
-      WgmmaFence();
-      weights += Words::kPairBytes;
-      const bool more = pair + 1 < pairs;
-      if (more) words.Load(weights, lane_);
+      Start<kBits>(first_.a, slice, Words<kBits>::kParity || quad > 0, sums);
+      if (quad + 1 < quads) {  // always, but the compilers do not know it
+        LoadQuad<0>(weights, lane_, &words);
+        LoadQuad<1>(weights, lane_, &words);
+        words.template Expand<1>(reinterpret_cast<uint32_t(&)[kWords]>(second.a));
+        second.Pin();
+        WgmmaFence();
+      }
       WgmmaWait<0>();
-      start(second, slice + kQuadSlabs * kSlab, true);
+      Start<kBits>(second.a, slice + kQuadSlabs * kSlab, true, sums);
       const int left = slices_.Advance();
-      if (more) {
+      weights += Words<kBits>::kPairBytes;
+      if (quad + 2 < quads) {
         slices_.Wait();
-        words.template Expand<0>(first.a);
-        first.Pin();
+        MakeFirst<kBits>(weights);
+        WgmmaFence();
+      } else {
+        prepare_next();
         WgmmaFence();
       }
       WgmmaWait<0>();
@@ -112,25 +180,10 @@ class WideProduct {
     }
   }
 
-  template <int kBits>
-  __device__ __forceinline__ void RunTile(int pairs, const uint8_t* weights, const uint8_t* parity,
-                                          int (&sums)[kSums]) {
-    using Words = PairWords<kBits, kZeroPoints>;
-    QuadOperand<4> strips;
-    if constexpr (Words::kParity) {
-      uint32_t bits[2];
-      Words::Parity(weights, lane_, bits);
-      strips = {{bits[0], bits[1], bits[0] << 4, bits[1] << 4}};
-      strips.Pin();
-      WgmmaFence();
-      WgmmaU8S8(sums, strips.a, WgmmaOperandB(parity, kSlab), 0);
-      WgmmaCommit();
-    }
-    RunByQuads<Words>(pairs, weights, sums);
-  }
-
   SliceReader<kForm, kZeroPoints> slices_;
   int lane_;
+  QuadOperand<Words<4>::kWords> first_;
+  uint32_t parity_[2];
 };
 
 // This warp's 16 rows of one segment to the block that adds them up; lane 4 g + t has rows g and
@@ -164,10 +217,19 @@ __device__ __forceinline__ void RunProducts(const WideArgs& a, const uint8_t* sh
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const WideTeam team(a);
   const int turns = team.Turns();
-  const uint8_t* tiles = shared + kL.tiles + warp * kL.tile_bytes;
   const WideWork* works = reinterpret_cast<const WideWork*>(shared + kL.works);
   WideProduct<kForm, kZeroPoints> product(shared, barriers);
   PipeCursor at;
+  WideWork work;
+  const auto weights_at = [&](int stage) {
+    return shared + kL.tiles + (stage * kWideRowBlocks + warp) * kL.tile_bytes;
+  };
+  const auto prepare = [&](const PipeCursor& next) {
+    BarrierWait(barriers.tiles.full + next.stage, next.parity);
+    work = works[next.stage];
+    if (work.quads > 0) product.Prepare(work, weights_at(next.stage));
+  };
+  prepare(at);
 #pragma unroll 1
   for (int turn = 0; turn < turns; ++turn) {
     const int box = turn % kWideBoxes;
@@ -178,20 +240,25 @@ __device__ __forceinline__ void RunProducts(const WideArgs& a, const uint8_t* sh
     int last;
 #pragma unroll 1
     do {
-      BarrierWait(barriers.tiles.full + at.stage, at.parity);
-      const WideWork work = works[at.stage];
-      if (work.pairs > 0) {
-        const uint8_t* weights = tiles + at.stage * kWideRowBlocks * kL.tile_bytes;
+      const int stage = at.stage;
+      at.Advance(kF.tile_stages);
+      const WideWork now = work;
+      last = now.last;
+      const auto prepare_next = [&] {
+        if (now.last == 0 || turn + 1 < turns) prepare(at);
+      };
+      if (now.quads > 0) {
+        const uint8_t* weights = weights_at(stage);
         int sums[kF.tokens];
-        product.Run(work, weights, shared + kL.parity + at.stage * kL.parity_bytes, sums);
-        AddTerms<kF.tokens>(sums, weights + work.d_at, shared + kL.meta + at.stage * kL.meta_bytes,
+        product.Run(now, weights, shared + kL.parity + stage * kL.parity_bytes, sums, prepare_next);
+        AddTerms<kF.tokens>(sums, weights + now.d_at, shared + kL.meta + stage * kL.meta_bytes,
                             parts);
+      } else {
+        prepare_next();
       }
-      last = work.last;
       __syncwarp();
       const uint32_t loaded = __float_as_uint(parts[kF.tokens / 2 - 1]);
-      if (lane == 0) BarrierArriveAfter(barriers.tiles.empty + at.stage, loaded);
-      at.Advance(kF.tile_stages);
+      if (lane == 0) BarrierArriveAfter(barriers.tiles.empty + stage, loaded);
     } while (last == 0);
     if (turn >= kWideBoxes) {
       const uint32_t emptied = turn - kWideBoxes + 1;

@@ -53,6 +53,7 @@ struct WidePart {
   DeviceMatrix w;
   uint8_t* staged;
   size_t group_bytes, row_block_bytes;
+  size_t floats_at;  // of the activations as floats, in a group
   int tiles, row_blocks;
   int first_row_tile;  // in the numbering over all matrices
   int64_t column;      // of y
@@ -66,8 +67,12 @@ struct WideUnit {
 
   template <typename Args>
   __device__ __forceinline__ WideUnit(const Args& a, int unit, int turn, int rank) {
-    group = unit % a.groups;
-    row_tile = unit / a.groups;
+    group = 0;
+    row_tile = unit;
+    if (a.groups > 1) {
+      group = unit % a.groups;
+      row_tile = unit / a.groups;
+    }
     int p = 0;
     while (p + 1 < a.parts && row_tile >= a.part[p + 1].first_row_tile) ++p;
     part = &a.part[p];
@@ -94,6 +99,7 @@ void FillArgs(const Desc& desc, const WidePlan& plan, const DeviceGroup& group,
                      in.parts[p].staged,
                      in.parts[p].group_bytes,
                      w.shape.row_block_bytes(),
+                     WideFloatsAt(w.shape, plan.tokens),
                      NumTiles(w.shape),
                      w.shape.row_blocks(),
                      args->row_tiles,
