@@ -40,13 +40,16 @@ struct Desc {
   RowKind input = RowKind::kStaged;
 };
 
-// A packed matrix in device memory: tiles as Repack() writes them, outliers as RepackOutliers().
+// A packed matrix in device memory: tiles as Repack() writes them, outliers as RepackOutliers() and
+// RepackOutliersByTile().
 struct DeviceMatrix {
   quant::PackedShape shape;
   const uint8_t* tiles = nullptr;
   const uint16_t* strip_order = nullptr;
-  const uint32_t* outlier_start = nullptr;  // [row_blocks * 16 * kSegments + 1]
-  const uint32_t* outliers = nullptr;       // null: none
+  const uint32_t* outlier_start = nullptr;       // [row_blocks * 16 * kSegments + 1]
+  const uint32_t* outliers = nullptr;            // null: none
+  const uint32_t* tile_outlier_start = nullptr;  // [num_outlier_lists + 1]; null: not for kHalf
+  const uint32_t* tile_outliers = nullptr;       // [TileOutlierEntries()], 16-byte aligned
 };
 
 struct DeviceGroup {
@@ -62,6 +65,12 @@ struct OutlierLists {
 };
 // From the lists of a packed matrix in host memory.
 OutlierLists RepackOutliers(const quant::PackedMatrix& matrix);
+
+// Outliers for Path::kHalf: the packed matrix's own lists, entries as HalfOutlier has them. What
+// lies twice in one place is added up. `entries` is filled up, so that lists can be copied by 16
+// bytes.
+OutlierLists RepackOutliersByTile(const quant::PackedMatrix& matrix);
+constexpr size_t TileOutlierEntries(size_t outliers) { return (outliers + 3) / 4 * 4; }
 
 // One compiled kernel of the small path, which runs from sm_80 on. The table holds an instance only
 // if a launch can reach it.

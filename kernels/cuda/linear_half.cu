@@ -13,27 +13,43 @@
 namespace fewbit::cuda {
 namespace {
 
-template <int kForm, bool kZeroPoints>
-__device__ __forceinline__ void InitBarriers(const HalfBarriers<kForm, kZeroPoints>& b) {
+template <int kForm>
+__device__ __forceinline__ void InitBarriers(const HalfBarriers<kForm>& b) {
   constexpr HalfForm kF = kHalfForms[kForm];
   for (int i = 0; i < kF.quad_stages; ++i) {
     BarrierInit(b.quads.Full(i), 1);
     BarrierInit(b.quads.Empty(i), kHalfCluster * kHalfProductWarps);
   }
-  for (int i = 0; i < HalfTileStages(kF, kZeroPoints); ++i) {
-    BarrierInit(b.tiles.Full(i), 1);
+  for (int i = 0; i < kF.tile_stages; ++i) {
+    BarrierInit(b.tiles.Full(i), kHalfRowBlocks);
     BarrierInit(b.tiles.Empty(i), kHalfProductWarps);
-  }
-  for (int i = 0; i < kHalfDeltaStages; ++i) {
-    BarrierInit(b.deltas.Full(i), 32 * kF.outlier_warps);
-    BarrierInit(b.deltas.Empty(i), kHalfProductWarps);
   }
   BarrierInitFence();
 }
 
+// The warp that fetches weights does not wait for the others.
+template <int kForm, bool kZeroPoints>
+__device__ __forceinline__ void Begin(int warp, uint8_t* shared,
+                                      const HalfBarriers<kForm>& barriers) {
+  constexpr HalfShared kL = HalfLayout(kHalfForms[kForm], kZeroPoints);
+  constexpr int kBarrier = 3;  // behind those of HalfTarget
+  if (warp == kHalfProductWarps) {
+    if (threadIdx.x % 32 == 0) InitBarriers(barriers);
+    __syncwarp();
+    asm volatile("bar.arrive %0, %1;" ::"n"(kBarrier), "n"(kHalfThreads) : "memory");
+    return;
+  }
+  if (warp < kHalfProductWarps) {
+    for (int i = threadIdx.x; i < kHalfDeltaBytes / 16; i += 32 * kHalfProductWarps) {
+      reinterpret_cast<uint4*>(shared + kL.deltas)[i] = make_uint4(0, 0, 0, 0);
+    }
+  }
+  NamedBarrier(kBarrier, kHalfThreads);
+}
+
 template <int kForm, bool kZeroPoints>
 __device__ __forceinline__ void RunProducts(const HalfArgs& a, uint8_t* shared,
-                                            const HalfBarriers<kForm, kZeroPoints>& barriers) {
+                                            const HalfBarriers<kForm>& barriers) {
   constexpr HalfForm kF = kHalfForms[kForm];
   constexpr HalfShared kL = HalfLayout(kF, kZeroPoints);
   uint8_t* buffer = shared + kL.stores + threadIdx.x / 128 * kHalfStoreBytes;
@@ -43,7 +59,7 @@ __device__ __forceinline__ void RunProducts(const HalfArgs& a, uint8_t* shared,
     float sums[kF.tokens / 2];
     product.Run(sums);
     const HalfPiece piece(a, at);
-    const HalfShare share(piece, min(kF.tokens, a.m - piece.group * kF.tokens));
+    const HalfShare share(piece, a.m);
     if (piece.pieces > 1) SendSums<kForm>(a, piece, share, sums);
     HalfCollector<kForm>(a, piece, share).Run(sums, buffer);
     at.item += piece.end - piece.first;
@@ -51,38 +67,33 @@ __device__ __forceinline__ void RunProducts(const HalfArgs& a, uint8_t* shared,
 }
 
 template <int kForm, bool kZeroPoints>
-__global__ void __launch_bounds__(HalfThreads(kHalfForms[kForm]), 1)
-    HalfKernel(const __grid_constant__ HalfArgs a) {
+__global__ void __launch_bounds__(kHalfThreads, 1) HalfKernel(const __grid_constant__ HalfArgs a) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  constexpr HalfForm kF = kHalfForms[kForm];
-  constexpr HalfShared kL = HalfLayout(kF, kZeroPoints);
-  const int warp = threadIdx.x / 32;
-  const HalfBarriers<kForm, kZeroPoints> barriers(SharedAddress(shared + kL.barriers));
-  if (threadIdx.x == 0) InitBarriers(barriers);
-  for (int i = threadIdx.x; i < kHalfDeltaStages * kHalfDeltaBytes / 16; i += HalfThreads(kF)) {
-    reinterpret_cast<uint4*>(shared + kL.deltas)[i] = make_uint4(0, 0, 0, 0);
-  }
+  constexpr HalfShared kL = HalfLayout(kHalfForms[kForm], kZeroPoints);
+  // So the compiler knows that a warp does not diverge.
+  const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0);
+  const HalfBarriers<kForm> barriers(SharedAddress(shared + kL.barriers));
+  Begin<kForm, kZeroPoints>(warp, shared, barriers);
   LetNextKernelStart();
-  __syncthreads();
   ClusterArrive();
   if (warp < kHalfProductWarps) {
-    RaiseRegisters<kF.product_registers>();
+    RaiseRegisters<kHalfProductRegisters>();
     ClusterWait();
     RunProducts<kForm, kZeroPoints>(a, shared, barriers);
   } else {
-    LowerRegisters<kF.other_registers>();
+    LowerRegisters<kHalfFetchRegisters>();
     if (warp == kHalfProductWarps) {
-      FetchHalfWeights(a, shared, barriers);
+      FetchHalfWeights<kForm, kZeroPoints>(a, shared, barriers);
       __syncwarp();
       ClusterWait();
     } else if (warp == kHalfProductWarps + 1) {
       ClusterWait();
       WaitForPreviousKernels();
-      if (threadIdx.x % 32 == 0) FetchHalfActivations(a, shared, barriers);
+      if (threadIdx.x % 32 == 0) {
+        FetchHalfActivations<kForm, kZeroPoints>(a, shared, barriers);
+      }
     } else {
       ClusterWait();
-      constexpr int kFirst = HalfFirstOutlierWarp(kF);
-      if (warp >= kFirst) PlaceOutliers(a, warp - kFirst, shared, barriers);
     }
   }
   // No block may end while the other can still reach into its shared memory.
@@ -112,7 +123,7 @@ cudaError_t CountHalfClusters(const DeviceProps& props, int* clusters) {
   if (props.major != 9) return cudaSuccess;
   const cudaError_t error = PrepareHalfKernels(props);
   if (error != cudaSuccess) return error;
-  const ClusterGeometry most = {kHalfCluster, props.multiprocessors, HalfThreads(kHalfForms.back()),
+  const ClusterGeometry most = {kHalfCluster, props.multiprocessors, kHalfThreads,
                                 HalfLayout(kHalfForms.back(), true).total};
   return CountResidentClusters(kKernels.back(), most, clusters);
 }
@@ -123,18 +134,13 @@ cudaError_t LaunchHalf(const Desc& desc, const HalfPlan& plan, const DeviceGroup
   const HalfForm& form = kHalfForms[plan.form];
   HalfArgs args = {};
   args.parts = desc.count;
-  args.groups = plan.groups;
   args.m = desc.m;
   for (int p = 0; p < desc.count; ++p) {
     const DeviceMatrix& w = group.parts[p];
-    const int units = (w.shape.rows + kHalfUnitRows - 1) / kHalfUnitRows * plan.groups;
-    args.part[p] = {w,
-                    in.parts[p].staged,
-                    in.parts[p].group_bytes,
-                    w.shape.row_block_bytes(),
-                    HalfPairs(w.shape),
-                    args.items,
-                    out.column[p]};
+    if (w.outliers != nullptr && w.tile_outliers == nullptr) return cudaErrorInvalidValue;
+    const int units = (w.shape.rows + kHalfUnitRows - 1) / kHalfUnitRows;
+    args.part[p] = {w,          in.parts[p].staged, w.shape.row_block_bytes(), HalfPairs(w.shape),
+                    args.items, out.column[p]};
     args.items += static_cast<uint32_t>(units) * HalfPairs(w.shape);
   }
   args.exchange = static_cast<uint32_t*>(exchange);
@@ -142,7 +148,7 @@ cudaError_t LaunchHalf(const Desc& desc, const HalfPlan& plan, const DeviceGroup
   args.y_stride = out.stride;
   args.y_type = desc.y_type;
   const bool zero_points = desc.shapes[0].zero_points;
-  const ClusterGeometry geometry = {kHalfCluster, plan.clusters, HalfThreads(form),
+  const ClusterGeometry geometry = {kHalfCluster, plan.clusters, kHalfThreads,
                                     HalfLayout(form, zero_points).total};
   return LaunchClusters(kKernels[2 * plan.form + (zero_points ? 1 : 0)], geometry, plan.early_start,
                         stream, args);

@@ -163,8 +163,6 @@ int Plan::groups(int part) const {
       return small[part].groups;
     case Path::kWide:
       return wide.groups;
-    case Path::kHalf:
-      return half.groups;
     default:
       return 1;
   }

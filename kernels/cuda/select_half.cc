@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/half_instances.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/quant_pack.h"
 
 namespace fewbit::cuda {
 namespace {
@@ -15,6 +16,27 @@ constexpr int64_t kMostProduct = int64_t{1} << 31;
 
 }  // namespace
 
+OutlierLists RepackOutliersByTile(const quant::PackedMatrix& m) {
+  OutlierLists out;
+  const size_t lists = m.shape.num_outlier_lists();
+  if (m.outlier_start == nullptr || m.outlier_start[lists] == 0) return out;
+  out.start.assign(m.outlier_start, m.outlier_start + lists + 1);
+  out.entries.assign(TileOutlierEntries(out.start[lists]), HalfOutlier::kNone);
+  for (size_t list = 0; list < lists; ++list) {
+    for (uint32_t i = out.start[list]; i < out.start[list + 1]; ++i) {
+      const uint32_t entry = HalfOutlier::From(m.outliers[i]);
+      out.entries[i] = entry;
+      if (i == out.start[list] || (entry ^ out.entries[i - 1]) % HalfOutlier::kTileBytes != 0)
+        continue;
+      const float sum = quant::HalfToFloat(static_cast<uint16_t>(entry >> 16)) +
+                        quant::HalfToFloat(static_cast<uint16_t>(out.entries[i - 1] >> 16));
+      out.entries[i] = (entry & 0xFFFF) | uint32_t{quant::FloatToHalf(sum)} << 16;
+      out.entries[i - 1] = HalfOutlier::kNone;
+    }
+  }
+  return out;
+}
+
 bool SelectHalf(const Desc& desc, const DeviceProps& device, const Tuning& tuning, HalfPlan* plan) {
   if (device.half_clusters == 0 || tuning.use_cp_async) return false;
   if (desc.m < kLeastHalfTokens || desc.m > kMostHalfTokens || desc.x_type != DType::kF16)
@@ -26,11 +48,10 @@ bool SelectHalf(const Desc& desc, const DeviceProps& device, const Tuning& tunin
   const HalfForm& form = kHalfForms[plan->form];
   if (HalfLayout(form, zero_points).total > device.shared_per_block) return false;
   plan->tokens = form.tokens;
-  plan->groups = CeilDiv(desc.m, form.tokens);
   int64_t pairs = 0, units = 0;
   for (int p = 0; p < desc.count; ++p) {
     const quant::PackedShape& s = desc.shapes[p];
-    const int64_t of_part = int64_t{1} * CeilDiv(s.rows, kHalfUnitRows) * plan->groups;
+    const int64_t of_part = CeilDiv(s.rows, kHalfUnitRows);
     units += of_part;
     pairs += of_part * HalfPairs(s);
   }

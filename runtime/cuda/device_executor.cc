@@ -413,7 +413,10 @@ absl::StatusOr<std::unique_ptr<Executor>> CreateCudaExecutor(const Model* model,
   if (status = CheckOptions(model->spec, options); !status.ok()) return status;
   status = FromCuda(cudaSetDevice(options.device), "cudaSetDevice");
   if (!status.ok()) return status;
-  const auto plan = PlanModel(*model, options.lm_head_bits);
+  cuda::DeviceProps props;
+  status = FromCuda(cuda::ReadDeviceProps(options.device, &props), "ReadDeviceProps");
+  if (!status.ok()) return status;
+  const auto plan = PlanModel(*model, options.lm_head_bits, props);
   if (!plan.ok()) return plan.status();
   auto uploaded = UploadModel(*model, *plan);
   if (!uploaded.ok()) return uploaded.status();

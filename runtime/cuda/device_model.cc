@@ -22,6 +22,9 @@ void PlaceMatrix(const MatrixPlan& plan, Carver* carver, PlacedMatrix* m) {
       static_cast<size_t>(plan.shape.row_blocks()) * quant::kBlockRows * cuda::kSegments;
   m->outlier_start = carver->Take<uint32_t>(lists + 1);
   m->outliers = carver->Take<uint32_t>(plan.outliers);
+  if (!plan.tile_outliers) return;
+  m->tile_outlier_start = carver->Take<uint32_t>(plan.shape.num_outlier_lists() + 1);
+  m->tile_outliers = carver->Take<uint32_t>(cuda::TileOutlierEntries(plan.outliers));
 }
 
 void PlaceLayer(const ModelSpec& spec, const std::array<MatrixPlan, kNumLinearRoles>& plan,

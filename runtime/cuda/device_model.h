@@ -20,6 +20,7 @@ struct MatrixPlan {
   bool packed = false;
   quant::PackedShape shape;                        // packed
   int64_t outliers = 0;                            // packed: entries
+  bool tile_outliers = false;                      // packed: once more, by tile
   cuda::WeightType type = cuda::WeightType::kF16;  // else
   int32_t rows = 0;
   int32_t cols = 0;
@@ -39,11 +40,14 @@ struct PlacedMatrix {
   uint16_t* strip_order = nullptr;
   uint32_t* outlier_start = nullptr;
   uint32_t* outliers = nullptr;
+  uint32_t* tile_outlier_start = nullptr;
+  uint32_t* tile_outliers = nullptr;
   uint8_t* data = nullptr;  // dense
   float* scales = nullptr;  // dense, kI8
 
   cuda::DeviceMatrix packed() const {
-    return {plan.shape, tiles, strip_order, outlier_start, outliers};
+    return {plan.shape,         tiles,        strip_order, outlier_start, outliers,
+            tile_outlier_start, tile_outliers};
   }
   cuda::DeviceDense dense() const { return {data, scales, plan.type, plan.rows, plan.cols}; }
 };

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kMostThreads = 16;  // more do not read a file faster
 
-MatrixPlan PlanMatrix(const Matrix& matrix) {
+MatrixPlan PlanMatrix(const Matrix& matrix, const cuda::DeviceProps& device) {
   MatrixPlan plan;
   plan.rows = MatrixRows(matrix);
   plan.cols = MatrixCols(matrix);
@@ -24,6 +24,7 @@ MatrixPlan PlanMatrix(const Matrix& matrix) {
     plan.shape = packed->shape;
     if (packed->outlier_start != nullptr) {
       plan.outliers = packed->outlier_start[packed->shape.num_outlier_lists()];
+      plan.tile_outliers = device.half_clusters > 0;
     }
   } else if (std::holds_alternative<Int8Matrix>(matrix)) {
     plan.type = cuda::WeightType::kI8;
@@ -33,6 +34,19 @@ MatrixPlan PlanMatrix(const Matrix& matrix) {
   return plan;
 }
 
+// Outlier lists as the device has them; empty ones where there are none.
+struct DeviceOutliers {
+  cuda::OutlierLists by_row, by_tile;
+
+  DeviceOutliers() = default;
+  DeviceOutliers(const Matrix& from, const MatrixPlan& plan) {
+    const auto* packed = std::get_if<quant::PackedMatrix>(&from);
+    if (packed == nullptr) return;
+    by_row = cuda::RepackOutliers(*packed);
+    if (plan.tile_outliers) by_tile = cuda::RepackOutliersByTile(*packed);
+  }
+};
+
 class Uploader {
  public:
   // `clamped`: device memory, counts the weights that f16 cannot hold.
@@ -40,7 +54,7 @@ class Uploader {
       : stager_(stager), team_(team), clamped_(clamped) {}
 
   absl::Status Layer(const LayerWeights& from, const DeviceLayer& to) {
-    RepackLists(from);
+    RepackLists(from, to);
     for (int role = 0; role < kNumLinearRoles; ++role) {
       absl::Status status = Upload(from.linears[role], lists_[role], to.linears[role]);
       if (!status.ok()) return status;
@@ -56,13 +70,10 @@ class Uploader {
 
   // Embedding and head, which have no outliers unless they are packed in the file.
   absl::Status Table(const Matrix& from, const PlacedMatrix& to) {
-    cuda::OutlierLists lists;
-    if (const auto* packed = std::get_if<quant::PackedMatrix>(&from)) {
-      lists = cuda::RepackOutliers(*packed);
-    } else if (to.plan.packed) {
+    if (to.plan.packed && !std::holds_alternative<quant::PackedMatrix>(from)) {
       return RoundedHead(from, to);
     }
-    return Upload(from, lists, to);
+    return Upload(from, DeviceOutliers(from, to.plan), to);
   }
 
   struct Vector {
@@ -79,16 +90,15 @@ class Uploader {
 
  private:
   // Outlier lists in the device's order, the matrices of a layer dealt out to the team.
-  void RepackLists(const LayerWeights& from) {
+  void RepackLists(const LayerWeights& from, const DeviceLayer& to) {
     team_->Run([&](int rank) {
       for (int role = rank; role < kNumLinearRoles; role += team_->size()) {
-        const auto* packed = std::get_if<quant::PackedMatrix>(&from.linears[role]);
-        lists_[role] = packed == nullptr ? cuda::OutlierLists() : cuda::RepackOutliers(*packed);
+        lists_[role] = DeviceOutliers(from.linears[role], to.linears[role].plan);
       }
     });
   }
 
-  absl::Status Upload(const Matrix& from, const cuda::OutlierLists& lists, const PlacedMatrix& to) {
+  absl::Status Upload(const Matrix& from, const DeviceOutliers& lists, const PlacedMatrix& to) {
     if (const auto* packed = std::get_if<quant::PackedMatrix>(&from)) {
       return Packed(*packed, lists, to);
     }
@@ -100,7 +110,7 @@ class Uploader {
     return Dense(std::get<DenseMatrix>(from), to);
   }
 
-  absl::Status Packed(const quant::PackedMatrix& from, const cuda::OutlierLists& lists,
+  absl::Status Packed(const quant::PackedMatrix& from, const DeviceOutliers& lists,
                       const PlacedMatrix& to) {
     const quant::PackedShape& shape = from.shape;
     absl::Status status =
@@ -111,12 +121,18 @@ class Uploader {
     if (!status.ok()) return status;
     status =
         stager_->Copy(from.strip_order, sizeof(uint16_t) * shape.num_positions(), to.strip_order);
-    if (!status.ok() || lists.entries.empty()) return status;
-    status =
-        stager_->Copy(lists.start.data(), sizeof(uint32_t) * lists.start.size(), to.outlier_start);
     if (!status.ok()) return status;
-    return stager_->Copy(lists.entries.data(), sizeof(uint32_t) * lists.entries.size(),
-                         to.outliers);
+    status = Lists(lists.by_row, to.outlier_start, to.outliers);
+    if (!status.ok()) return status;
+    return Lists(lists.by_tile, to.tile_outlier_start, to.tile_outliers);
+  }
+
+  absl::Status Lists(const cuda::OutlierLists& lists, uint32_t* start, uint32_t* entries) {
+    if (lists.entries.empty()) return absl::OkStatus();
+    absl::Status status =
+        stager_->Copy(lists.start.data(), sizeof(uint32_t) * lists.start.size(), start);
+    if (!status.ok()) return status;
+    return stager_->Copy(lists.entries.data(), sizeof(uint32_t) * lists.entries.size(), entries);
   }
 
   cudaError_t RepackBlocks(quant::PackedShape shape, int64_t first, int64_t count,
@@ -167,7 +183,7 @@ class Uploader {
   Stager* const stager_;
   ThreadTeam* const team_;
   int* const clamped_;
-  std::array<cuda::OutlierLists, kNumLinearRoles> lists_;
+  std::array<DeviceOutliers, kNumLinearRoles> lists_;
 };
 
 absl::Status UploadAll(const Model& model, const ModelPlan& plan, const DeviceModel& to,
@@ -214,15 +230,16 @@ absl::Status Fill(const Model& model, const ModelPlan& plan, const DeviceModel& 
 
 }  // namespace
 
-absl::StatusOr<ModelPlan> PlanModel(const Model& model, int lm_head_bits) {
+absl::StatusOr<ModelPlan> PlanModel(const Model& model, int lm_head_bits,
+                                    const cuda::DeviceProps& device) {
   if (lm_head_bits != 0 && lm_head_bits != 4 && lm_head_bits != 8 && lm_head_bits != 16) {
     return absl::InvalidArgumentError(absl::StrCat(
         "lm_head_bits is ", lm_head_bits, ": must be 16, 8, 4 or 0 (as the checkpoint has it)"));
   }
   ModelPlan plan;
   plan.spec = model.spec;
-  plan.embedding = PlanMatrix(model.embedding);
-  plan.head = PlanMatrix(model.head);
+  plan.embedding = PlanMatrix(model.embedding, device);
+  plan.head = PlanMatrix(model.head, device);
   const bool rounds =
       !plan.head.packed &&
       (lm_head_bits == 4 || (lm_head_bits == 8 && plan.head.type != cuda::WeightType::kI8));
@@ -235,7 +252,7 @@ absl::StatusOr<ModelPlan> PlanModel(const Model& model, int lm_head_bits) {
   for (const LayerWeights& layer : model.layers) {
     auto& planned = plan.layers.emplace_back();
     for (int role = 0; role < kNumLinearRoles; ++role) {
-      planned[role] = PlanMatrix(layer.linears[role]);
+      planned[role] = PlanMatrix(layer.linears[role], device);
     }
   }
   return plan;

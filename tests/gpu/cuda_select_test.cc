@@ -244,15 +244,13 @@ TEST(CudaSelect, HalfFormsFitAndCoverAllTokens) {
       // The swizzle of operand B; copies; 8-byte barriers.
       EXPECT_EQ(layout.quad_bytes % (kHalfCluster * 256), 0);
       EXPECT_EQ(layout.quads % 1024, 0);
-      for (int at : {layout.deltas, layout.stores, layout.tiles, layout.tile_bytes}) {
+      for (int at : {layout.deltas, layout.stores, layout.tiles, layout.tile_bytes, layout.lists,
+                     layout.list_bytes, layout.runs}) {
         EXPECT_EQ(at % 16, 0) << form.tokens;
       }
       EXPECT_EQ(layout.barriers % 8, 0);
-      EXPECT_LE(4 * form.tile_stages, layout.flags - layout.runs);
-      const int threads = HalfThreads(form), registers = 65536 / threads / 8 * 8;
-      EXPECT_EQ(threads % 128, 0);
-      EXPECT_LE(256 * form.product_registers + (threads - 256) * form.other_registers,
-                threads * registers);
+      // A lane's first entry is read from there however many entries came along in front.
+      EXPECT_LE(4 * (32 + 3), layout.list_bytes);
     }
     for (int m : {kLeastHalfTokens, 128, 129, 200, kMostHalfTokens}) {
       const Desc d = DescOf(4096, 11008, 0.25, m, zero_points);
@@ -261,12 +259,13 @@ TEST(CudaSelect, HalfFormsFitAndCoverAllTokens) {
       ASSERT_EQ(p.path, Path::kHalf) << m;
       EXPECT_TRUE(p.staged());
       EXPECT_FALSE(p.plain());
-      EXPECT_GE(p.group_tokens(d, 0) * p.groups(0), m);
-      EXPECT_LT(p.group_tokens(d, 0) * (p.groups(0) - 1), m);
+      EXPECT_EQ(p.groups(0), 1);
+      EXPECT_GE(p.group_tokens(d, 0), m);
+      EXPECT_EQ(p.group_tokens(d, 0), m <= kHalfForms[0].tokens ? 128 : 256);
       EXPECT_LE(p.half.clusters, device.half_clusters);
       EXPECT_GE(10 * p.half.clusters, 9 * device.half_clusters);
       EXPECT_GE(ExchangeBytes(device), HalfExchangeBytes(p.half.clusters));
-      EXPECT_EQ(StagedBytes(d, p), p.groups(0) * HalfGroupBytes(d.shapes[0], p.half.tokens));
+      EXPECT_EQ(StagedBytes(d, p), HalfGroupBytes(d.shapes[0], p.half.tokens));
     }
   }
   Desc other = DescOf(4096, 4096, 0.25, 200);
@@ -282,6 +281,57 @@ TEST(CudaSelect, HalfFormsFitAndCoverAllTokens) {
   EXPECT_EQ(Select(DescOf(1 << 24, 65536, 0.0, kMostHalfTokens), device).path, Path::kDequantize);
   device.wide_teams = 33;
   EXPECT_EQ(Select(other, device).path, Path::kWide);
+}
+
+TEST(CudaSelect, HalfRegistersAreThere) {
+  constexpr int kRegisters = 65536 / kHalfThreads / 8 * 8;
+  EXPECT_EQ(kHalfThreads % 128, 0);
+  EXPECT_LE(32 * kHalfProductWarps * kHalfProductRegisters +
+                (kHalfThreads - 32 * kHalfProductWarps) * kHalfFetchRegisters,
+            kHalfThreads * kRegisters);
+}
+
+// Where an outlier's correction goes in operand A, by the text of half_tile.h.
+TEST(CudaSelect, OutliersByTile) {
+  std::mt19937 rng(6);
+  quant::UnpackedMatrix plain = testing::RandomUnpacked({45, 2816, 0.25, false, 0.01}, &rng);
+  // The same place again: added up, of equal binary exponents so that the sum is exact.
+  plain.outliers.push_back({33, 700, 0x3C00});
+  plain.outliers.push_back({33, 700, 0x3C00});
+  plain.outliers.push_back({33, 700, 0x3C00});
+  const quant::PackedStorage packed = quant::Pack(plain);
+  const OutlierLists lists = RepackOutliersByTile(packed.view());
+  ASSERT_EQ(lists.start, packed.outlier_start);
+  ASSERT_EQ(lists.entries.size(), TileOutlierEntries(packed.outliers.size()));
+  ASSERT_EQ(lists.entries.size() % 4, 0u);
+  // [row][2-bit position] of the sums.
+  std::map<std::pair<int, int>, float> expected, actual;
+  for (const quant::Outlier& o : plain.outliers) {
+    expected[{o.row, o.position}] += quant::HalfToFloat(o.value);
+  }
+  const size_t tiles = plain.shape.tiles(2);
+  size_t entries = 0;
+  for (size_t list = 0; list < plain.shape.num_outlier_lists(); ++list) {
+    for (uint32_t i = lists.start[list]; i < lists.start[list + 1]; ++i) {
+      const uint32_t entry = lists.entries[i];
+      if (entry == HalfOutlier::kNone) continue;
+      ++entries;
+      const uint32_t at = HalfOutlier::Offset(entry);
+      const int f = at / 512, lane = at / 16 % 32, word = at / 4 % 4, high = at / 2 % 2;
+      const int row = static_cast<int>(list / tiles) * 16 + lane / 4 + word % 2 * 8;
+      const int channel = 4 * f + word / 2 + 2 * high, strip = lane % 4;
+      const int in_tile = 64 * HalfOutlier::Quad(entry) + 16 * strip + channel;
+      actual[{row, static_cast<int>(list % tiles) * 512 + in_tile}] =
+          quant::HalfToFloat(static_cast<uint16_t>(entry >> 16));
+    }
+  }
+  EXPECT_EQ(actual, expected);
+  EXPECT_EQ(entries, expected.size()) << "a place twice";
+  for (size_t i = packed.outliers.size(); i < lists.entries.size(); ++i) {
+    EXPECT_EQ(lists.entries[i], HalfOutlier::kNone);
+  }
+  EXPECT_TRUE(RepackOutliersByTile(quant::Pack(testing::RandomUnpacked({16, 128}, &rng)).view())
+                  .start.empty());
 }
 
 // Both chunks of the last pair of a 4-bit strip exist in the activations.

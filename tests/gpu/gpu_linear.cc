@@ -71,10 +71,15 @@ GpuMatrix::GpuMatrix(const quant::PackedStorage& packed)
   const cuda::OutlierLists lists = cuda::RepackOutliers(packed.view());
   outlier_start_ = cuda::DeviceBuffer<uint32_t>(lists.start);
   outliers_ = cuda::DeviceBuffer<uint32_t>(lists.entries);
+  const cuda::OutlierLists by_tile = cuda::RepackOutliersByTile(packed.view());
+  tile_outlier_start_ = cuda::DeviceBuffer<uint32_t>(by_tile.start);
+  tile_outliers_ = cuda::DeviceBuffer<uint32_t>(by_tile.entries);
   const cuda::DeviceBuffer<uint8_t> file(packed.tiles);
   cuda::CheckCuda(cuda::Repack(packed.shape, file.get(), tiles_.get(), nullptr), "Repack");
   cuda::CheckCuda(cudaDeviceSynchronize(), "Repack");
-  view_ = {packed.shape, tiles_.get(), strip_order_.get(), outlier_start_.get(), outliers_.get()};
+  view_ = {packed.shape,         tiles_.get(),    strip_order_.get(),
+           outlier_start_.get(), outliers_.get(), tile_outlier_start_.get(),
+           tile_outliers_.get()};
 }
 
 cuda::DeviceProps ThisDevice() {

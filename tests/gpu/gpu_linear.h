@@ -22,7 +22,7 @@ class GpuMatrix {
  private:
   cuda::DeviceBuffer<uint8_t> tiles_;
   cuda::DeviceBuffer<uint16_t> strip_order_;
-  cuda::DeviceBuffer<uint32_t> outlier_start_, outliers_;
+  cuda::DeviceBuffer<uint32_t> outlier_start_, outliers_, tile_outlier_start_, tile_outliers_;
   cuda::DeviceMatrix view_;
 };
 

@@ -12,7 +12,7 @@ namespace fewbit::cuda {
 struct HalfPart {
   DeviceMatrix w;
   const uint8_t* staged;
-  size_t group_bytes, row_block_bytes;
+  size_t row_block_bytes;
   int pairs;            // of a unit
   uint32_t first_item;  // in the list of pairs
   int64_t column;       // of y
@@ -20,7 +20,7 @@ struct HalfPart {
 
 struct HalfArgs {
   HalfPart part[kMostParts];
-  int parts, groups, m;
+  int parts, m;
   uint32_t items;      // pairs of all units
   uint32_t* exchange;  // see half_tile.h
   void* y;
@@ -48,7 +48,7 @@ struct HalfStretch {
 // unit, of which the first is `first_cluster`.
 struct HalfPiece {
   const HalfPart* part;
-  int row_unit, group, first, end;
+  int row_unit, first, end;
   int index, pieces, first_cluster;
   bool last_goes_on;  // the cluster of the unit's last piece has more to do
 
@@ -57,10 +57,9 @@ struct HalfPiece {
     int p = 0;
     while (p + 1 < a.parts && at.item >= a.part[p + 1].first_item) ++p;
     part = &a.part[p];
-    const uint32_t pairs = part->pairs, unit = (at.item - part->first_item) / pairs;
-    const uint32_t first_item = part->first_item + unit * pairs;
-    row_unit = unit / a.groups;
-    group = unit - row_unit * a.groups;
+    const uint32_t pairs = part->pairs;
+    row_unit = (at.item - part->first_item) / pairs;
+    const uint32_t first_item = part->first_item + row_unit * pairs;
     first = at.item - first_item;
     end = min(pairs, at.end - first_item);
     first_cluster = HalfClusterOf(a, first_item);
@@ -90,19 +89,30 @@ __device__ __forceinline__ void ForEachPiece(const HalfArgs& a, const Body& body
   }
 }
 
-// What product warps have to know of a run of pairs; who fetches it leaves it beside the weights.
+// What a product warp has to know of a run of pairs that lie in one tile; who fetches the run
+// leaves it beside the weights of each row block.
 struct HalfRun {
   static constexpr uint32_t kPairs = 0xFF;
   static constexpr uint32_t kTwo = 0x100;         // bits
   static constexpr uint32_t kOutliers = 0x200;    // of the matrix, where there are two bits
   static constexpr uint32_t kMore = 0x400;        // of the same width follow in this piece
   static constexpr uint32_t kOtherWidth = 0x800;  // follows in this piece
-};
+  static constexpr uint32_t kLong = 0x1000;       // more outliers than lanes
+  static constexpr int kFirstQuad = 16;           // of the tile: 3 bits from this one on
+  static constexpr uint32_t kSkip = 4;  // count of entries copied ahead of the list's: 2 bits
 
-// A run of pairs that lie in one tile.
+  uint32_t word;  // pairs and the bits above
+  uint32_t
+      outliers;  // of the tile; times kSkip, and how many entries in front of the list came along
+  const uint32_t* entries;  // the tile's list
+};
+static_assert(sizeof(HalfRun) == kHalfRunBytes);
+
+// A run as it is fetched.
 struct HalfTile {
   uint32_t data, d_at;  // offsets in the row block: of the records, of the second-order scales
   int bytes, pairs;     // of the records
+  int tile, first_pair;
 };
 // The pairs of the tile in which pair `at` of a unit is, up to `end`.
 __device__ __forceinline__ HalfTile HalfTileAt(const quant::PackedShape& s, int at, int end) {
@@ -115,6 +125,8 @@ __device__ __forceinline__ HalfTile HalfTileAt(const quant::PackedShape& s, int 
   t.pairs = min((chunks - in_tile + pair_chunks - 1) / pair_chunks, end - at);
   t.bytes = min(chunks - in_tile, pair_chunks * t.pairs) * record;
   const uint32_t offset = static_cast<uint32_t>(s.tile_offset(bits, tile));
+  t.tile = tile;
+  t.first_pair = in_tile / pair_chunks;
   t.data = offset + in_tile * record;
   t.d_at = offset + chunks * record;
   return t;
@@ -151,18 +163,14 @@ struct HalfRing {
   }
 };
 
-template <int kForm, bool kZeroPoints>
+template <int kForm>
 struct HalfBarriers {
   static constexpr HalfForm kF = kHalfForms[kForm];
-  static constexpr int kTileStages = HalfTileStages(kF, kZeroPoints);
   HalfRing<kF.quad_stages> quads;
-  HalfRing<kTileStages> tiles;
-  HalfRing<kHalfDeltaStages> deltas;
+  HalfRing<kF.tile_stages> tiles;
 
   __device__ __forceinline__ explicit HalfBarriers(uint32_t at)
-      : quads{at},
-        tiles{at + 16 * kF.quad_stages},
-        deltas{at + 16 * (kF.quad_stages + kTileStages)} {}
+      : quads{at}, tiles{at + 16 * kF.quad_stages} {}
 };
 
 }  // namespace fewbit::cuda

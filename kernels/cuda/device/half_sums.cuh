@@ -61,38 +61,65 @@ __device__ __forceinline__ void SendSums(const HalfArgs& a, const HalfPiece& pie
   }
 }
 
-// A few slices of one other piece, on their way.
-template <int kSlices>
-struct HalfWordsAhead {
-  uint32_t* from;  // of slice 0
-  uint4 words[2 * kSlices];
+inline constexpr int kHalfSlicesAtOnce = 2;
 
-  __device__ __forceinline__ void Load(uint32_t* place, int first, const HalfShare& share) {
-    from = place;
+// Two slices of a few other pieces, on their way.
+template <int kPieces>
+struct HalfWordsAhead {
+  static constexpr int kWords = 2 * kHalfSlicesAtOnce;
+  uint4 words[kPieces][kWords];
+
+  // `slices`: this lane's words of the first slice; null: no such piece.
+  __device__ __forceinline__ void Load(uint32_t* const (&slices)[kPieces],
+                                       const bool (&wanted)[kWords]) {
 #pragma unroll
-    for (int i = 0; i < 2 * kSlices; ++i) {
-      if (share.Has(first + i / 2)) words[i] = LoadExchange(At(first, i));
+    for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        words[p][i] = make_uint4(1, 1, 1, 1);
+        if (slices[p] != nullptr && wanted[i]) words[p][i] = LoadExchange(At(slices[p], i));
+      }
     }
   }
-  // Adds them when they have come, and clears their place.
-  __device__ __forceinline__ void AddTo(float* sums, int first, const HalfShare& share) {
+  // All that have not come are asked for again together, until there are none.
+  __device__ __forceinline__ void Await(uint32_t* const (&slices)[kPieces]) {
+    bool missing;
+    do {
+      missing = false;
 #pragma unroll
-    for (int i = 0; i < 2 * kSlices; ++i) {
-      if (!share.Has(first + i / 2)) continue;
-      uint4& v = words[i];
-      while (v.x == 0 || v.y == 0 || v.z == 0 || v.w == 0) v = LoadExchange(At(first, i));
-      StoreExchange(At(first, i), make_uint4(0, 0, 0, 0));
-      float* c = sums + 4 * i;
-      c[0] += __uint_as_float(v.x);
-      c[1] += __uint_as_float(v.y);
-      c[2] += __uint_as_float(v.z);
-      c[3] += __uint_as_float(v.w);
+      for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+        for (int i = 0; i < kWords; ++i) {
+          uint4& v = words[p][i];
+          if (v.x != 0 && v.y != 0 && v.z != 0 && v.w != 0) continue;
+          v = LoadExchange(At(slices[p], i));
+          missing = true;
+        }
+      }
+    } while (missing);
+  }
+  // Adds the words, piece after piece, and clears their places.
+  __device__ __forceinline__ void AddTo(float* sums, uint32_t* const (&slices)[kPieces],
+                                        const bool (&wanted)[kWords]) {
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) {
+        if (slices[p] == nullptr || !wanted[i]) continue;
+        StoreExchange(At(slices[p], i), make_uint4(0, 0, 0, 0));
+        const uint4& v = words[p][i];
+        float* c = sums + 4 * i;
+        c[0] += __uint_as_float(v.x);
+        c[1] += __uint_as_float(v.y);
+        c[2] += __uint_as_float(v.z);
+        c[3] += __uint_as_float(v.w);
+      }
     }
   }
 
  private:
-  __device__ __forceinline__ uint32_t* At(int first, int i) const {
-    return from + kHalfSliceWords / 2 * (2 * first + i);
+  static __device__ __forceinline__ uint32_t* At(uint32_t* slice, int i) {
+    return slice + kHalfSliceWords / 2 * i;
   }
 };
 
@@ -114,22 +141,20 @@ __device__ __forceinline__ void StoreTransposed(uint32_t shared, const uint32_t 
       : "memory");
 }
 
-// Where a warpgroup's 64 rows of a token group go. They pass through shared memory of the
+// Where a warpgroup's 64 rows go. They pass through shared memory of the
 // warpgroup, so that they are written in whole lines.
 class HalfTarget {
  public:
   static constexpr int kRows = kHalfRows / 2;
-  static constexpr int kAtOnce = 2;  // slices
+  static constexpr int kAtOnce = kHalfSlicesAtOnce;
 
-  __device__ __forceinline__ HalfTarget(const HalfArgs& a, const HalfPiece& piece,
-                                        const HalfForm& f)
-      : type_(a.y_type) {
-    const int width = type_ == DType::kF32 ? 4 : 2, token = piece.group * f.tokens;
+  __device__ __forceinline__ HalfTarget(const HalfArgs& a, const HalfPiece& piece)
+      : type_(a.y_type), tokens_(a.m) {
+    const int width = type_ == DType::kF32 ? 4 : 2;
     const int row = piece.FirstRow() + threadIdx.x / 128 * kRows;
     stride_ = a.y_stride * width;
-    y_ = static_cast<uint8_t*>(a.y) + token * stride_ + (piece.part->column + row) * width;
+    y_ = static_cast<uint8_t*>(a.y) + (piece.part->column + row) * width;
     rows_ = piece.part->w.shape.rows - row;
-    tokens_ = min(f.tokens, a.m - token);
     whole_ = rows_ >= kRows && stride_ % 16 == 0 && reinterpret_cast<uintptr_t>(y_) % 16 == 0;
   }
 
@@ -218,83 +243,72 @@ class HalfTarget {
     }
   }
 
-  uint8_t* y_;      // of the first row and the group's first token
+  uint8_t* y_;      // of the first row and token
   int64_t stride_;  // bytes
   DType type_;
-  int rows_, tokens_;  // that exist
+  int tokens_, rows_;  // that exist
   bool whole_;         // rows can be written 16 bytes at once
 };
 
 // Adds what other clusters have of the slices that this one stores, piece by piece in their order,
-// and stores them. The words of the next piece are asked for before those of one are added.
+// and stores them, two slices after the other.
 template <int kForm>
 class HalfCollector {
  public:
   __device__ __forceinline__ HalfCollector(const HalfArgs& a, const HalfPiece& piece,
                                            const HalfShare& share)
-      : a_(a), piece_(piece), share_(share), first_other_(Other(0)) {}
+      : a_(a), piece_(piece), share_(share) {}
 
-  __device__ __forceinline__ void Run(float (&sums)[kHalfForms[kForm].tokens / 2],
+  __device__ __forceinline__ void Run(const float (&sums)[kHalfForms[kForm].tokens / 2],
                                       uint8_t* buffer) {
-    constexpr HalfForm kF = kHalfForms[kForm];
-    const HalfTarget to(a_, piece_, kF);
-    Words words[2];
-    bool begun = false, second = false;  // which of them come first
-#pragma unroll
-    for (int first = 0; first < kSlices; first += kAtOnce) {
-      if (!Has(first)) continue;
-      float* of_slices = sums + kHalfSliceSums * first;
-      if (piece_.pieces > 1) {
-        if (!begun) words[0].Load(Place(first_other_), first, share_);
-        begun = true;
-        second = second ? Add(first, of_slices, words[1], words[0])
-                        : !Add(first, of_slices, words[0], words[1]);
-      }
-      to.Store(of_slices, first, share_, buffer);
+    const HalfTarget to(a_, piece_);
+#pragma unroll 1
+    for (int first = share_.begin / kAtOnce * kAtOnce; first < share_.end; first += kAtOnce) {
+      float own[kAtOnce * kHalfSliceSums];
+      Take(sums, first, own);
+      for (int index = NextOther(-1); index < piece_.pieces;) AddSome(first, index, own);
+      to.Store(own, first, share_, buffer);
     }
   }
 
  private:
   static constexpr int kSlices = kHalfForms[kForm].tokens / kHalfSlice;
-  static constexpr int kAtOnce = HalfTarget::kAtOnce;
-  using Words = HalfWordsAhead<kAtOnce>;
+  static constexpr int kAtOnce = kHalfSlicesAtOnce, kPieces = 3;
 
-  __device__ __forceinline__ int Other(int index) const {
-    return index == piece_.index ? index + 1 : index;
+  __device__ __forceinline__ int NextOther(int index) const {
+    return index + 1 == piece_.index ? index + 2 : index + 1;
   }
-  __device__ __forceinline__ uint32_t* Place(int index) const {
-    return HalfPlace<kForm>(a_, piece_, index);
-  }
-  __device__ __forceinline__ bool Has(int first) const {
-    return first < kSlices && share_.begin < first + kAtOnce && first < share_.end;
-  }
-  // Those of piece `index`, or the first ones of the next slices.
-  __device__ __forceinline__ void LoadNext(int index, int first, Words& words) const {
-    if (index < piece_.pieces) {
-      words.Load(Place(index), first, share_);
-    } else if (Has(first + kAtOnce)) {
-      words.Load(Place(first_other_), first + kAtOnce, share_);
+  // The next pieces from `index` on, as many as are under way at once.
+  __device__ __forceinline__ void AddSome(int first, int& index, float* own) const {
+    uint32_t* slices[kPieces];
+    bool wanted[2 * kAtOnce];
+#pragma unroll
+    for (int i = 0; i < 2 * kAtOnce; ++i) wanted[i] = share_.Has(first + i / 2);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      slices[p] = nullptr;
+      if (index >= piece_.pieces) continue;
+      slices[p] = HalfPlace<kForm>(a_, piece_, index) + kHalfSliceWords * first;
+      index = NextOther(index);
     }
+    HalfWordsAhead<kPieces> words;
+    words.Load(slices, wanted);
+    words.Await(slices);
+    words.AddTo(own, slices, wanted);
   }
-  // All other pieces, the first of which is in `now`. Returns whether the first words of the next
-  // slices are in `now`; else they are in `next`.
-  __device__ __forceinline__ bool Add(int first, float* sums, Words& now, Words& next) const {
-    for (int index = first_other_;;) {
-      index = Other(index + 1);
-      LoadNext(index, first, next);
-      now.AddTo(sums, first, share_);
-      if (index >= piece_.pieces) return false;
-      index = Other(index + 1);
-      LoadNext(index, first, now);
-      next.AddTo(sums, first, share_);
-      if (index >= piece_.pieces) return true;
+  // The sums of slices `first` and the next.
+  static __device__ __forceinline__ void Take(const float* sums, int first, float* own) {
+#pragma unroll
+    for (int s = 0; s < kSlices; s += kAtOnce) {
+      if (s != first) continue;
+#pragma unroll
+      for (int i = 0; i < kAtOnce * kHalfSliceSums; ++i) own[i] = sums[kHalfSliceSums * s + i];
     }
   }
 
   const HalfArgs& a_;
   const HalfPiece& piece_;
   const HalfShare& share_;
-  const int first_other_;
 };
 
 }  // namespace fewbit::cuda

@@ -200,7 +200,9 @@ class Linears {
     }
     const cuda::Desc desc = DescOf(m, l);
     cuda::DeviceMatrix w = matrices_[l].copy(copy);
-    if (!v.outliers) w.outlier_start = w.outliers = nullptr;
+    if (!v.outliers) {
+      w.outlier_start = w.outliers = w.tile_outlier_start = w.tile_outliers = nullptr;
+    }
     const cuda::Plan plan = PlanOf(v, m, l);
     cuda::DeviceGroup group = {1, {w}};
     const cuda::LinearInput in =
@@ -244,8 +246,7 @@ void PrintLayers(Linears* linears, const Variant& v, int m) {
         std::printf("  wide form %d, %d teams, %d token groups", plan.wide.form, plan.wide.teams,
                     plan.wide.groups);
       } else if (plan.path == cuda::Path::kHalf) {
-        std::printf("  half form %d, %d clusters, %d token groups", plan.half.form,
-                    plan.half.clusters, plan.half.groups);
+        std::printf("  half form %d, %d clusters", plan.half.form, plan.half.clusters);
       } else if (plan.path == cuda::Path::kSmall) {
         std::printf("  warps %d blocks %d own %d group %d shared %zu", p.warps, p.blocks, p.own,
                     p.group_tokens, p.shared_bytes);

@@ -1,5 +1,6 @@
 #include <cuda_fp16.h>
 
+#include "kernels/cuda/half_tile.h"
 #include "tests/bench/cuda/random_fill.h"
 
 namespace fewbit::bench {
@@ -47,6 +48,11 @@ __global__ void SecondOrderKernel(quant::PackedShape shape, uint8_t* tiles, floa
   }
 }
 
+__device__ uint32_t OutlierValue(float rms, uint64_t seed) {
+  const float value = rms * (8.0f * Uniform(seed) - 4.0f);
+  return static_cast<uint32_t>(__half_as_ushort(__float2half_rn(value))) << 16;
+}
+
 __global__ void OutliersKernel(const uint32_t* start, size_t lists, OutlierRanges ranges, float rms,
                                uint32_t* entries, uint64_t seed) {
   for (size_t i = First(); i < lists; i += Stride()) {
@@ -58,10 +64,16 @@ __global__ void OutliersKernel(const uint32_t* start, size_t lists, OutlierRange
       const uint32_t position =
           ranges.first[segment] +
           static_cast<uint32_t>((k + 0.99f * Uniform(seed + begin + k)) * step);
-      const float value = rms * (8.0f * Uniform(seed + (1ull << 40) + begin + k) - 4.0f);
-      entries[begin + k] =
-          position | static_cast<uint32_t>(__half_as_ushort(__float2half_rn(value))) << 16;
+      entries[begin + k] = position | OutlierValue(rms, seed + (1ull << 40) + begin + k);
     }
+  }
+}
+
+__global__ void TileOutliersKernel(size_t count, float rms, uint32_t* entries, uint64_t seed) {
+  constexpr uint32_t kPlaces = cuda::HalfOutlier::kTileBytes - 2;  // of 2 bytes
+  for (size_t i = First(); i < count; i += Stride()) {
+    entries[i] = (static_cast<uint32_t>(Mix(seed + i)) & kPlaces) |
+                 OutlierValue(rms, seed + (1ull << 40) + i);
   }
 }
 
@@ -91,6 +103,11 @@ cudaError_t FillSecondOrder(const quant::PackedShape& shape, uint8_t* tiles, flo
 cudaError_t FillOutliers(const uint32_t* start, size_t lists, const OutlierRanges& ranges,
                          float rms, uint32_t* entries, uint64_t seed) {
   OutliersKernel<<<kBlocks, kThreads>>>(start, lists, ranges, rms, entries, seed);
+  return cudaGetLastError();
+}
+
+cudaError_t FillTileOutliers(size_t count, float rms, uint32_t* entries, uint64_t seed) {
+  TileOutliersKernel<<<kBlocks, kThreads>>>(count, rms, entries, seed);
   return cudaGetLastError();
 }
 

@@ -27,6 +27,9 @@ struct OutlierRanges {
 cudaError_t FillOutliers(const uint32_t* start, size_t lists, const OutlierRanges& ranges,
                          float rms, uint32_t* entries, uint64_t seed);
 
+// The same number of entries in the form of cuda::HalfOutlier, anywhere in their tile.
+cudaError_t FillTileOutliers(size_t count, float rms, uint32_t* entries, uint64_t seed);
+
 // fp16 numbers, uniform with root mean square `rms`.
 cudaError_t FillHalves(void* to, size_t count, float rms, uint64_t seed);
 cudaError_t FillFloats(float* to, size_t count, float value);

@@ -51,9 +51,8 @@ std::vector<uint8_t> RandomTiles(const PackedShape& s, std::mt19937_64* rng) {
   return tiles;
 }
 
+// The lists of a packed matrix.
 cuda::OutlierLists RandomOutliers(const PackedShape& s, double share, std::mt19937_64* rng) {
-  quant::PackedMatrix m;
-  m.shape = s;
   std::vector<uint32_t> start(1, 0), entries;
   for (size_t list = 0; list < s.num_outlier_lists(); ++list) {
     const int tile = static_cast<int>(list % s.tiles(2));
@@ -72,9 +71,7 @@ cuda::OutlierLists RandomOutliers(const PackedShape& s, double share, std::mt199
     }
     start.push_back(static_cast<uint32_t>(entries.size()));
   }
-  m.outlier_start = start.data();
-  m.outliers = entries.data();
-  return cuda::RepackOutliers(m);
+  return {start, entries};
 }
 
 // `copies` copies of `one` behind each other, each padded to a multiple of 16 bytes.
@@ -98,21 +95,41 @@ RandomMatrix::RandomMatrix(int rows, int cols, const WeightMix& mix, int copies,
   strip_order_ = cuda::DeviceBuffer<uint16_t>(StripOrder(shape_, mix, &rng));
   if (mix.outlier_share > 0 && shape_.chunks2 > 0) {
     const cuda::OutlierLists lists = RandomOutliers(shape_, mix.outlier_share, &rng);
-    start_count_ = lists.start.size();
-    outlier_count_ = lists.entries.size();
-    outlier_start_ = Repeat(lists.start, start_count_, copies);
-    outliers_ = Repeat(lists.entries, outlier_count_, copies);
+    quant::PackedMatrix packed;
+    packed.shape = shape_;
+    packed.outlier_start = lists.start.data();
+    packed.outliers = lists.entries.data();
+    by_row_ = Lists(cuda::RepackOutliers(packed), copies);
+    by_tile_ = Lists(cuda::RepackOutliersByTile(packed), copies);
   }
 }
 
+RandomMatrix::Lists::Lists(const cuda::OutlierLists& one, int copies)
+    : start_count(one.start.size()), count(one.entries.size()) {
+  start = Repeat(one.start, start_count, copies);
+  entries = Repeat(one.entries, count, copies);
+}
+
+const uint32_t* RandomMatrix::Lists::Start(int i) const {
+  return start_count == 0 ? nullptr : start.get() + i * start_count;
+}
+
+const uint32_t* RandomMatrix::Lists::Entries(int i) const {
+  return start_count == 0 ? nullptr : entries.get() + i * count;
+}
+
 cuda::DeviceMatrix RandomMatrix::copy(int i) const {
-  return {shape_, tiles_.get() + i * shape_.total_bytes(), strip_order_.get(),
-          start_count_ > 0 ? outlier_start_.get() + i * start_count_ : nullptr,
-          start_count_ > 0 ? outliers_.get() + i * outlier_count_ : nullptr};
+  return {shape_,
+          tiles_.get() + i * shape_.total_bytes(),
+          strip_order_.get(),
+          by_row_.Start(i),
+          by_row_.Entries(i),
+          by_tile_.Start(i),
+          by_tile_.Entries(i)};
 }
 
 size_t RandomMatrix::bytes() const {
-  return shape_.total_bytes() + 2 * shape_.num_positions() + 4 * (start_count_ + outlier_count_);
+  return shape_.total_bytes() + 2 * shape_.num_positions() + by_row_.bytes();
 }
 
 }  // namespace fewbit::bench

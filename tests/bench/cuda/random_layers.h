@@ -22,15 +22,25 @@ class RandomMatrix {
   cuda::DeviceMatrix copy(int i) const;
   const quant::PackedShape& shape() const { return shape_; }
   int copies() const { return copies_; }
-  size_t bytes() const;  // of one copy: tiles, strip order and outliers
+  size_t bytes() const;  // of one copy, as one kernel reads it: tiles, strip order and outliers
 
  private:
   quant::PackedShape shape_;
   int copies_;
   cuda::DeviceBuffer<uint8_t> tiles_;
   cuda::DeviceBuffer<uint16_t> strip_order_;
-  cuda::DeviceBuffer<uint32_t> outlier_start_, outliers_;
-  size_t outlier_count_ = 0, start_count_ = 0;
+  // Outlier lists of all copies, each `start_count` and `count` words.
+  struct Lists {
+    cuda::DeviceBuffer<uint32_t> start, entries;
+    size_t start_count = 0, count = 0;
+
+    Lists() = default;
+    Lists(const cuda::OutlierLists& one, int copies);
+    const uint32_t* Start(int i) const;
+    const uint32_t* Entries(int i) const;
+    size_t bytes() const { return 4 * (start_count + count); }
+  };
+  Lists by_row_, by_tile_;
 };
 
 }  // namespace fewbit::bench

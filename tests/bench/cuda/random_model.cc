@@ -6,6 +6,7 @@
 #include <random>
 #include <utility>
 
+#include "kernels/cuda/linear_launch.h"
 #include "runtime/cuda/head_rounding.h"
 #include "scheduler/check.h"
 #include "tests/bench/cuda/random_fill.h"
@@ -73,7 +74,8 @@ std::vector<uint32_t> ListStarts(const quant::PackedShape& shape, double share) 
   return start;
 }
 
-MatrixPlan PackedPlan(const LinearShape& shape, const WeightMix& mix) {
+MatrixPlan PackedPlan(const LinearShape& shape, const WeightMix& mix,
+                      const cuda::DeviceProps& device) {
   MatrixPlan plan;
   plan.packed = true;
   plan.rows = shape.rows;
@@ -82,10 +84,12 @@ MatrixPlan PackedPlan(const LinearShape& shape, const WeightMix& mix) {
   const int four = static_cast<int>(std::lround(strips * mix.share4));
   plan.shape = {shape.rows, shape.cols, (strips - four + 7) / 8, (four + 3) / 4, mix.zero_points};
   if (mix.outlier_share > 0) plan.outliers = ListStarts(plan.shape, mix.outlier_share).back();
+  plan.tile_outliers = device.half_clusters > 0;
   return plan;
 }
 
-ModelPlan PlanOf(const ModelSpec& spec, const WeightMix& mix, int lm_head_bits) {
+ModelPlan PlanOf(const ModelSpec& spec, const WeightMix& mix, int lm_head_bits,
+                 const cuda::DeviceProps& device) {
   ModelPlan plan;
   plan.spec = spec;
   plan.embedding.type = cuda::WeightType::kI8;
@@ -98,7 +102,7 @@ ModelPlan PlanOf(const ModelSpec& spec, const WeightMix& mix, int lm_head_bits) 
   }
   std::array<MatrixPlan, kNumLinearRoles> layer;
   for (int role = 0; role < kNumLinearRoles; ++role) {
-    layer[role] = PackedPlan(ShapeOf(spec, static_cast<LinearRole>(role)), mix);
+    layer[role] = PackedPlan(ShapeOf(spec, static_cast<LinearRole>(role)), mix, device);
   }
   plan.layers.assign(spec.num_layers, layer);
   return plan;
@@ -154,6 +158,18 @@ class Filler {
     Upload(start, m.outlier_start);
     Check(FillOutliers(m.outlier_start, start.size() - 1, RangesOf(shape), kWeightRms, m.outliers,
                        Seed()));
+    if (m.plan.tile_outliers) TileOutliers(m);
+  }
+  // As many in every list.
+  void TileOutliers(const PlacedMatrix& m) {
+    const size_t lists = m.plan.shape.num_outlier_lists();
+    std::vector<uint32_t> start(lists + 1);
+    for (size_t i = 0; i <= lists; ++i) {
+      start[i] = static_cast<uint32_t>(m.plan.outliers * i / lists);
+    }
+    Upload(start, m.tile_outlier_start);
+    Check(FillTileOutliers(cuda::TileOutlierEntries(m.plan.outliers), kWeightRms, m.tile_outliers,
+                           Seed()));
   }
   template <typename T>
   void Upload(const std::vector<T>& from, T* to) {
@@ -188,7 +204,10 @@ absl::StatusOr<std::unique_ptr<DeviceModel>> MakeRandomModel(const ModelSpec& sp
                                                              const WeightMix& mix,
                                                              int lm_head_bits) {
   FEWBIT_CHECK(lm_head_bits == 16 || lm_head_bits == 8 || lm_head_bits == 4) << lm_head_bits;
-  auto model = AllocateModel(PlanOf(spec, mix, lm_head_bits));
+  cuda::DeviceProps device;
+  const cudaError_t error = cuda::ReadDeviceProps(0, &device);
+  if (error != cudaSuccess) return absl::InternalError(cudaGetErrorString(error));
+  auto model = AllocateModel(PlanOf(spec, mix, lm_head_bits, device));
   if (!model.ok()) return model.status();
   const DeviceModel& m = **model;
   Filler filler(mix);

@@ -7,6 +7,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/cpu/linear.h"
+#include "kernels/cuda/linear_launch.h"
 #include "nlohmann/json.hpp"
 #include "runtime/cuda/upload.h"
 #include "tests/npy.h"
@@ -75,7 +76,9 @@ CudaOptions SmallCudaOptions() {
 }
 
 std::unique_ptr<CudaExecutor> MakeCuda(const Model& model, const CudaOptions& options) {
-  const auto plan = PlanModel(model, options.lm_head_bits);
+  cuda::DeviceProps props;
+  EXPECT_EQ(cuda::ReadDeviceProps(options.device, &props), cudaSuccess);
+  const auto plan = PlanModel(model, options.lm_head_bits, props);
   EXPECT_TRUE(plan.ok()) << plan.status();
   if (!plan.ok()) return nullptr;
   auto uploaded = UploadModel(model, *plan);
