@@ -280,7 +280,11 @@ __device__ __forceinline__ void WholeTileProduct(const uint8_t* tile, int chunks
   const auto chunk = [&](int c, bool last) {
     ChunkWords<kBits, kZeroPoints> w;
     w.Load(tile + c * kRecord, lane);
-    if (last) loaded(w.codes.x | (w.scales ^ w.zeros) | reinterpret_cast<const uint32_t&>(*d));
+    // All words: where registers are short, the compiler loads them apart and in any order.
+    if (last) {
+      loaded(w.codes.x | w.codes.y | w.codes.z | w.codes.w | (w.scales ^ w.zeros) |
+             reinterpret_cast<const uint32_t&>(*d));
+    }
     product(w, x + c * kChunkBytes);
   };
   if (chunks == quant::kTileChunks) {  // nearly every tile
