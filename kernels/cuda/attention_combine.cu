@@ -113,8 +113,8 @@ __global__ __launch_bounds__(kThreads) void CombineKernel(const __grid_constant_
 }  // namespace
 
 cudaError_t PrepareCombine() {
-  const cudaError_t error = ReserveShared(CombineKernel, 0);
-  return error != cudaSuccess ? error : ReserveShared(PlaceKernel, 0);
+  const cudaError_t error = PreferShared(CombineKernel);
+  return error != cudaSuccess ? error : PreferShared(PlaceKernel);
 }
 
 cudaError_t LaunchCombine(const AttentionPlan& plan, const StepView& step, uint8_t* base,

@@ -6,19 +6,16 @@
 
 #include "kernels/cuda/attention_args.h"
 #include "kernels/cuda/attention_launch.h"
+#include "kernels/cuda/launch.h"
 
 namespace fewbit::cuda {
 
-// Lets blocks of a kernel have `bytes` of shared memory, and gives shared memory all that it can
-// get of a multiprocessor's first-level memory: neighbours in the stream that want different splits
-// could not run beside one another.
+// Lets blocks of a kernel have `bytes` of shared memory.
 template <typename Kernel>
 cudaError_t ReserveShared(Kernel kernel, size_t bytes) {
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (error != cudaSuccess) return error;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                              cudaSharedmemCarveoutMaxShared);
+  return error != cudaSuccess ? error : PreferShared(kernel);
 }
 
 // What all heads of a model have in common.

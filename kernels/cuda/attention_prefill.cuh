@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/attention_kernels.h"
 #include "kernels/cuda/device/attended_row.cuh"
+#include "kernels/cuda/device/block_view.cuh"
 #include "kernels/cuda/device/fragment.cuh"
 #include "kernels/cuda/device/head_quarters.cuh"
 #include "kernels/cuda/device/head_row.cuh"
@@ -276,22 +277,7 @@ class KeyTiles {
 
 // How a tile's keys and values lie in shared memory in 16-bit elements: as in an f16 cache.
 template <int kDim>
-struct TileView {
-  static constexpr int kPieces = kDim / 8;
-  static constexpr int kRow = 16 * kPieces;
-  static constexpr int kHalf = kv::kBlockTokens * kRow;
-  static constexpr int kBlock = 2 * kHalf;
-  static constexpr int kPanel = kv::DeviceBlockShape::panel_pieces(kPieces);
-  struct Lane {
-    int row, low;
-    __device__ int At(int even_piece) const {
-      return row + even_piece / kPanel * (256 * kPanel) + ((even_piece % kPanel ^ low) << 4);
-    }
-  };
-  static __device__ Lane LaneOf(int token, int odd) {
-    return {token * 16 * kPanel, odd ^ kv::DeviceBlockShape::piece_slot(kPieces, token, 0)};
-  }
-};
+using TileView = BlockView<kv::KvType::kF16, kDim>;
 
 // An i8 tile as f16 numbers, zeros from key `count` on.
 template <int kDim>
