@@ -7,13 +7,12 @@
 //   outliers   sum the outliers of a row block (device/stream_outliers.cuh)
 //   consumers  take tiles in turn and leave one float term per (row, token, tile)
 //   finisher   adds up the terms of a row block in the order that device_tile.h defines and stores
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 
 #include <array>
 #include <utility>
 
 #include "kernels/cuda/device/lone_product.cuh"
+#include "kernels/cuda/device/store_plain.cuh"
 #include "kernels/cuda/device/stream_input.cuh"
 #include "kernels/cuda/device/stream_outliers.cuh"
 #include "kernels/cuda/device/tile_product.cuh"
@@ -189,16 +188,6 @@ __device__ __forceinline__ void Consume(const StreamArgs& a, const StreamPart& p
   }
 }
 
-__device__ __forceinline__ void StoreOutput(const StreamArgs& a, int64_t at, float value) {
-  if (a.y_type == DType::kF32) {
-    static_cast<float*>(a.y)[at] = value;
-  } else if (a.y_type == DType::kF16) {
-    static_cast<__half*>(a.y)[at] = __float2half_rn(value);
-  } else {
-    static_cast<__nv_bfloat16*>(a.y)[at] = __float2bfloat16_rn(value);
-  }
-}
-
 // The sum of one (row, token)'s terms, ((P0 + P1) + P2) + P3. `from`: of the row block's first
 // tile, tiles kStride floats apart. Zeros stand for terms beyond the end of a segment: a sum that
 // began with +0 is not changed by +0.
@@ -263,7 +252,7 @@ __device__ __forceinline__ void Finish(const StreamArgs& a, const StreamPart& p,
       float sum = SumTerms<kOutputs>(from + output, begin);
       if (p.outliers != nullptr) sum = __fadd_rn(sum, from[p.num_tiles * kOutputs + output]);
       if (a.add != nullptr) sum = __fadd_rn(sum, add[i]);
-      StoreOutput(a, place[i], sum);
+      StorePlain(a.y, a.y_type, place[i], sum);
     }
     __syncwarp();
     if (lane == 0) BarrierArrive(b.free[slot.slot]);

@@ -99,11 +99,11 @@ struct HalfRun {
   static constexpr uint32_t kOtherWidth = 0x800;  // follows in this piece
   static constexpr uint32_t kLong = 0x1000;       // more outliers than lanes
   static constexpr int kFirstQuad = 16;           // of the tile: 3 bits from this one on
-  static constexpr uint32_t kSkip = 4;  // count of entries copied ahead of the list's: 2 bits
+  static constexpr uint32_t kSkip = 4;            // more than the entries in front of a list
 
   uint32_t word;  // pairs and the bits above
-  uint32_t
-      outliers;  // of the tile; times kSkip, and how many entries in front of the list came along
+  // kSkip times the outliers of the tile, plus the entries in front of its list that came along.
+  uint32_t outliers;
   const uint32_t* entries;  // the tile's list
 };
 static_assert(sizeof(HalfRun) == kHalfRunBytes);

@@ -141,8 +141,8 @@ __device__ __forceinline__ void StoreTransposed(uint32_t shared, const uint32_t 
       : "memory");
 }
 
-// Where a warpgroup's 64 rows go. They pass through shared memory of the
-// warpgroup, so that they are written in whole lines.
+// Where a warpgroup's 64 rows go. They pass through shared memory of the warpgroup, so that they
+// are written in whole lines.
 class HalfTarget {
  public:
   static constexpr int kRows = kHalfRows / 2;
