@@ -180,6 +180,21 @@ TEST(CudaSelect, EveryShapeAndDeviceGetsAGeometryThatFits) {
   }
 }
 
+// The small kernel reads all column tiles of the last quad but the last one whole.
+TEST(CudaSelect, StagedTokensEndBehindWhatIsRead) {
+  for (int m = 1; m <= 40; ++m) {
+    const Desc d = DescOf(512, 784, 0.25, m);
+    const Plan p = Select(d, kA100);
+    ASSERT_EQ(p.path, Path::kSmall);
+    const int tokens = p.small[0].group_tokens;
+    const int column_tiles = SmallInstances()[p.small[0].instance].token_tiles;
+    const size_t last_quad = p.small[0].groups * StagedGroupBytes(d.shapes[0], tokens) -
+                             static_cast<size_t>(QuadBytes(tokens));
+    EXPECT_GE(StagedBytes(d, p), last_quad + 8 * kColumnBytes * (column_tiles - 1)) << m;
+    EXPECT_EQ(StagedBytes(d, p) % 16, 0u);
+  }
+}
+
 TEST(CudaSelect, LargeBatchesAreDequantized) {
   const Plan p = Select(DescOf(4096, 4096, 0.25, kMaxSmallTokens + 1), kH200);
   EXPECT_EQ(p.error, "");
