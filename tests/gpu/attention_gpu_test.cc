@@ -11,6 +11,7 @@
 #include "tests/gpu/gpu_attention.h"
 #include "tests/gpu/gpu_linear.h"
 #include "tests/gpu/gpu_values.h"
+#include "tests/gpu/on_device.h"
 #include "tests/kernels/random_matrix.h"
 
 namespace fewbit::testing {
@@ -377,7 +378,7 @@ TEST(AttentionGpu, RowsInOneLaunch) {
         parts.push_back({gpu.AddSequence(cached, cached + 1), 1});
       }
       const std::vector<float> rows = gpu.Step(parts);
-      for (int i = 0; i < 20; ++i) {
+      for (int i = 0; i < OnDevice(20, 2); ++i) {
         EXPECT_EQ(std::memcmp(gpu.RunIntoRows().data(), rows.data(), sizeof(float) * rows.size()),
                   0)
             << Name(o) << ", time " << i;

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/ops.h"
 #include "tests/gpu/gpu_linear.h"
+#include "tests/gpu/on_device.h"
 #include "tests/gpu/stage_rows.h"
 #include "tests/kernels/random_matrix.h"
 
@@ -286,7 +287,8 @@ TEST(LinearGroupGpu, ReducedSetAddsRows) {
 // start early and ask for weights; the bits are those of a run that waits after every launch.
 TEST(LinearGroupGpu, ChainOfDependentLaunches) {
   std::mt19937 rng(33);
-  constexpr int kWidth = 2048, kLayers = 4, kRounds = 12;
+  constexpr int kWidth = 2048, kLayers = 4;
+  const int rounds = OnDevice(12, 1);
   std::vector<std::unique_ptr<Group>> layers;
   for (int i = 0; i < kLayers; ++i) {
     // The second part is there to make grids and shared memory differ from layer to layer.
@@ -306,7 +308,7 @@ TEST(LinearGroupGpu, ChainOfDependentLaunches) {
     }
     std::vector<float> results[2];
     for (bool wait : {true, false}) {
-      for (int i = 0; i < kRounds * kLayers; ++i) {
+      for (int i = 0; i < rounds * kLayers; ++i) {
         const Launch& l = *launches[i % kLayers];
         const Launch& before = *launches[(i + kLayers - 1) % kLayers];
         const bool first = i == 0;

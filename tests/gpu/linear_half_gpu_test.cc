@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/half_instances.h"
 #include "tests/gpu/gpu_linear.h"
+#include "tests/gpu/on_device.h"
 #include "tests/kernels/random_matrix.h"
 
 namespace fewbit::testing {
@@ -94,7 +95,8 @@ TEST(LinearHalfGpu, ReducedSetForSanitizers) {
 TEST(LinearHalfGpu, SameBitsInEveryLaunch) {
   if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
   std::mt19937 rng(34);
-  constexpr int kRows = 6200, kCols = 2064, kChain = 8;
+  constexpr int kRows = 6200, kCols = 2064;
+  const int chain = OnDevice(8, 2);
   Case c({kRows, kCols, 0.25, false, 0.004}, &rng);
   const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
   for (int m : {100, 256, 140}) {
@@ -102,7 +104,7 @@ TEST(LinearHalfGpu, SameBitsInEveryLaunch) {
     const auto x = c.Tokens(m, &rng);
     const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
     ASSERT_EQ(plan.path, cuda::Path::kHalf);
-    LaunchInARow(c.desc, plan, c.gpu, x, kChain, exchange);
+    LaunchInARow(c.desc, plan, c.gpu, x, chain, exchange);
   }
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/cuda/half_instances.h"
 #include "kernels/cuda/wide_instances.h"
 #include "tests/gpu/gpu_linear.h"
+#include "tests/gpu/on_device.h"
 #include "tests/gpu/stage_rows.h"
 #include "tests/kernels/random_matrix.h"
 
@@ -164,7 +165,7 @@ TEST(LinearWideGpu, GroupsInAChain) {
 // launch wait for others that start only while those of the launch before end.
 TEST(LinearWideGpu, ManyLaunchesGiveTheSameBits) {
   if (!HasWide()) GTEST_SKIP() << "needs sm_90";
-  constexpr int kLaunches = 3000;
+  const int launches = OnDevice(3000, 3);
   std::mt19937 rng(25);
   Case c({8320, 4096, 0.25, false, 0.002}, &rng);
   const cuda::DeviceGroup group = {1, {c.gpu.view()}};
@@ -183,7 +184,7 @@ TEST(LinearWideGpu, ManyLaunchesGiveTheSameBits) {
     const int64_t count = int64_t{m} * c.plain.shape.rows;
     const cuda::DeviceBuffer<float> first(count), again(count);
     const cuda::DeviceBuffer<unsigned long long> differences(std::vector<unsigned long long>{0});
-    for (int i = 0; i < kLaunches; ++i) {
+    for (int i = 0; i < launches; ++i) {
       cuda::LinearOutput out;
       out.y = i == 0 ? first.get() : again.get();
       out.stride = c.plain.shape.rows;

@@ -7,6 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/engine.h"
+#include "tests/gpu/on_device.h"
 #include "tests/gpu/runtime/gpu_model.h"
 #include "tests/runtime/event_log.h"
 #include "tests/runtime/step_driver.h"
@@ -100,7 +101,7 @@ TEST(EngineGpu, TokensAloneAndTogetherAreTheSameWithPackedWeights) {
     options.max_sequences = 24;
     options.max_step_tokens = 64;  // more go through 16-bit products, which round otherwise
     options.kv_type = kv_type;
-    ExpectSameAloneAndTogether(*model, options, 40);
+    ExpectSameAloneAndTogether(*model, options, OnDevice(40, 6));
   }
 }
 
@@ -111,7 +112,7 @@ TEST(EngineGpu, TokensAloneAndTogetherAreTheSameWithDenseWeights) {
   CudaOptions options = SmallCudaOptions();
   options.max_sequences = 16;
   options.max_step_tokens = 64;
-  ExpectSameAloneAndTogether(*golden.model, options, 24);
+  ExpectSameAloneAndTogether(*golden.model, options, OnDevice(24, 6));
 }
 
 // Logits and log-likelihoods bit for bit, for batches of every size.
