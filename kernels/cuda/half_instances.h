@@ -3,9 +3,10 @@
 // memory between the blocks.
 //
 // The work of a launch is a list of pairs (two quads, the step of the kernel): all pairs of a unit,
-// which is kHalfUnitRows rows of one matrix, unit behind unit. Every cluster of two blocks takes an
-// equal stretch of the list, each block half of the rows. Where a stretch ends inside a unit, the
-// clusters that have pieces of it exchange their sums.
+// which is kHalfUnitRows rows of one matrix for one token group, unit behind unit, all groups of
+// the same rows one after the other. Every cluster of two blocks takes an equal stretch of the
+// list, each block half of the rows. Where a stretch ends inside a unit, the clusters that have
+// pieces of it exchange their sums.
 #pragma once
 
 #include <array>
@@ -14,13 +15,13 @@
 
 namespace fewbit::cuda {
 
-// With fewer, the integer kernels keep the bits of one token; with more, one pass over 16-bit
-// weights in scratch memory costs less than making them again for every 256 tokens.
-inline constexpr int kLeastHalfTokens = 65, kMostHalfTokens = 256;
+// With fewer, the integer kernels keep the bits of one token; with more, nothing was measured that
+// is clearly faster than one pass over 16-bit weights in scratch memory and cuBLAS.
+inline constexpr int kLeastHalfTokens = 65, kMostHalfTokens = 1024;
 
 inline constexpr int kHalfCluster = 2;  // blocks
 struct HalfForm {
-  int tokens;
+  int tokens;                    // of a group
   int quad_stages, tile_stages;  // under way
 };
 inline constexpr std::array<HalfForm, 2> kHalfForms = {{{128, 8, 3}, {256, 4, 3}}};

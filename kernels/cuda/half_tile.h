@@ -4,10 +4,10 @@
 // memory. A quad (4 strips, 64 channels) is 4 products of 16 channels: number f of them takes
 // channels 4 f .. 4 f + 3 of each strip, because that is what a lane's code word has at hand.
 //
-// T tokens in memory: [quads, filled up to pairs][4 f][T]{32 bytes}. Those are two halves of 8
-// numbers; element 2 t + e of half h is channel 4 f + h + 2 e of strip t. Half h lies at place
-// h ^ (token / 4 % 2), as wgmma reads operand B with the 32-byte swizzle, so a quad is one bulk
-// copy. Channels that do not exist are zero.
+// A token group of T tokens in memory: [quads, filled up to pairs][4 f][T]{32 bytes}. Those are two
+// halves of 8 numbers; element 2 t + e of half h is channel 4 f + h + 2 e of strip t. Half h lies
+// at place h ^ (token / 4 % 2), as wgmma reads operand B with the 32-byte swizzle, so a quad is one
+// bulk copy. Channels that do not exist are zero.
 //
 // Outliers come in the lists of quant_layout.h, one per (row block, 2-bit tile), with entries that
 // say where in operand A they belong (HalfOutlier).
@@ -22,7 +22,8 @@ inline constexpr int kHalfTokenBytes = 32;
 
 struct HalfPlan {
   int form = 0;    // row of kHalfForms
-  int tokens = 0;  // that the form has room for
+  int tokens = 0;  // of a group
+  int groups = 0;  // of tokens
   int clusters = 0;
   bool early_start = true;  // of the next kernel, by programmatic dependent launch
 };

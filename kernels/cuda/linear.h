@@ -93,7 +93,7 @@ inline constexpr int kMaxPositions2 = 1 << 16;  // of channels in 2-bit strips
 enum class Path : uint8_t {
   kStream,      // sm_90, up to kMaxStreamTokens: persistent blocks
   kWide,        // sm_90, any number of tokens: wgmma on integers
-  kHalf,        // sm_90, from kLeastHalfTokens on, fp16 input: wgmma on fp16
+  kHalf,        // sm_90, many tokens (half_instances.h), fp16 input: wgmma on fp16
   kSmall,       // from sm_80 on, up to kMaxSmallTokens: cp.async, mma on integers
   kDequantize,  // once into fp16 scratch, then cuBLAS
 };

@@ -59,7 +59,7 @@ __device__ __forceinline__ void RunProducts(const HalfArgs& a, uint8_t* shared,
     float sums[kF.tokens / 2];
     product.Run(sums);
     const HalfPiece piece(a, at);
-    const HalfShare share(piece, a.m);
+    const HalfShare share(piece, min(kF.tokens, a.m - piece.group * kF.tokens));
     if (piece.pieces > 1) SendSums<kForm>(a, piece, share, sums);
     HalfCollector<kForm>(a, piece, share).Run(sums, buffer);
     at.item += piece.end - piece.first;
@@ -134,13 +134,19 @@ cudaError_t LaunchHalf(const Desc& desc, const HalfPlan& plan, const DeviceGroup
   const HalfForm& form = kHalfForms[plan.form];
   HalfArgs args = {};
   args.parts = desc.count;
+  args.groups = plan.groups;
   args.m = desc.m;
   for (int p = 0; p < desc.count; ++p) {
     const DeviceMatrix& w = group.parts[p];
     if (w.outliers != nullptr && w.tile_outliers == nullptr) return cudaErrorInvalidValue;
-    const int units = (w.shape.rows + kHalfUnitRows - 1) / kHalfUnitRows;
-    args.part[p] = {w,          in.parts[p].staged, w.shape.row_block_bytes(), HalfPairs(w.shape),
-                    args.items, out.column[p]};
+    const int units = (w.shape.rows + kHalfUnitRows - 1) / kHalfUnitRows * plan.groups;
+    args.part[p] = {w,
+                    in.parts[p].staged,
+                    in.parts[p].group_bytes,
+                    w.shape.row_block_bytes(),
+                    HalfPairs(w.shape),
+                    args.items,
+                    out.column[p]};
     args.items += static_cast<uint32_t>(units) * HalfPairs(w.shape);
   }
   args.exchange = static_cast<uint32_t*>(exchange);

@@ -170,6 +170,8 @@ int Plan::groups(int part) const {
       return small[part].groups;
     case Path::kWide:
       return wide.groups;
+    case Path::kHalf:
+      return half.groups;
     default:
       return 1;
   }

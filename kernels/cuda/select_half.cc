@@ -14,6 +14,13 @@ constexpr int64_t kLeastPairs = 4;
 // The device counts clusters times pairs in 32 bits.
 constexpr int64_t kMostProduct = int64_t{1} << 31;
 
+// Time goes by whole groups, that of the way through scratch memory and cuBLAS by tokens: two
+// groups are always faster, three and four if the last one is at least half full.
+bool FasterThanScratch(int m) {
+  constexpr int kGroup = kHalfForms.back().tokens;
+  return m <= 2 * kGroup || (m <= kMostHalfTokens && (m - 1) % kGroup + 1 >= kGroup / 2);
+}
+
 }  // namespace
 
 OutlierLists RepackOutliersByTile(const quant::PackedMatrix& m) {
@@ -39,19 +46,19 @@ OutlierLists RepackOutliersByTile(const quant::PackedMatrix& m) {
 
 bool SelectHalf(const Desc& desc, const DeviceProps& device, const Tuning& tuning, HalfPlan* plan) {
   if (device.half_clusters == 0 || tuning.use_cp_async) return false;
-  if (desc.m < kLeastHalfTokens || desc.m > kMostHalfTokens || desc.x_type != DType::kF16)
+  if (desc.m < kLeastHalfTokens || !FasterThanScratch(desc.m) || desc.x_type != DType::kF16)
     return false;
   const bool zero_points = desc.shapes[0].zero_points;
-  const int last = static_cast<int>(kHalfForms.size()) - 1;
-  plan->form = 0;
-  while (plan->form < last && kHalfForms[plan->form].tokens < desc.m) ++plan->form;
+  // Two groups of 128 tokens take longer than one of 256.
+  plan->form = desc.m <= kHalfForms[0].tokens ? 0 : 1;
   const HalfForm& form = kHalfForms[plan->form];
   if (HalfLayout(form, zero_points).total > device.shared_per_block) return false;
   plan->tokens = form.tokens;
+  plan->groups = CeilDiv(desc.m, form.tokens);
   int64_t pairs = 0, units = 0;
   for (int p = 0; p < desc.count; ++p) {
     const quant::PackedShape& s = desc.shapes[p];
-    const int64_t of_part = CeilDiv(s.rows, kHalfUnitRows);
+    const int64_t of_part = int64_t{1} * CeilDiv(s.rows, kHalfUnitRows) * plan->groups;
     units += of_part;
     pairs += of_part * HalfPairs(s);
   }

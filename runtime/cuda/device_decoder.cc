@@ -30,16 +30,6 @@ const void* AtColumn(const float* y, DType type, int64_t column) {
                              : reinterpret_cast<const uint16_t*>(y) + column;
 }
 
-// Token counts at which the memory of a launch is largest within its path: all small ones, then
-// every so many.
-std::vector<int> SampleCounts(int most) {
-  constexpr int kSmall = 64, kStep = 128;
-  std::vector<int> counts;
-  for (int m = 1; m < most; m += m < kSmall ? 1 : m == kSmall ? 1 : kStep) counts.push_back(m);
-  counts.push_back(most);
-  return counts;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DeviceDecoder>> DeviceDecoder::Create(
@@ -96,7 +86,7 @@ absl::Status DeviceDecoder::MakeGroups() {
 
 absl::Status DeviceDecoder::MeasureGroups() {
   const cuda::DeviceProps& props = memory_.props;
-  for (const int m : SampleCounts(limits_.max_tokens)) {
+  for (const int32_t m : MemorySampleCounts(limits_.max_tokens)) {
     for (const Layer& layer : layers_) {
       for (const LinearGroup* group : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
         needs_.Add(group->Needs(m, props));

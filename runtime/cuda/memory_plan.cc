@@ -46,4 +46,12 @@ absl::StatusOr<int32_t> PlanKvBlocks(const MemoryRequest& r) {
   return static_cast<int32_t>(std::min<int64_t>(blocks, INT32_MAX));
 }
 
+std::vector<int32_t> MemorySampleCounts(int32_t most) {
+  constexpr int32_t kStep = 128;
+  std::vector<int32_t> counts;
+  for (int32_t m = 1; m < most; m += m < kStep - 1 ? 1 : kStep) counts.push_back(m);
+  counts.push_back(most);
+  return counts;
+}
+
 }  // namespace fewbit

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -31,6 +32,11 @@ struct MemoryRequest {
 // or num_blocks is too small for one sequence. RESOURCE_EXHAUSTED: it does not fit; the message
 // names what is needed for what and what is there.
 absl::StatusOr<int32_t> PlanKvBlocks(const MemoryRequest& request);
+
+// Token counts up to `most` among which are those that take the most memory of each kind, whatever
+// way Select (kernels/cuda/linear.h) has for them: all small ones, `most`, and the last before each
+// multiple of 128, where another way may begin.
+std::vector<int32_t> MemorySampleCounts(int32_t most);
 
 // Hands out parts of one allocation, each on a 256-byte boundary. With a null base it only counts,
 // so that the same code measures and then places.

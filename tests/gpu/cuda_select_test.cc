@@ -267,33 +267,36 @@ TEST(CudaSelect, HalfFormsFitAndCoverAllTokens) {
       // A lane's first entry is read from there however many entries came along in front.
       EXPECT_LE(4 * (32 + 3), layout.list_bytes);
     }
-    for (int m : {kLeastHalfTokens, 128, 129, 200, kMostHalfTokens}) {
+    for (int m : {kLeastHalfTokens, 128, 129, 200, 256, 257, 512, 640, 768, 896, kMostHalfTokens}) {
       const Desc d = DescOf(4096, 11008, 0.25, m, zero_points);
       const Plan p = Select(d, device);
       ASSERT_EQ(p.error, "");
       ASSERT_EQ(p.path, Path::kHalf) << m;
       EXPECT_TRUE(p.staged());
       EXPECT_FALSE(p.plain());
-      EXPECT_EQ(p.groups(0), 1);
-      EXPECT_GE(p.group_tokens(d, 0), m);
+      EXPECT_GE(p.group_tokens(d, 0) * p.groups(0), m);
+      EXPECT_LT(p.group_tokens(d, 0) * (p.groups(0) - 1), m);
       EXPECT_EQ(p.group_tokens(d, 0), m <= kHalfForms[0].tokens ? 128 : 256);
       EXPECT_LE(p.half.clusters, device.half_clusters);
       EXPECT_GE(10 * p.half.clusters, 9 * device.half_clusters);
       EXPECT_GE(ExchangeBytes(device), HalfExchangeBytes(p.half.clusters));
-      EXPECT_EQ(StagedBytes(d, p), HalfGroupBytes(d.shapes[0], p.half.tokens));
+      EXPECT_EQ(StagedBytes(d, p), p.groups(0) * HalfGroupBytes(d.shapes[0], p.half.tokens));
     }
   }
   Desc other = DescOf(4096, 4096, 0.25, 200);
   other.x_type = DType::kBF16;  // the integer kernel takes any type
   EXPECT_EQ(Select(other, kH200).path, Path::kDequantize);
   EXPECT_NE(Select(DescOf(4096, 4096, 0.25, kLeastHalfTokens - 1), device).path, Path::kHalf);
-  EXPECT_EQ(Select(DescOf(4096, 4096, 0.25, kMostHalfTokens + 1), device).path, Path::kDequantize);
+  // A third or fourth group that is less than half full.
+  for (int m : {513, 639, 769, 895, kMostHalfTokens + 1}) {
+    EXPECT_EQ(Select(DescOf(4096, 4096, 0.25, m), device).path, Path::kDequantize) << m;
+  }
   // A matrix so small that its pairs do not go round.
   const Plan small = Select(DescOf(48, 1024, 0.0, 100), device);
   ASSERT_EQ(small.path, Path::kHalf);
   EXPECT_EQ(small.half.clusters, 2);
   // Too many pairs for the device's arithmetic.
-  EXPECT_EQ(Select(DescOf(1 << 24, 65536, 0.0, kMostHalfTokens), device).path, Path::kDequantize);
+  EXPECT_EQ(Select(DescOf(1 << 24, 65536, 0.0, 256), device).path, Path::kDequantize);
   device.wide_teams = 33;
   EXPECT_EQ(Select(other, device).path, Path::kWide);
 }

@@ -186,16 +186,17 @@ TEST(LinearGpu, NonFiniteStaysInItsToken) {
   c.desc.y_type = DType::kF32;
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for (int m : {3, 8, 20, 40, 100, 200}) {
+  for (int m : {3, 8, 20, 40, 100, 200, 300}) {
     c.desc.m = m;
     // RunGpuLinear makes the largest finite number of an infinite one in f16.
     c.desc.x_type = m % 8 == 0 ? DType::kBF16 : DType::kF16;
     auto x = RoundTo(c.desc.x_type, RandomActivations(size_t{1} * m * kCols, &rng));
     std::vector<float> expected = RunGpuLinear(c.desc, c.gpu, x);
     ASSERT_FALSE(HasFailure());
-    const int bad[] = {1, m / 2};
+    const int bad[] = {1, m / 2, m - 1};
     x[bad[0] * kCols + 17] = kNan;
     x[bad[1] * kCols + 800] = c.desc.x_type == DType::kF16 ? kNan : -kInfinity;
+    x[bad[2] * kCols + 300] = kNan;
     std::vector<float> y = RunGpuLinear(c.desc, c.gpu, x);
     for (int token : bad) {
       const auto row = y.begin() + size_t{1} * token * kRows;

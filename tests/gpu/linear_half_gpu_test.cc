@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <initializer_list>
 #include <set>
 
 #include "kernels/cuda/half_instances.h"
@@ -66,6 +67,39 @@ TEST(LinearHalfGpu, EveryFormMatchesFloat64) {
   EXPECT_EQ(reached.size(), 2 * cuda::kHalfForms.size()) << "an instance was never run";
 }
 
+// Several groups in one launch, the last one full, ragged or of a single token. What is behind the
+// tokens that exist is NaN.
+TEST(LinearHalfGpu, TokenGroupsMatchFloat64) {
+  if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
+  std::mt19937 rng(36);
+  std::set<int> reached;
+  const PackedOptions shapes[] = {
+      {200, 1040, 0.3}, {77, 48, 0.5}, {300, 528, 1.0}, {520, 272, 0.0}};
+  const int token_counts[] = {257, 640, 300, 1024, 512, 1000, 383, 700, 270};
+  constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
+  int next = 0;
+  for (PackedOptions options : shapes) {
+    for (bool zero_points : {false, true}) {
+      for (double outliers : {0.0, 0.01}) {
+        options.zero_points = zero_points;
+        options.outlier_share = outliers;
+        Case c(options, &rng);
+        const int m = c.desc.m = token_counts[next % 9];
+        c.desc.y_type = kTypes[next++ % 3];
+        const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
+        ASSERT_EQ(plan.path, cuda::Path::kHalf);
+        reached.insert(plan.half.groups);
+        const auto x = c.Tokens(m, &rng);
+        const auto y = RunGpuLinear(c.desc, c.gpu, x);
+        ASSERT_FALSE(HasFailure()) << Describe(options) << " m " << m;
+        EXPECT_LT(RelativeError(y, ReferenceLinear(c.plain, x, m)), Tolerance(c.desc.y_type))
+            << Describe(options) << " m " << m;
+      }
+    }
+  }
+  EXPECT_EQ(reached, (std::set<int>{2, 3, 4}));
+}
+
 // Outliers in every place of a tile's operands, alone: all other weights are zero for the tokens.
 TEST(LinearHalfGpu, ManyOutliers) {
   if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
@@ -82,7 +116,7 @@ TEST(LinearHalfGpu, ReducedSetForSanitizers) {
   std::mt19937 rng(33);
   for (bool zero_points : {false, true}) {
     Case c({200, 1552, 0.3, zero_points, 0.01}, &rng);
-    for (int m : {70, 140}) {
+    for (int m : {70, 140, 300}) {
       c.desc.m = m;
       const auto x = c.Tokens(m, &rng);
       EXPECT_LT(RelativeError(RunGpuLinear(c.desc, c.gpu, x), ReferenceLinear(c.plain, x, m)),
@@ -92,14 +126,12 @@ TEST(LinearHalfGpu, ReducedSetForSanitizers) {
 }
 
 // Units cut into pieces anywhere, launch after launch without a pause: the same bits always.
-TEST(LinearHalfGpu, SameBitsInEveryLaunch) {
-  if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
+void ExpectSameBitsInEveryLaunch(const PackedOptions& options, std::initializer_list<int> tokens) {
   std::mt19937 rng(34);
-  constexpr int kRows = 6200, kCols = 2064;
   const int chain = OnDevice(8, 2);
-  Case c({kRows, kCols, 0.25, false, 0.004}, &rng);
+  Case c(options, &rng);
   const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
-  for (int m : {100, 256, 140}) {
+  for (int m : tokens) {
     c.desc.m = m;
     const auto x = c.Tokens(m, &rng);
     const cuda::Plan plan = cuda::Select(c.desc, ThisDevice());
@@ -108,11 +140,21 @@ TEST(LinearHalfGpu, SameBitsInEveryLaunch) {
   }
 }
 
-// Three matrices with one input, each with strips in its own order, side by side in y.
-TEST(LinearHalfGpu, GroupOfMatrices) {
+TEST(LinearHalfGpu, SameBitsInEveryLaunch) {
   if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
+  ExpectSameBitsInEveryLaunch({6200, 2064, 0.25, false, 0.004}, {100, 256, 140, 640});
+}
+
+// Several clusters to a unit, cut anywhere, and units of several token groups beside each other.
+TEST(LinearHalfGpu, SameBitsInEveryLaunchOfTokenGroups) {
+  if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
+  ExpectSameBitsInEveryLaunch({700, 1040, 0.25, false, 0.004}, {300, 512, 1000});
+}
+
+// Three matrices with one input, each with strips in its own order, side by side in y.
+void ExpectGroupMatchesFloat64(int tokens) {
   std::mt19937 rng(35);
-  constexpr int kCols = 1040, kTokens = 150;
+  constexpr int kCols = 1040;
   const int rows[] = {512, 100, 300};
   std::vector<Case> cases;
   cuda::Desc desc;
@@ -130,9 +172,9 @@ TEST(LinearHalfGpu, GroupOfMatrices) {
     group.parts[group.count++] = c.gpu.view();
   }
   desc.count = group.count;
-  desc.m = kTokens;
+  desc.m = tokens;
   desc.y_type = DType::kF32;
-  const auto x = cases[0].Tokens(kTokens, &rng);
+  const auto x = cases[0].Tokens(tokens, &rng);
   const cuda::DeviceBuffer<uint8_t> x_device(AllBytes(desc.x_type, x));
   const cuda::Plan plan = cuda::Select(desc, ThisDevice());
   ASSERT_EQ(plan.path, cuda::Path::kHalf);
@@ -142,7 +184,7 @@ TEST(LinearHalfGpu, GroupOfMatrices) {
   const cuda::DeviceBuffer<uint8_t> exchange = ZeroedExchange();
   cuda::LinearWorkspace workspace;
   workspace.exchange = exchange.get();
-  cuda::DeviceBuffer<float> y(size_t{1} * kTokens * all);
+  cuda::DeviceBuffer<float> y(size_t{1} * tokens * all);
   cuda::CheckCuda(cudaMemset(y.get(), 0xFF, y.bytes()), "poison");
   out.y = y.get();
   out.stride = all;
@@ -152,12 +194,18 @@ TEST(LinearHalfGpu, GroupOfMatrices) {
   const std::vector<float> result = y.Download();
   for (int p = 0; p < group.count; ++p) {
     std::vector<float> part;
-    for (int i = 0; i < kTokens; ++i) {
+    for (int i = 0; i < tokens; ++i) {
       const auto row = result.begin() + i * all + out.column[p];
       part.insert(part.end(), row, row + cases[p].plain.shape.rows);
     }
-    EXPECT_LT(RelativeError(part, ReferenceLinear(cases[p].plain, x, kTokens)), kError) << p;
+    EXPECT_LT(RelativeError(part, ReferenceLinear(cases[p].plain, x, tokens)), kError)
+        << p << " m " << tokens;
   }
+}
+
+TEST(LinearHalfGpu, GroupOfMatrices) {
+  if (!HasHalf()) GTEST_SKIP() << "needs sm_90";
+  for (int tokens : {150, 300}) ExpectGroupMatchesFloat64(tokens);
 }
 
 }  // namespace

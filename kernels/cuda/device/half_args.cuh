@@ -12,7 +12,7 @@ namespace fewbit::cuda {
 struct HalfPart {
   DeviceMatrix w;
   const uint8_t* staged;
-  size_t row_block_bytes;
+  size_t group_bytes, row_block_bytes;
   int pairs;            // of a unit
   uint32_t first_item;  // in the list of pairs
   int64_t column;       // of y
@@ -20,7 +20,7 @@ struct HalfPart {
 
 struct HalfArgs {
   HalfPart part[kMostParts];
-  int parts, m;
+  int parts, groups, m;
   uint32_t items;      // pairs of all units
   uint32_t* exchange;  // see half_tile.h
   void* y;
@@ -48,7 +48,7 @@ struct HalfStretch {
 // unit, of which the first is `first_cluster`.
 struct HalfPiece {
   const HalfPart* part;
-  int row_unit, first, end;
+  int row_unit, group, first, end;
   int index, pieces, first_cluster;
   bool last_goes_on;  // the cluster of the unit's last piece has more to do
 
@@ -57,9 +57,10 @@ struct HalfPiece {
     int p = 0;
     while (p + 1 < a.parts && at.item >= a.part[p + 1].first_item) ++p;
     part = &a.part[p];
-    const uint32_t pairs = part->pairs;
-    row_unit = (at.item - part->first_item) / pairs;
-    const uint32_t first_item = part->first_item + row_unit * pairs;
+    const uint32_t pairs = part->pairs, unit = (at.item - part->first_item) / pairs;
+    const uint32_t first_item = part->first_item + unit * pairs;
+    row_unit = unit / a.groups;
+    group = unit - row_unit * a.groups;
     first = at.item - first_item;
     end = min(pairs, at.end - first_item);
     first_cluster = HalfClusterOf(a, first_item);

@@ -90,7 +90,8 @@ __device__ __forceinline__ void FetchHalfActivations(const HalfArgs& a, uint8_t*
   const uint32_t share = ClusterRank() * kShare;
   HalfCursor<kF.quad_stages> to;
   ForEachPiece(a, [&](const HalfPiece& piece) {
-    const uint8_t* from = piece.part->staged + share + size_t{2} * piece.first * kL.quad_bytes;
+    const uint8_t* from = piece.part->staged + piece.group * piece.part->group_bytes + share +
+                          size_t{2} * piece.first * kL.quad_bytes;
 #pragma unroll 1
     for (int quad = 2 * piece.first; quad < 2 * piece.end; ++quad, from += kL.quad_bytes) {
       BarrierWait(barriers.quads.Empty(to.stage()), to.parity() ^ 1);

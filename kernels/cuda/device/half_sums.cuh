@@ -141,20 +141,21 @@ __device__ __forceinline__ void StoreTransposed(uint32_t shared, const uint32_t 
       : "memory");
 }
 
-// Where a warpgroup's 64 rows go. They pass through shared memory of the warpgroup, so that they
-// are written in whole lines.
+// Where a warpgroup's 64 rows of a token group go. They pass through shared memory of the
+// warpgroup, so that they are written in whole lines.
 class HalfTarget {
  public:
   static constexpr int kRows = kHalfRows / 2;
   static constexpr int kAtOnce = kHalfSlicesAtOnce;
 
-  __device__ __forceinline__ HalfTarget(const HalfArgs& a, const HalfPiece& piece)
-      : type_(a.y_type), tokens_(a.m) {
-    const int width = type_ == DType::kF32 ? 4 : 2;
+  __device__ __forceinline__ HalfTarget(const HalfArgs& a, const HalfPiece& piece, int group_tokens)
+      : type_(a.y_type) {
+    const int width = type_ == DType::kF32 ? 4 : 2, token = piece.group * group_tokens;
     const int row = piece.FirstRow() + threadIdx.x / 128 * kRows;
     stride_ = a.y_stride * width;
-    y_ = static_cast<uint8_t*>(a.y) + (piece.part->column + row) * width;
+    y_ = static_cast<uint8_t*>(a.y) + token * stride_ + (piece.part->column + row) * width;
     rows_ = piece.part->w.shape.rows - row;
+    tokens_ = min(group_tokens, a.m - token);
     whole_ = rows_ >= kRows && stride_ % 16 == 0 && reinterpret_cast<uintptr_t>(y_) % 16 == 0;
   }
 
@@ -243,10 +244,10 @@ class HalfTarget {
     }
   }
 
-  uint8_t* y_;      // of the first row and token
+  uint8_t* y_;      // of the first row and the group's first token
   int64_t stride_;  // bytes
   DType type_;
-  int tokens_, rows_;  // that exist
+  int rows_, tokens_;  // that exist
   bool whole_;         // rows can be written 16 bytes at once
 };
 
@@ -261,7 +262,7 @@ class HalfCollector {
 
   __device__ __forceinline__ void Run(const float (&sums)[kHalfForms[kForm].tokens / 2],
                                       uint8_t* buffer) {
-    const HalfTarget to(a_, piece_);
+    const HalfTarget to(a_, piece_, kHalfForms[kForm].tokens);
 #pragma unroll 1
     for (int first = share_.begin / kAtOnce * kAtOnce; first < share_.end; first += kAtOnce) {
       float own[kAtOnce * kHalfSliceSums];

@@ -246,7 +246,8 @@ void PrintLayers(Linears* linears, const Variant& v, int m) {
         std::printf("  wide form %d, %d teams, %d token groups", plan.wide.form, plan.wide.teams,
                     plan.wide.groups);
       } else if (plan.path == cuda::Path::kHalf) {
-        std::printf("  half form %d, %d clusters", plan.half.form, plan.half.clusters);
+        std::printf("  half form %d, %d clusters, %d token groups", plan.half.form,
+                    plan.half.clusters, plan.half.groups);
       } else if (plan.path == cuda::Path::kSmall) {
         std::printf("  warps %d blocks %d own %d group %d shared %zu", p.warps, p.blocks, p.own,
                     p.group_tokens, p.shared_bytes);

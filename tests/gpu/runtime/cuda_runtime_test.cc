@@ -1,12 +1,15 @@
 // The host parts of the CUDA runtime, which need no GPU: which launch a step gets, the bytes that
 // are copied to the device, and how the memory is shared out.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/linear.h"
+#include "kernels/cuda/linear.h"
 #include "kernels/quant_pack.h"
 #include "runtime/cuda/head_rounding.h"
 #include "runtime/cuda/memory_plan.h"
@@ -182,6 +185,43 @@ TEST(PlanKvBlocks, SaysWhatDoesNotFit) {
   status = PlanKvBlocks(r).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(status.message()), HasSubstr("6000 blocks"));
+}
+
+// Whatever a step's tokens, its linear layers find the room that they need.
+TEST(MemorySampleCounts, NoOtherCountNeedsMore) {
+  cuda::DeviceProps integers = {9, 0, 132, 228 * 1024, 227 * 1024};
+  integers.wide_teams = 33;
+  integers.wide_clusters = 30;
+  cuda::DeviceProps all = integers;
+  all.half_clusters = 66;
+  const cuda::DeviceProps old = {8, 0, 108, 164 * 1024, 163 * 1024};
+  constexpr int kMost = 1500;
+  for (const cuda::DeviceProps& device : {all, integers, old}) {
+    struct Bytes {
+      size_t staged = 0, plain = 0;
+      void Add(const Bytes& b) {
+        staged = std::max(staged, b.staged);
+        plain = std::max(plain, b.plain);
+      }
+    };
+    std::vector<Bytes> of(kMost + 1);
+    for (int m = 1; m <= kMost; ++m) {
+      cuda::Desc desc;
+      desc.shapes[0] = {4096, 4096, 24, 16, false};
+      desc.m = m;
+      const cuda::Plan plan = cuda::Select(desc, device);
+      ASSERT_EQ(plan.error, "");
+      of[m] = {cuda::StagedBytes(desc, plan), plan.plain() ? size_t{2} * m * 4096 : 0};
+    }
+    Bytes need;
+    for (int most = 1; most <= kMost; ++most) {
+      need.Add(of[most]);
+      Bytes found;
+      for (const int32_t m : MemorySampleCounts(most)) found.Add(of[m]);
+      ASSERT_EQ(found.staged, need.staged) << most;
+      ASSERT_EQ(found.plain, need.plain) << most;
+    }
+  }
 }
 
 TEST(Carver, MeasuresWhatItPlaces) {
