@@ -105,6 +105,19 @@ int64_t MostDecodeUnits(const AttentionPlan& p, int sequences) {
   return int64_t{1} * sequences * p.max_splits * p.desc.num_kv_heads * p.head_parts;
 }
 
+int OneUnitContext(const AttentionPlan& p, int sequences) {
+  const int64_t per_run = int64_t{1} * sequences * p.desc.num_kv_heads * p.head_parts;
+  const int runs = static_cast<int>(p.decode_blocks / per_run);
+  return runs * (runs < kMostSplits ? kSplitTokens : kMaxSplitTokens);
+}
+
+DecodeForm ChooseDecode(const AttentionPlan& p, const StepView& step, bool rows) {
+  if (!rows) return DecodeForm::kRuns;
+  const int longest = step.max_kv_len == 0 ? p.limits.max_context : step.max_kv_len;
+  return longest <= OneUnitContext(p, step.sequences) ? DecodeForm::kRowsInOrder
+                                                      : DecodeForm::kRows;
+}
+
 int DecodeGrid(const AttentionPlan& p, int sequences) {
   return static_cast<int>(std::min<int64_t>(p.decode_blocks, MostDecodeUnits(p, sequences)));
 }

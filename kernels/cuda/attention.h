@@ -98,6 +98,10 @@ struct AttentionPlan {
   size_t workspace_bytes = 0;
 };
 
+// The longest context up to which no decode block gets a second unit of work (a run of a head part)
+// in a step of `sequences` sequences; 0: none.
+int OneUnitContext(const AttentionPlan& plan, int sequences);
+
 // Deterministic; what cannot run comes back as an error that names the field, its value and the
 // limit.
 AttentionPlan SelectAttention(const AttentionDesc& desc, const AttentionLimits& limits,

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/step_view.h"
 
 namespace fewbit::cuda {
 
@@ -75,6 +76,11 @@ struct WorkCounts {
 // Most units of a step that decodes `sequences` sequences; and the blocks of its decode launch.
 int64_t MostDecodeUnits(const AttentionPlan& plan, int sequences);
 int DecodeGrid(const AttentionPlan& plan, int sequences);
+
+// What a decode launch leaves: runs, for the combining kernel, or rows. Units of a block overlap,
+// or come in order, with less before the first, which is faster where there is but one.
+enum class DecodeForm : uint8_t { kRuns, kRows, kRowsInOrder };
+DecodeForm ChooseDecode(const AttentionPlan& plan, const StepView& step, bool rows);
 
 // Tiles of any step within these numbers: each sequence has at most one that is not full.
 constexpr int MostPrefillTiles(int tokens, int sequences) {

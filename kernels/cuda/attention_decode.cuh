@@ -8,7 +8,8 @@
 // has 32, two KV blocks; its ring in shared memory runs ahead over the ends of units: keys and
 // values of earlier steps are asked for before the kernel before this one has finished. The warps
 // never wait for one another at the end of a unit: they leave their results and go on, and one of
-// them adds up a head while the next unit is under way.
+// them adds up a head while the next unit is under way. Where a block has but one
+// (DecodeForm::kRowsInOrder) it goes one step after the other instead.
 //
 // Keys are the rows of the tensor-core products and the query heads of the group their columns (S^T
 // = K Q^T, O^T = V^T P^T), so up to 8 query heads (i8: 4) cost what one does. The token's own key
@@ -276,6 +277,12 @@ __device__ __forceinline__ void AttendUnit(const DecodeArgs& a, const DecodeUnit
   }
 }
 
+// Whether a block that comes to `unit` in turn `turn` of `units` comes to the run that ends with
+// the unit's token, there or later.
+__device__ __forceinline__ bool ReachesEnd(const DecodeUnit& unit, int turn, int units) {
+  return turn + unit.splits - 1 - unit.split < units;
+}
+
 // All units of a block, by its warps: with one turn before the first, which prepares queries, and
 // one after the last.
 template <kv::KvType kType, int kDim, typename Attention, bool kRows>
@@ -284,10 +291,6 @@ __device__ __forceinline__ void RunUnits(const DecodeArgs& a, const DecodeStart&
                                          uint8_t* shared) {
   const int warp = threadIdx.x / 32, units = start.end - start.begin;
   RowMaker<kType, kDim, Attention> rows(a, shared);
-  // The run that ends with the token may be one that this block comes to later.
-  const auto ends_here = [&](const DecodeUnit& unit, int turn) {
-    return turn + unit.splits - 1 - unit.split < units;
-  };
   const auto queries_of = [&](int part) {
     return shared + a.shared.queries + (part & 1) * a.shared.query_bytes;
   };
@@ -295,7 +298,7 @@ __device__ __forceinline__ void RunUnits(const DecodeArgs& a, const DecodeStart&
     return shared + a.shared.fresh + (part & 1) * a.shared.fresh_bytes;
   };
   DecodeUnit u = DecodeUnit::First(start);
-  rows.Ask(u, ends_here(u, 0));
+  rows.Ask(u, ReachesEnd(u, 0, units));
   Attention attention;
   EndedUnit before;
   int part = -1, ready = 0;  // queries are ready after so many meetings
@@ -312,7 +315,7 @@ __device__ __forceinline__ void RunUnits(const DecodeArgs& a, const DecodeStart&
         if (prepare) {
           DecodeUnit next = u;
           next.NextPart(a);
-          rows.Ask(next, ends_here(next, next_turn));
+          rows.Ask(next, ReachesEnd(next, next_turn, units));
         }
       }
       AttendUnit<kType, kDim>(a, u, fresh_of(part), ring, stream, &attention);
@@ -329,7 +332,7 @@ __device__ __forceinline__ void RunUnits(const DecodeArgs& a, const DecodeStart&
     if (prepare) {
       DecodeUnit next = u;
       if (turn >= 0) next.NextPart(a);
-      rows.Make(next, ends_here(next, next_turn), queries_of(part + 1), fresh_of(part + 1));
+      rows.Make(next, ReachesEnd(next, next_turn, units), queries_of(part + 1), fresh_of(part + 1));
       ready = turn + 2;
     }
     meeting->Arrive();
@@ -340,7 +343,42 @@ __device__ __forceinline__ void RunUnits(const DecodeArgs& a, const DecodeStart&
   }
 }
 
-template <kv::KvType kType, int kDim, int kColumns, bool kRows>
+// The same, one step after the other.
+template <kv::KvType kType, int kDim, typename Attention>
+__device__ __forceinline__ void RunInOrder(const DecodeArgs& a, const DecodeStart& start,
+                                           KvRing* ring, KvStream* stream, uint8_t* shared) {
+  const int warp = threadIdx.x / 32, units = start.end - start.begin;
+  uint8_t *const queries = shared + a.shared.queries, *const fresh = shared + a.shared.fresh;
+  RowMaker<kType, kDim, Attention> rows(a, shared);
+  DecodeUnit u = DecodeUnit::First(start);
+  rows.Ask(u, ReachesEnd(u, 0, units));
+  bool new_part = true;
+#pragma unroll 1
+  for (int turn = 0; turn < units; ++turn) {
+    Attention attention;
+    if (new_part) {
+      rows.Make(u, ReachesEnd(u, turn, units), queries, fresh);
+      const int next_turn = turn + u.splits - u.split;
+      if (next_turn < units) {
+        DecodeUnit next = u;
+        next.NextPart(a);
+        rows.Ask(next, ReachesEnd(next, next_turn, units));
+      }
+      __syncthreads();
+    }
+    attention.LoadQueries(queries, u.heads(a));
+    AttendUnit<kType, kDim>(a, u, fresh, ring, stream, &attention);
+    const WarpResults results = WarpResults::Of(a, shared, turn, kDim);
+    attention.Store(u.heads(a), results.sums + warp * a.part_heads,
+                    results.out + warp * a.part_heads * kDim);
+    __syncthreads();
+    MergeWarps<kDim, true>(a, Ended(a, u), results, turn);
+    new_part = u.split + 1 == u.splits;
+    if (turn + 1 < units) u.Advance(a);
+  }
+}
+
+template <kv::KvType kType, int kDim, int kColumns, DecodeForm kForm>
 __global__ __launch_bounds__(
     32 * kDecodeWarps,
     DecodeResidency(kType, kDim,
@@ -369,56 +407,71 @@ __global__ __launch_bounds__(
   __syncthreads();
   WaitForPreviousKernels();
   using Attention = typename AttentionOf<kType, kDim, kColumns>::Type;
-  RunUnits<kType, kDim, Attention, kRows>(a, start, &ring, &stream, &meeting, shared);
+  if constexpr (kForm == DecodeForm::kRowsInOrder) {
+    RunInOrder<kType, kDim, Attention>(a, start, &ring, &stream, shared);
+  } else {
+    constexpr bool kRows = kForm == DecodeForm::kRows;
+    RunUnits<kType, kDim, Attention, kRows>(a, start, &ring, &stream, &meeting, shared);
+  }
 }
 
 // Calls visit with the kernel for `dim`, which is one of kv::kDeviceDims.
-template <kv::KvType kType, int kColumns, bool kRows, typename Visit>
+template <kv::KvType kType, int kColumns, DecodeForm kForm, typename Visit>
 cudaError_t VisitDecodeDim(int dim, const Visit& visit) {
   switch (dim) {
     case 16:
-      return visit(DecodeKernel<kType, 16, kColumns, kRows>);
+      return visit(DecodeKernel<kType, 16, kColumns, kForm>);
     case 32:
-      return visit(DecodeKernel<kType, 32, kColumns, kRows>);
+      return visit(DecodeKernel<kType, 32, kColumns, kForm>);
     case 64:
-      return visit(DecodeKernel<kType, 64, kColumns, kRows>);
+      return visit(DecodeKernel<kType, 64, kColumns, kForm>);
     case 80:
-      return visit(DecodeKernel<kType, 80, kColumns, kRows>);
+      return visit(DecodeKernel<kType, 80, kColumns, kForm>);
     case 96:
-      return visit(DecodeKernel<kType, 96, kColumns, kRows>);
+      return visit(DecodeKernel<kType, 96, kColumns, kForm>);
     case 128:
-      return visit(DecodeKernel<kType, 128, kColumns, kRows>);
+      return visit(DecodeKernel<kType, 128, kColumns, kForm>);
     case 256:
-      return visit(DecodeKernel<kType, 256, kColumns, kRows>);
+      return visit(DecodeKernel<kType, 256, kColumns, kForm>);
   }
   return cudaErrorInvalidValue;
 }
-// With the kernel for parts of so many heads, that leaves `rows` or runs.
-template <kv::KvType kType, typename Visit>
-cudaError_t VisitDecodeKernel(int dim, int part_heads, bool rows, const Visit& visit) {
-  constexpr int kFew = DecodeColumns(kType, 1);
-  if (DecodeColumns(kType, part_heads) == kFew) {
-    return rows ? VisitDecodeDim<kType, kFew, true>(dim, visit)
-                : VisitDecodeDim<kType, kFew, false>(dim, visit);
+// Of that form.
+template <kv::KvType kType, int kColumns, typename Visit>
+cudaError_t VisitDecodeForm(int dim, DecodeForm form, const Visit& visit) {
+  switch (form) {
+    case DecodeForm::kRuns:
+      return VisitDecodeDim<kType, kColumns, DecodeForm::kRuns>(dim, visit);
+    case DecodeForm::kRows:
+      return VisitDecodeDim<kType, kColumns, DecodeForm::kRows>(dim, visit);
+    case DecodeForm::kRowsInOrder:
+      return VisitDecodeDim<kType, kColumns, DecodeForm::kRowsInOrder>(dim, visit);
   }
-  return rows ? VisitDecodeDim<kType, kMostGroupHeads, true>(dim, visit)
-              : VisitDecodeDim<kType, kMostGroupHeads, false>(dim, visit);
+  return cudaErrorInvalidValue;
+}
+// And for parts of so many heads.
+template <kv::KvType kType, typename Visit>
+cudaError_t VisitDecodeKernel(int dim, int part_heads, DecodeForm form, const Visit& visit) {
+  constexpr int kFew = DecodeColumns(kType, 1);
+  return DecodeColumns(kType, part_heads) == kFew
+             ? VisitDecodeForm<kType, kFew>(dim, form, visit)
+             : VisitDecodeForm<kType, kMostGroupHeads>(dim, form, visit);
 }
 
 template <kv::KvType kType>
 cudaError_t PrepareDecodeOf(int dim, int part_heads, size_t shared_bytes) {
-  for (bool rows : {false, true}) {
+  for (DecodeForm form : {DecodeForm::kRuns, DecodeForm::kRows, DecodeForm::kRowsInOrder}) {
     const cudaError_t error = VisitDecodeKernel<kType>(
-        dim, part_heads, rows, [&](auto kernel) { return ReserveShared(kernel, shared_bytes); });
+        dim, part_heads, form, [&](auto kernel) { return ReserveShared(kernel, shared_bytes); });
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
 
 template <kv::KvType kType>
-cudaError_t LaunchDecodeOf(int dim, const DecodeArgs& args, int blocks, size_t shared_bytes,
-                           cudaStream_t stream) {
-  return VisitDecodeKernel<kType>(dim, args.part_heads, args.attended != nullptr, [&](auto kernel) {
+cudaError_t LaunchDecodeOf(int dim, DecodeForm form, const DecodeArgs& args, int blocks,
+                           size_t shared_bytes, cudaStream_t stream) {
+  return VisitDecodeKernel<kType>(dim, args.part_heads, form, [&](auto kernel) {
     return LaunchDependent(kernel, dim3(blocks), dim3(32 * kDecodeWarps), shared_bytes, stream,
                            args);
   });

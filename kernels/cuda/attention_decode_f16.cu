@@ -4,7 +4,7 @@
 namespace fewbit::cuda {
 
 template cudaError_t PrepareDecodeOf<kv::KvType::kF16>(int, int, size_t);
-template cudaError_t LaunchDecodeOf<kv::KvType::kF16>(int, const DecodeArgs&, int, size_t,
-                                                      cudaStream_t);
+template cudaError_t LaunchDecodeOf<kv::KvType::kF16>(int, DecodeForm, const DecodeArgs&, int,
+                                                      size_t, cudaStream_t);
 
 }  // namespace fewbit::cuda

@@ -42,8 +42,8 @@ struct DecodeArgs {
   const DecodeStart* starts = nullptr;  // [blocks]
   const float2* turns = nullptr;        // [T, rotary_dim / 2] cosine, sine
   RunResults runs;
-  // Null, or [T, H * D] where the block that ends the last run of heads leaves their sum; arrivals
-  // [S, H] are zero before and after.
+  // [T, H * D] where the block that ends the last run of heads leaves their sum, if rows are
+  // wanted; arrivals [S, H] are zero before and after.
   float* attended = nullptr;
   uint32_t* arrivals = nullptr;
   size_t block_bytes = 0;
@@ -88,8 +88,8 @@ struct PrefillArgs {
 template <kv::KvType kType>
 cudaError_t PrepareDecodeOf(int dim, int part_heads, size_t shared_bytes);
 template <kv::KvType kType>
-cudaError_t LaunchDecodeOf(int dim, const DecodeArgs& args, int blocks, size_t shared_bytes,
-                           cudaStream_t stream);
+cudaError_t LaunchDecodeOf(int dim, DecodeForm form, const DecodeArgs& args, int blocks,
+                           size_t shared_bytes, cudaStream_t stream);
 
 template <kv::KvType kType>
 cudaError_t PreparePrefillOf(int dim, size_t shared_bytes);

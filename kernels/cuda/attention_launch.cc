@@ -51,7 +51,8 @@ cudaError_t LaunchDecodeRuns(const AttentionPlan& plan, const StepView& step,
                              const DecodeArgs& decode, cudaStream_t stream) {
   const int blocks = DecodeGrid(plan, step.sequences);
   const bool small = MostDecodeUnits(plan, step.sequences) <= 2 * plan.multiprocessors;
-  return LaunchDecodeOf<kType>(plan.padded_dim, decode, blocks,
+  const DecodeForm form = ChooseDecode(plan, step, decode.attended != nullptr);
+  return LaunchDecodeOf<kType>(plan.padded_dim, form, decode, blocks,
                                small ? plan.lone_shared : plan.decode_shared, stream);
 }
 

@@ -33,7 +33,7 @@ struct WantedRows {
 };
 
 // Launches. They only enqueue on `stream` and may be captured in a graph that replays for any step
-// that fits `step`'s T, S, max_query and only_chunks.
+// that fits `step`'s T, S, max_query, only_chunks and max_kv_len.
 // `workspace`: plan.workspace_bytes of device memory, 256-byte aligned, set to zero once at start;
 // one step at a time. All launches of a step use the same plan, or plans that differ in nothing but
 // the window, each with a workspace of its own.

@@ -34,6 +34,8 @@ struct StepView {
   int32_t rows = 0;          // R
   int32_t max_query = 1;     // tokens of the longest sequence in this step; 1: decoding only
   bool only_chunks = false;  // no sequence runs a single token, and there is no padding
+  int32_t max_kv_len = 0;    // launches are chosen for contexts up to here, where a longer one is
+                             // slower, not wrong; 0: for any
 
   const StepSizes* sizes = nullptr;
   const int32_t* token_ids = nullptr;    // [T] or kLastSampledId: then what last_ids holds for the

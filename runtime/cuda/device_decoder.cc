@@ -104,6 +104,13 @@ absl::Status DeviceDecoder::MeasureGroups() {
   return absl::OkStatus();
 }
 
+int32_t DeviceDecoder::ShortContext(int32_t sequences) const {
+  const bool rows = std::any_of(layers_.begin(), layers_.end(), [&](const Layer& layer) {
+    return layer.o.Prepare(sequences, memory_, cuda::RowKind::kRows).plan.makes_input();
+  });
+  return rows ? cuda::OneUnitContext(attention_, sequences) : 0;
+}
+
 void DeviceDecoder::Place(Carver* carver) {
   const ModelSpec& spec = model_->spec;
   const size_t t = limits_.max_tokens;

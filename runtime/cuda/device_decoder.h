@@ -53,6 +53,10 @@ class DeviceDecoder {
   // Takes its buffers from `carver`, or only counts if that has no base. Called twice before Start.
   void Place(Carver* carver);
 
+  // The context up to which steps that decode `sequences` sequences are launched another way than
+  // longer ones (StepView::max_kv_len); 0: there is but one way.
+  int32_t ShortContext(int32_t sequences) const;
+
   // Prepares kernels and clears what must start at zero. `kv`: layers() * layer_bytes(blocks).
   absl::Status Start(uint8_t* kv, int32_t num_blocks);
 

@@ -60,6 +60,7 @@ struct CudaExecutor::Impl {
   void CheckBatch(const ForwardBatch& batch) const;
   void StartCounts(const ForwardBatch& batch, Flight* flight);
   void CopyIn(const ForwardBatch& batch, const StepLayout& layout, Flight* flight);
+  void Capture(DeviceStep step, size_t bucket, StepPlace* place);
   void RunDecode(const DeviceStep& step, int bucket, StepPlace* place);
 
   const std::unique_ptr<DeviceModel> model;
@@ -68,7 +69,7 @@ struct CudaExecutor::Impl {
   DeviceMemoryUse use;
   int device = 0;
   bool graphs = true;
-  std::vector<int32_t> buckets;
+  std::vector<DecodeBucket> buckets;
 
   DeviceMemory buffers, kv;
   PinnedMemory pinned;
@@ -137,8 +138,6 @@ absl::Status CudaExecutor::Impl::Start(const CudaOptions& options) {
   info.block_tokens = kv::kBlockTokens;
   info.max_steps_in_flight = options.profile ? 1 : kStepsInFlight;
   info.weight_bytes = model->bytes;
-  buckets = DecodeBuckets(info.max_sequences);
-  replays.resize(buckets.size(), nullptr);
   const int32_t per_sequence = kv::BlocksFor(info.max_context);
   input_bytes = MostStepBytes(info.max_step_tokens, info.max_sequences, per_sequence);
   list_words = static_cast<size_t>(info.max_sequences) * kMaxRowListWords;
@@ -158,6 +157,9 @@ absl::Status CudaExecutor::Impl::Start(const CudaOptions& options) {
   request.num_blocks = options.num_blocks;
   if (status = AllocateBuffers(request); !status.ok()) return status;
   if (status = AllocatePinned(); !status.ok()) return status;
+  buckets = DecodeBuckets(info.max_sequences, info.max_context,
+                          [&](int32_t sequences) { return decoder->ShortContext(sequences); });
+  replays.resize(buckets.size(), nullptr);
   status = decoder->Start(kv.get(), info.num_blocks);
   // Memory is cleared on the default stream, which ours does not wait for.
   if (status.ok()) status = FromCuda(cudaDeviceSynchronize(), "clearing memory");
@@ -266,19 +268,26 @@ void CudaExecutor::Impl::CopyIn(const ForwardBatch& batch, const StepLayout& lay
   }
 }
 
-// Replays the bucket's graph, which the bucket's first step captures.
+void CudaExecutor::Impl::Capture(DeviceStep step, size_t bucket, StepPlace* place) {
+  step.view.max_kv_len = buckets[bucket].max_kv_len;
+  cudaGraph_t graph = nullptr;
+  place->Check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
+               "cudaStreamBeginCapture");
+  decoder->Run(step, place, stream);
+  place->Check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
+  place->Check(cudaGraphInstantiate(&replays[bucket], graph, 0), "cudaGraphInstantiate");
+  place->Check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+}
+
+// Replays the bucket's graph, which the first step of as many sequences captures, together with
+// those for other contexts: no pause where sequences grow out of their bucket.
 void CudaExecutor::Impl::RunDecode(const DeviceStep& step, int bucket, StepPlace* place) {
-  cudaGraphExec_t& replay = replays[bucket];
-  if (replay == nullptr) {
-    cudaGraph_t graph = nullptr;
-    place->Check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
-                 "cudaStreamBeginCapture");
-    decoder->Run(step, place, stream);
-    place->Check(cudaStreamEndCapture(stream, &graph), "cudaStreamEndCapture");
-    place->Check(cudaGraphInstantiate(&replay, graph, 0), "cudaGraphInstantiate");
-    place->Check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  if (replays[bucket] == nullptr) {
+    for (size_t b = 0; b < buckets.size(); ++b) {
+      if (buckets[b].sequences == buckets[bucket].sequences) Capture(step, b, place);
+    }
   }
-  place->Check(cudaGraphLaunch(replay, stream), "cudaGraphLaunch");
+  place->Check(cudaGraphLaunch(replays[bucket], stream), "cudaGraphLaunch");
 }
 
 CudaExecutor::CudaExecutor() = default;

@@ -26,21 +26,27 @@ void FillArray(uint8_t* to, const std::vector<T>& from, size_t count, int32_t pa
 
 }  // namespace
 
-std::vector<int32_t> DecodeBuckets(int32_t max_sequences) {
+std::vector<DecodeBucket> DecodeBuckets(int32_t max_sequences, int32_t max_context,
+                                        const std::function<int32_t(int32_t)>& short_context) {
   constexpr int32_t kFirst[] = {1, 2, 4, 8, 16, 24};
-  std::vector<int32_t> buckets;
+  std::vector<DecodeBucket> buckets;
+  const auto add = [&](int32_t sequences) {
+    const int32_t up_to = short_context(sequences);
+    if (up_to > 0 && up_to < max_context) buckets.push_back({sequences, up_to});
+    buckets.push_back({sequences, max_context});
+  };
   for (const int32_t size : kFirst) {
-    if (size < max_sequences) buckets.push_back(size);
+    if (size < max_sequences) add(size);
   }
   for (int32_t power = 32; power < max_sequences; power *= 2) {
-    buckets.push_back(power);
-    if (power / 2 * 3 < max_sequences) buckets.push_back(power / 2 * 3);
+    add(power);
+    if (power / 2 * 3 < max_sequences) add(power / 2 * 3);
   }
-  buckets.push_back(max_sequences);
+  add(max_sequences);
   return buckets;
 }
 
-LaunchSizes ChooseLaunch(const ForwardBatch& batch, const std::vector<int32_t>& buckets) {
+LaunchSizes ChooseLaunch(const ForwardBatch& batch, const std::vector<DecodeBucket>& buckets) {
   LaunchSizes launch;
   launch.tokens = static_cast<int32_t>(batch.token_ids.size());
   launch.sequences = static_cast<int32_t>(batch.kv_len.size());
@@ -55,9 +61,14 @@ LaunchSizes ChooseLaunch(const ForwardBatch& batch, const std::vector<int32_t>& 
       std::any_of(batch.samples.begin(), batch.samples.end(),
                   [](const SampleRow& row) { return row.kind == SampleRow::Kind::kScorePrompt; });
   if (launch.max_query > 1 || scores) return launch;
-  const auto bucket = std::lower_bound(buckets.begin(), buckets.end(), launch.sequences);
+  const int32_t longest =
+      batch.kv_len.empty() ? 0 : *std::max_element(batch.kv_len.begin(), batch.kv_len.end());
+  const auto bucket = std::find_if(buckets.begin(), buckets.end(), [&](const DecodeBucket& b) {
+    return b.sequences >= launch.sequences && b.max_kv_len >= longest;
+  });
   if (bucket == buckets.end()) return launch;
-  launch.tokens = launch.sequences = launch.rows = *bucket;
+  launch.tokens = launch.sequences = launch.rows = bucket->sequences;
+  launch.max_kv_len = bucket->max_kv_len;
   launch.bucket = static_cast<int>(bucket - buckets.begin());
   return launch;
 }
@@ -97,6 +108,7 @@ cuda::StepView StepLayout::View(uint8_t* base, int32_t* last_ids) const {
   view.rows = launch.rows;
   view.max_query = launch.max_query;
   view.only_chunks = launch.only_chunks;
+  view.max_kv_len = launch.max_kv_len;
   view.sizes = reinterpret_cast<const cuda::StepSizes*>(base + sizes);
   view.token_ids = at(token_ids);
   view.positions = at(positions);

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "kernels/cuda/step_view.h"
@@ -15,9 +16,17 @@ namespace fewbit {
 // Of the sampler's parameters of a row (kernels/cuda/sample.h), which this file does not fill.
 inline constexpr size_t kRowParamBytes = 64;
 
+// Decode steps that one captured graph serves.
+struct DecodeBucket {
+  int32_t sequences = 0;   // at most
+  int32_t max_kv_len = 0;  // of any of them
+};
+
 // Sequences that a captured decode step has room for: 1, 2, 4, 8, 16, 24, 32, 48, 64, then steps
-// that waste at most a third, up to max_sequences, which is always the last one.
-std::vector<int32_t> DecodeBuckets(int32_t max_sequences);
+// that waste at most a third, up to max_sequences, which is always the last one. Each for contexts
+// up to max_context; and before that, if short_context(sequences) is less but not 0, up to there.
+std::vector<DecodeBucket> DecodeBuckets(int32_t max_sequences, int32_t max_context,
+                                        const std::function<int32_t(int32_t)>& short_context);
 
 // The sizes that a step is launched with.
 struct LaunchSizes {
@@ -26,12 +35,13 @@ struct LaunchSizes {
   int32_t rows = 0;
   int32_t max_query = 1;     // tokens of the longest sequence
   bool only_chunks = false;  // no sequence runs a single token
+  int32_t max_kv_len = 0;    // of the bucket; 0: of no bucket
   int bucket = -1;           // index of the decode bucket; -1: the step is launched as it is
 };
 
 // A bucket if every sequence of the step runs one token (decoding, or the end of a prompt) and no
 // row is a prompt score.
-LaunchSizes ChooseLaunch(const ForwardBatch& batch, const std::vector<int32_t>& buckets);
+LaunchSizes ChooseLaunch(const ForwardBatch& batch, const std::vector<DecodeBucket>& buckets);
 
 // Byte offsets of the arrays of a step; all but the block table are fixed by the launch sizes, so a
 // captured graph finds them where they were.

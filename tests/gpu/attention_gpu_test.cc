@@ -387,6 +387,32 @@ TEST(AttentionGpu, RowsInOneLaunch) {
   }
 }
 
+// Blocks that go through their units in order, one each and more.
+TEST(AttentionGpu, RowsInOrderAreTheSame) {
+  for (KvType type : kTypes) {
+    for (const auto& [heads, kv_heads, dim] :
+         {std::tuple{16, 16, 128}, {16, 2, 80}, {12, 1, 256}, {3, 3, 16}}) {
+      AttentionOptions o = Options(type, heads, kv_heads, dim);
+      o.max_context = 8192;
+      o.biases = o.norms = true;
+      GpuAttention gpu(o);
+      const int most = std::min(cuda::OneUnitContext(gpu.plan(), 2), 1024);
+      ASSERT_GT(most, 0);
+      for (int longest : {most, 5000}) {
+        const std::vector<StepPart> parts = {{gpu.AddSequence(longest - 1, longest), 1},
+                                             {gpu.AddSequence(most / 3 + 5, 2), 1}};
+        const std::vector<float> rows = gpu.Step(parts);
+        for (int i = 0; i < 5; ++i) {
+          EXPECT_EQ(
+              std::memcmp(gpu.RunIntoRows(most).data(), rows.data(), sizeof(float) * rows.size()),
+              0)
+              << Name(o) << ", " << longest << " keys, time " << i;
+        }
+      }
+    }
+  }
+}
+
 TEST(AttentionGpu, NonFiniteStaysInItsRow) {
   // A sequence whose keys are full of NaN beside one that is well.
   for (KvType type : kTypes) {
@@ -418,6 +444,7 @@ TEST(AttentionGpu, ReducedSetForSanitizers) {
     ExpectRows(gpu, o, gpu.Step(parts), {0, 1, 70, 71});
     gpu.Step({parts[0], parts[2]});
     gpu.RunIntoRows();
+    gpu.RunIntoRows(cuda::kSplitTokens);
   }
 }
 

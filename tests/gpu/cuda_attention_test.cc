@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_args.h"
@@ -137,6 +138,47 @@ TEST(SelectAttention, TheWorkspaceHoldsItsPartsInOrder) {
   for (int i = 0; i < 8; ++i) {
     EXPECT_EQ(starts[i] % 256, 0u);
     EXPECT_GE(starts[i + 1] - starts[i], least[i]) << i;
+  }
+}
+
+TEST(SelectAttention, RowsInOrderWhereNoBlockGetsASecondUnit) {
+  for (KvType type : kTypes) {
+    for (const auto& [heads, kv_heads, dim] :
+         {std::tuple{32, 32, 128}, {32, 8, 128}, {12, 1, 256}, {3, 3, 16}}) {
+      for (int sequences : {1, 2, 3, 500}) {
+        const AttentionPlan p =
+            SelectAttention(DescOf(heads, kv_heads, dim, type), {512, 512, 1 << 20}, kH200);
+        ASSERT_EQ(p.error, "");
+        const auto units = [&](int kv_len) {
+          return int64_t{1} * sequences * MaxSplits(kv_len) * kv_heads * p.head_parts;
+        };
+        const int most = OneUnitContext(p, sequences);
+        if (most > 0) {
+          EXPECT_LE(units(most), p.decode_blocks);
+        }
+        EXPECT_GT(units(most + 1), p.decode_blocks);
+        StepView step;
+        step.sequences = sequences;
+        const auto form = [&](int kv_len) {
+          step.max_kv_len = kv_len;
+          return ChooseDecode(p, step, true);
+        };
+        if (most > 0) {
+          EXPECT_EQ(form(most), DecodeForm::kRowsInOrder);
+        }
+        EXPECT_EQ(form(most + 1), DecodeForm::kRows);
+        EXPECT_EQ(form(0),
+                  p.limits.max_context <= most ? DecodeForm::kRowsInOrder : DecodeForm::kRows);
+        EXPECT_EQ(ChooseDecode(p, step, false), DecodeForm::kRuns);
+      }
+    }
+  }
+  // The shape that both ways were measured with.
+  for (KvType type : {KvType::kF16, KvType::kI8}) {
+    const AttentionPlan p = SelectAttention(DescOf(32, 32, 128, type), {512, 64, 4096}, kH200);
+    EXPECT_EQ(OneUnitContext(p, 1), type == KvType::kI8 ? 1536 : 1024);
+    EXPECT_EQ(OneUnitContext(p, 2), type == KvType::kI8 ? 768 : 512);
+    EXPECT_EQ(OneUnitContext(p, 16), 0);
   }
 }
 

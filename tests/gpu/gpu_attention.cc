@@ -317,12 +317,14 @@ void GpuAttention::RunInto(const cuda::LinearInput& out, const cuda::WantedRows&
   CheckCuda(cudaDeviceSynchronize(), "attention");
 }
 
-std::vector<float> GpuAttention::RunIntoRows() {
+std::vector<float> GpuAttention::RunIntoRows(int max_kv_len) {
   float* const rows_at = cuda::AttendedRows(plan_, workspace_.get());
   std::vector<float> out(static_cast<size_t>(rows()) * cols());
   CheckCuda(cudaMemset(rows_at, kPoison, sizeof(float) * out.size()), "poison");
   LaunchStep(nullptr);
-  CheckCuda(cuda::LaunchAttentionRows(plan_, step_, layer_, workspace_.get(), nullptr),
+  cuda::StepView step = step_;
+  step.max_kv_len = max_kv_len;
+  CheckCuda(cuda::LaunchAttentionRows(plan_, step, layer_, workspace_.get(), nullptr),
             "LaunchAttentionRows");
   CheckCuda(cudaMemcpy(out.data(), rows_at, sizeof(float) * out.size(), cudaMemcpyDeviceToHost),
             "attention");

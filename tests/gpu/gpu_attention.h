@@ -61,9 +61,9 @@ class GpuAttention {
 
   const cuda::AttentionPlan& plan() const { return plan_; }
   // Attention of the last step again, into any form; and, if its sequences brought single tokens,
-  // as LaunchAttentionRows leaves them: rows [T, H * D].
+  // as LaunchAttentionRows leaves them: rows [T, H * D]. `max_kv_len`: StepView's.
   void RunInto(const cuda::LinearInput& out, const cuda::WantedRows& wanted = {});
-  std::vector<float> RunIntoRows();
+  std::vector<float> RunIntoRows(int max_kv_len = 0);
 
  private:
   struct Sequence {

@@ -19,18 +19,35 @@
 namespace fewbit {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
+using ::testing::Field;
 using ::testing::HasSubstr;
 
+constexpr int32_t kMaxContext = 2048;
+
+// Where contexts do not matter.
+std::vector<DecodeBucket> PlainBuckets(int32_t max_sequences) {
+  return DecodeBuckets(max_sequences, kMaxContext, [](int32_t) { return 0; });
+}
+std::vector<int32_t> Sizes(int32_t max_sequences) {
+  std::vector<int32_t> sizes;
+  for (const DecodeBucket& bucket : PlainBuckets(max_sequences)) {
+    EXPECT_EQ(bucket.max_kv_len, kMaxContext);
+    sizes.push_back(bucket.sequences);
+  }
+  return sizes;
+}
+
 TEST(DecodeBuckets, EndAtTheLimitAndWasteAtMostAThirdFromSixteenOn) {
-  EXPECT_THAT(DecodeBuckets(1), ElementsAre(1));
-  EXPECT_THAT(DecodeBuckets(2), ElementsAre(1, 2));
-  EXPECT_THAT(DecodeBuckets(3), ElementsAre(1, 2, 3));
-  EXPECT_THAT(DecodeBuckets(24), ElementsAre(1, 2, 4, 8, 16, 24));
-  EXPECT_THAT(DecodeBuckets(64), ElementsAre(1, 2, 4, 8, 16, 24, 32, 48, 64));
+  EXPECT_THAT(Sizes(1), ElementsAre(1));
+  EXPECT_THAT(Sizes(2), ElementsAre(1, 2));
+  EXPECT_THAT(Sizes(3), ElementsAre(1, 2, 3));
+  EXPECT_THAT(Sizes(24), ElementsAre(1, 2, 4, 8, 16, 24));
+  EXPECT_THAT(Sizes(64), ElementsAre(1, 2, 4, 8, 16, 24, 32, 48, 64));
   for (int most = 1; most <= 600; ++most) {
-    const std::vector<int32_t> buckets = DecodeBuckets(most);
+    const std::vector<int32_t> buckets = Sizes(most);
     EXPECT_EQ(buckets.back(), most);
     for (size_t i = 1; i < buckets.size(); ++i) {
       EXPECT_GT(buckets[i], buckets[i - 1]);
@@ -39,6 +56,17 @@ TEST(DecodeBuckets, EndAtTheLimitAndWasteAtMostAThirdFromSixteenOn) {
       }
     }
   }
+}
+
+TEST(DecodeBuckets, ContextsThatAreLaunchedAnotherWayHaveTheirOwn) {
+  const std::vector<DecodeBucket> buckets =
+      DecodeBuckets(8, kMaxContext, [](int32_t sequences) { return 4096 / sequences / sequences; });
+  const auto is = [](int32_t sequences, int32_t max_kv_len) {
+    return AllOf(Field(&DecodeBucket::sequences, sequences),
+                 Field(&DecodeBucket::max_kv_len, max_kv_len));
+  };
+  EXPECT_THAT(buckets, ElementsAre(is(1, kMaxContext), is(2, 1024), is(2, kMaxContext), is(4, 256),
+                                   is(4, kMaxContext), is(8, 64), is(8, kMaxContext)));
 }
 
 // Sequences with `queries` new tokens and `before` tokens in the cache; each samples its last row.
@@ -66,7 +94,7 @@ ForwardBatch MakeBatch(const std::vector<int>& queries, const std::vector<int>& 
 }
 
 TEST(ChooseLaunch, DecodingGoesIntoABucketAndPromptsDoNot) {
-  const std::vector<int32_t> buckets = DecodeBuckets(24);
+  const std::vector<DecodeBucket> buckets = PlainBuckets(24);
   LaunchSizes launch = ChooseLaunch(MakeBatch({1, 1, 1}, {5, 9, 0}), buckets);
   EXPECT_EQ(launch.bucket, 2);
   EXPECT_EQ(launch.tokens, 4);
@@ -74,6 +102,7 @@ TEST(ChooseLaunch, DecodingGoesIntoABucketAndPromptsDoNot) {
   EXPECT_EQ(launch.rows, 4);
   EXPECT_EQ(launch.max_query, 1);
   EXPECT_FALSE(launch.only_chunks);
+  EXPECT_EQ(launch.max_kv_len, kMaxContext);
 
   launch = ChooseLaunch(MakeBatch({1, 6, 1}, {5, 0, 3}), buckets);
   EXPECT_EQ(launch.bucket, -1);
@@ -81,6 +110,7 @@ TEST(ChooseLaunch, DecodingGoesIntoABucketAndPromptsDoNot) {
   EXPECT_EQ(launch.sequences, 3);
   EXPECT_EQ(launch.rows, 3);
   EXPECT_EQ(launch.max_query, 6);
+  EXPECT_EQ(launch.max_kv_len, 0);
   EXPECT_FALSE(launch.only_chunks);
   EXPECT_TRUE(ChooseLaunch(MakeBatch({2, 6}, {5, 0}), buckets).only_chunks);
 
@@ -89,15 +119,31 @@ TEST(ChooseLaunch, DecodingGoesIntoABucketAndPromptsDoNot) {
   EXPECT_EQ(ChooseLaunch(scored, buckets).bucket, -1);
 }
 
+TEST(ChooseLaunch, TakesTheBucketOfTheLongestContext) {
+  const std::vector<DecodeBucket> buckets =
+      DecodeBuckets(4, kMaxContext, [](int32_t sequences) { return sequences == 2 ? 64 : 0; });
+  const auto chosen = [&](const std::vector<int>& before) {
+    const LaunchSizes launch = ChooseLaunch(MakeBatch({1, 1}, before), buckets);
+    EXPECT_EQ(launch.sequences, 2);
+    EXPECT_EQ(launch.max_kv_len, buckets[launch.bucket].max_kv_len);
+    return launch.max_kv_len;
+  };
+  EXPECT_EQ(chosen({0, 63}), 64);
+  EXPECT_EQ(chosen({0, 64}), kMaxContext);
+  EXPECT_EQ(chosen({64, 0}), kMaxContext);
+  EXPECT_EQ(chosen({kMaxContext - 1, 0}), kMaxContext);
+}
+
 std::vector<int32_t> Ints(const int32_t* from, size_t count) { return {from, from + count}; }
 
 TEST(StepLayout, FillsArraysAndPadding) {
   const ForwardBatch batch = MakeBatch({1, 1, 1}, {5, 33, 0});
-  const StepLayout layout(ChooseLaunch(batch, DecodeBuckets(8)));
+  const StepLayout layout(ChooseLaunch(batch, PlainBuckets(8)));
   std::vector<uint8_t> host(layout.bytes(batch.block_table_stride), 0xAB);
   layout.Fill(batch, host.data());
   int32_t last_ids = 0;
   const cuda::StepView view = layout.View(host.data(), &last_ids);
+  EXPECT_EQ(view.max_kv_len, kMaxContext);
   EXPECT_EQ(view.sizes->tokens, 3);
   EXPECT_EQ(view.sizes->sequences, 3);
   EXPECT_EQ(view.sizes->rows, 3);
@@ -118,7 +164,7 @@ TEST(StepLayout, FillsArraysAndPadding) {
 
 TEST(StepLayout, ArraysDoNotOverlapAndStayWithinTheMost) {
   const ForwardBatch batch = MakeBatch({5, 1, 17}, {0, 40, 3});
-  const LaunchSizes launch = ChooseLaunch(batch, DecodeBuckets(8));
+  const LaunchSizes launch = ChooseLaunch(batch, PlainBuckets(8));
   const StepLayout layout(launch);
   std::vector<uint8_t> host(layout.bytes(batch.block_table_stride));
   layout.Fill(batch, host.data());
