@@ -51,6 +51,19 @@ RowKind InputKind(const Desc& d) {
   return d.m <= kMostMadeTokens && bytes <= kMostMadeBytes ? d.input : RowKind::kStaged;
 }
 
+// Phases of a term slot's barrier are told apart by their parity, so a warp that waits for one must
+// know that those before it are over. It knows so of the phase that it waited for last: consumers
+// come to a row block after at most so many, pairs of outlier warps after as many as there are. If
+// these are no more than the slots, or no slot has a third phase, no old phase is taken for a new.
+bool PhasesAreClear(const Desc& d, const StreamForm& form, int term_slots, int most_own) {
+  if (most_own <= 2 * term_slots) return true;
+  int step = form.outliers / 2;
+  for (int p = 0; p < d.count; ++p) {
+    step = std::max(step, CeilDiv(form.consumers, NumTiles(d.shapes[p])));
+  }
+  return step <= term_slots;
+}
+
 // The layout of a block for plan->stages and plan->term_slots, with room for every part.
 StreamLayout Layout(const Desc& d, const StreamPlan& plan) {
   StreamLayout out;
@@ -117,6 +130,7 @@ bool Geometry(const Desc& desc, const DeviceProps& device, const Tuning& tuning,
                        Try{device.shared_per_block, 1, 1}}) {
     for (plan->term_slots = own_slots; plan->term_slots >= std::min(t.slots, own_slots);
          --plan->term_slots) {
+      if (!PhasesAreClear(desc, form, plan->term_slots, most_own)) break;
       for (plan->stages = wanted; plan->stages >= std::max(std::min(t.stages, wanted), step);
            plan->stages -= step) {
         plan->layout = Layout(desc, *plan);

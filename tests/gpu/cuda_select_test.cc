@@ -160,6 +160,42 @@ TEST(CudaSelect, FewTokensMakeTheirInput) {
   }
 }
 
+// A warp that comes to every n-th row block and waits for its term slot must not take a phase of
+// the slot two rounds before for the last one: they have the same parity.
+TEST(CudaSelect, WarpsMeetThePhasesOfTermSlots) {
+  bool several_rounds = false;
+  for (int multiprocessors : {1, 7, 16, 60, 132}) {
+    DeviceProps device = kH200;
+    device.multiprocessors = multiprocessors;
+    for (const auto& [rows, cols] :
+         {std::pair{4096, 256}, {2752, 512}, {4096, 4096}, {4096, 11008}}) {
+      for (int m : {1, 2, 4, 8}) {
+        const Desc d = DescOf(rows, cols, 0.25, m);
+        const Plan p = Select(d, device);
+        ASSERT_EQ(p.error, "");
+        if (p.path != Path::kStream) continue;
+        const StreamForm& form = kStreamForms[p.stream.form];
+        const int own = (rows / 16 + p.stream.blocks - 1) / p.stream.blocks;
+        const int tiles = NumTiles(d.shapes[0]);
+        for (int warps_of : {form.consumers, form.outliers / 2 * tiles}) {
+          for (int warp = 0; warp < warps_of; ++warp) {
+            int over = -1;  // the warp knows that this row block's terms were added up
+            for (int tile = warp; tile < own * tiles; tile += warps_of) {
+              const int row_block = tile / tiles, waits_for = row_block - p.stream.term_slots;
+              if (waits_for < 0) continue;
+              EXPECT_GE(over, waits_for - p.stream.term_slots)
+                  << rows << " x " << cols << " m " << m << " on " << multiprocessors;
+              over = waits_for;
+              several_rounds |= waits_for >= 2 * p.stream.term_slots;
+            }
+          }
+        }
+      }
+    }
+  }
+  EXPECT_TRUE(several_rounds);
+}
+
 TEST(CudaSelect, EveryShapeAndDeviceGetsAGeometryThatFits) {
   for (const auto& [rows, cols] : {std::pair{12288, 4096},
                                    {4096, 11008},

@@ -178,6 +178,20 @@ TEST(LinearGpu, GeometryInvariant) {
   }
 }
 
+// So few tiles in a row block that warps run row blocks ahead of each other.
+TEST(LinearGpu, ManyRowBlocksOfFewTiles) {
+  std::mt19937 rng(20);
+  Case c({6016, 512, 0.0, false, 0.02}, &rng);
+  c.desc.y_type = DType::kF32;
+  for (int m : {1, 2, 3, 8}) {
+    c.desc.m = m;
+    const auto x = RoundTo(DType::kF16, RandomActivations(size_t{1} * m * 512, &rng));
+    EXPECT_LT(RelativeError(RunGpuLinear(c.desc, c.gpu, x), ReferenceLinear(c.plain, x, m)),
+              Tolerance(DType::kF32))
+        << m;
+  }
+}
+
 // NaN and infinity stay with their token, on every path.
 TEST(LinearGpu, NonFiniteStaysInItsToken) {
   std::mt19937 rng(19);
