@@ -190,6 +190,9 @@ class GridRun {
         text += "\n  block " + std::to_string(warp->block->index[0]) + ", warp " +
                 std::to_string(warp->index) + ", line " + std::to_string(statement.line) + ": " +
                 statement.text;
+        if (warp->wait.reason == Wait::For::kPhase) {
+          text += "\n    " + DescribePhase(warp->wait.phase, warp->wait.parity);
+        }
       }
     }
     throw KernelFault(text);

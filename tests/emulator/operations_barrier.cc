@@ -247,6 +247,15 @@ bool PhaseIsOver(const uint8_t* at, uint32_t parity) {
   return barrier.phase != (parity & 1);
 }
 
+std::string DescribePhase(const uint8_t* at, uint32_t parity) {
+  PhaseBarrier barrier;
+  PhaseBarrier::Read(at, &barrier);
+  return "phase " + std::to_string(barrier.phase) + ", waits for the end of phase " +
+         std::to_string(parity & 1) + "; " + std::to_string(barrier.pending) + " of " +
+         std::to_string(barrier.expected) + " arrivals and " + std::to_string(barrier.bytes) +
+         " bytes are missing";
+}
+
 void CompleteBytes(uint8_t* at, uint64_t bytes) {
   PhaseBarrier barrier;
   if (!PhaseBarrier::Read(at, &barrier)) {

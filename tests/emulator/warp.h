@@ -199,6 +199,7 @@ inline uint8_t* LocateShared(Warp& warp, const Instruction& in, int lane, uint32
 // mbarriers (operations_barrier.cc): the counts are kept where the program put the barrier.
 void CompleteBytes(uint8_t* barrier, uint64_t bytes);
 bool PhaseIsOver(const uint8_t* barrier, uint32_t parity);
+std::string DescribePhase(const uint8_t* barrier, uint32_t parity);
 
 template <typename F>
 inline void ForLanes(uint32_t lanes, F f) {
