@@ -30,6 +30,15 @@ cudaError_t Call(cudaError_t (Streams::*function)(Formal...), Actual... argument
   return Remember((runtime.streams().*function)(std::move(arguments)...));
 }
 
+// The same for what waits on the host.
+template <typename... Formal, typename... Actual>
+cudaError_t CallAndWait(cudaError_t (Streams::*function)(Formal...), Actual... arguments) {
+  Runtime& runtime = Runtime::Get();
+  const auto lock = runtime.lock();
+  runtime.AllEnded();
+  return Remember((runtime.streams().*function)(std::move(arguments)...));
+}
+
 // The same for what a capture forbids.
 template <typename... Formal, typename... Actual>
 cudaError_t CallOutsideCapture(cudaError_t (Runtime::*function)(Formal...), Actual... arguments) {
@@ -49,6 +58,7 @@ int fewbit_emulator_enqueue(cudaStream_t stream, void (*run)(void*), void* state
                             void (*destroy)(void*)) {
   const std::shared_ptr<void> owned(state, destroy);
   return Call(&Streams::Enqueue, stream, Operation([owned, run] {
+    Runtime::Get().AllEnded();
     run(owned.get());
     return cudaSuccess;
   }));
@@ -97,7 +107,7 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
   return Call(&Runtime::Set, to, value, bytes, stream);
 }
 
-cudaError_t cudaDeviceSynchronize() { return Call(&Streams::CheckNoCapture); }
+cudaError_t cudaDeviceSynchronize() { return CallAndWait(&Streams::CheckNoCapture); }
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return Call(&Streams::Create, true, stream); }
 
@@ -108,7 +118,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return Call(&Streams::Destroy, stream); }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  return Call(&Streams::Synchronize, stream);
+  return CallAndWait(&Streams::Synchronize, stream);
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -136,7 +146,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  return Call(&Streams::SynchronizeEvent, event);
+  return CallAndWait(&Streams::SynchronizeEvent, event);
 }
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {

@@ -21,6 +21,14 @@
 
 namespace fewbit::emulator {
 
+// Bytes of the device that belong together.
+struct MemoryRange {
+  uint64_t begin = 0;
+  size_t bytes = 0;  // 0: none
+  // By word of 4 bytes: the number of the launch that wrote it last, 0: none.
+  uint32_t* writers = nullptr;
+};
+
 // Allocations of the emulated device. Addresses are those of this process.
 class GlobalMemory {
  public:
@@ -40,8 +48,8 @@ class GlobalMemory {
 
   // Whether [address, address + bytes) lies in one allocation.
   bool Contains(uint64_t address, size_t bytes) const;
-  // First address and bytes of the allocation that `address` lies in; {0, 0} if in none.
-  std::pair<uint64_t, size_t> AllocationAround(uint64_t address) const;
+  // The one that `address` lies in.
+  MemoryRange AllocationAround(uint64_t address) const;
   // Where an address lies, for messages.
   std::string Describe(uint64_t address) const;
   size_t allocated_bytes() const { return allocated_bytes_; }
@@ -50,7 +58,10 @@ class GlobalMemory {
   struct Area {
     size_t bytes;
     void* base;  // what free() takes; null: not owned
+    uint32_t* writers;
   };
+  void Add(const void* address, size_t bytes, void* base);
+
   std::map<uint64_t, Area> areas_;  // by first address
   size_t allocated_bytes_ = 0;
 };
@@ -98,14 +109,21 @@ struct Machine {
   int threads;          // of one multiprocessor
   uint64_t seed;        // of the order in which things happen
   const GlobalMemory* memory;
+  // Launches are numbered from 1 on. Those from `first_unfinished` on may still run when this one
+  // starts, if it is below `launch`: what they write may only be touched behind
+  // griddepcontrol.wait.
+  uint32_t launch = 1, first_unfinished = 1;
 };
+
+// When all blocks let a kernel start that may overlap with this one (griddepcontrol).
+enum class NextStarts : uint8_t { kAtTheEnd, kAfterWait, kBeforeWait };
 
 // How many blocks of this shape one multiprocessor holds (registers are not counted).
 int ResidentBlocks(const Kernel& kernel, const LaunchShape& shape, const Machine& machine);
 
 // Runs the whole grid. `arguments` is the block of arguments, laid out as Parameters() says.
 // Throws KernelFault.
-void Run(const Kernel& kernel, const LaunchShape& shape, std::span<const std::byte> arguments,
-         const Machine& machine);
+NextStarts Run(const Kernel& kernel, const LaunchShape& shape, std::span<const std::byte> arguments,
+               const Machine& machine);
 
 }  // namespace fewbit::emulator

@@ -48,10 +48,12 @@ class EmulatorTest : public ::testing::Test {
     shape.grid[0] = blocks;
     shape.block[0] = threads;
     shape.cluster[0] = cluster;
-    emulator::Run(*kernel, shape, arguments, Machine{4, 228 << 10, 2048, seed, &memory_});
+    machine_.seed = seed;
+    emulator::Run(*kernel, shape, arguments, machine_);
   }
 
   GlobalMemory memory_;
+  Machine machine_ = {4, 228 << 10, 2048, 1, &memory_};
 };
 
 // b[i] = a[i] + i for i < n.
@@ -264,6 +266,27 @@ $L_use:
 )"),
          1, 1, nullptr, b, 0);
   EXPECT_EQ(*b, 15u + 77u);
+}
+
+// b[0] = 5, then the next kernel starts; a kernel that reads b[0] before or behind its wait.
+TEST_F(EmulatorTest, WhatAnUnfinishedKernelWroteMustBeWaitedFor) {
+  const std::string write =
+      Ptx("\tgriddepcontrol.launch_dependents;\n"
+          "\tst.global.u32 [%rd2], 5;\n");
+  const std::string early = Ptx("\tld.global.u32 %r5, [%rd2];\n\tgriddepcontrol.wait;\n");
+  const std::string late = Ptx("\tgriddepcontrol.wait;\n\tld.global.u32 %r5, [%rd2];\n");
+  uint32_t* b = Numbers(1);
+  const auto launch = [&](const std::string& ptx, uint32_t number, uint32_t first_unfinished) {
+    machine_.launch = number;
+    machine_.first_unfinished = first_unfinished;
+    return Launch(ptx, 1, 1, nullptr, b, 0);
+  };
+  launch(write, 1, 1);
+  launch(late, 2, 1);
+  launch(early, 3, 2);  // launch 1 has ended
+  launch(write, 4, 4);
+  EXPECT_THAT([&] { launch(early, 5, 4); },
+              ThrowsMessage<KernelFault>(ContainsRegex("launch 4 wrote this, 1 before this one")));
 }
 
 using EmulatorDeathTest = EmulatorTest;

@@ -29,14 +29,16 @@ class GridRun {
                         static_cast<int>(cluster_blocks_)));
   }
 
-  void Run() {
+  NextStarts Run() {
     while (true) {
       while (clusters_.size() < most_clusters_ && next_block_ < blocks_) StartCluster();
-      if (clusters_.empty()) return;
+      if (clusters_.empty()) break;
       if (!RunSome() && !FinishCopies(/*at_least_one=*/true)) ReportStandstill();
       FinishCopies(/*at_least_one=*/false);
       Retire();
     }
+    if (!grid_.lets_next) return NextStarts::kAtTheEnd;
+    return grid_.lets_next_late ? NextStarts::kAfterWait : NextStarts::kBeforeWait;
   }
 
  private:
@@ -214,9 +216,9 @@ int ResidentBlocks(const Kernel& kernel, const LaunchShape& shape, const Machine
   return std::min({static_cast<int>(machine.shared_bytes / bytes), machine.threads / threads, 32});
 }
 
-void Run(const Kernel& kernel, const LaunchShape& shape, std::span<const std::byte> arguments,
-         const Machine& machine) {
-  GridRun(kernel, shape, arguments, machine).Run();
+NextStarts Run(const Kernel& kernel, const LaunchShape& shape, std::span<const std::byte> arguments,
+               const Machine& machine) {
+  return GridRun(kernel, shape, arguments, machine).Run();
 }
 
 }  // namespace fewbit::emulator

@@ -20,13 +20,15 @@ constexpr size_t kLazyBytes = size_t{64} << 20;
 // Of an allocation with its guards, in whole pages.
 size_t BytesWithGuards(size_t bytes) { return (bytes + 3 * kGuardBytes - 1) & ~(kGuardBytes - 1); }
 
+void* ZeroPages(size_t bytes) {
+  void* begin = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return begin == MAP_FAILED ? nullptr : begin;
+}
+
 void* Reserve(size_t bytes) {
   const size_t total = BytesWithGuards(bytes);
-  if (bytes > kLazyBytes) {
-    void* base = mmap(nullptr, total, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return base == MAP_FAILED ? nullptr : base;
-  }
+  if (bytes > kLazyBytes) return ZeroPages(total);
   void* base = std::aligned_alloc(kGuardBytes, total);
   if (base != nullptr) std::memset(base, kFill, total);
   return base;
@@ -40,12 +42,21 @@ void Release(void* base, size_t bytes) {
   }
 }
 
+// The writers of an allocation, of 4 bytes for 4 bytes.
+size_t WriterBytes(size_t bytes) { return (bytes + 3) / 4 * sizeof(uint32_t); }
+
 }  // namespace
 
 GlobalMemory::~GlobalMemory() {
   for (const auto& [address, area] : areas_) {
+    munmap(area.writers, WriterBytes(area.bytes));
     if (area.base != nullptr) Release(area.base, area.bytes);
   }
+}
+
+void GlobalMemory::Add(const void* address, size_t bytes, void* base) {
+  auto* writers = static_cast<uint32_t*>(ZeroPages(WriterBytes(bytes)));
+  areas_[reinterpret_cast<uint64_t>(address)] = {bytes, base, writers};
 }
 
 void* GlobalMemory::Allocate(size_t bytes) {
@@ -53,7 +64,7 @@ void* GlobalMemory::Allocate(size_t bytes) {
   void* base = Reserve(bytes);
   if (base == nullptr) return nullptr;
   void* address = static_cast<std::byte*>(base) + kGuardBytes;
-  areas_[reinterpret_cast<uint64_t>(address)] = {bytes, base};
+  Add(address, bytes, base);
   allocated_bytes_ += bytes;
   return address;
 }
@@ -61,19 +72,20 @@ void* GlobalMemory::Allocate(size_t bytes) {
 bool GlobalMemory::Free(void* address) {
   const auto found = areas_.find(reinterpret_cast<uint64_t>(address));
   if (found == areas_.end() || found->second.base == nullptr) return false;
+  munmap(found->second.writers, WriterBytes(found->second.bytes));
   Release(found->second.base, found->second.bytes);
   allocated_bytes_ -= found->second.bytes;
   areas_.erase(found);
   return true;
 }
 
-void GlobalMemory::Register(const void* address, size_t bytes) {
-  areas_[reinterpret_cast<uint64_t>(address)] = {bytes, nullptr};
-}
+void GlobalMemory::Register(const void* address, size_t bytes) { Add(address, bytes, nullptr); }
 
 void GlobalMemory::Unregister(const void* address) {
   const auto found = areas_.find(reinterpret_cast<uint64_t>(address));
-  if (found != areas_.end() && found->second.base == nullptr) areas_.erase(found);
+  if (found == areas_.end() || found->second.base != nullptr) return;
+  munmap(found->second.writers, WriterBytes(found->second.bytes));
+  areas_.erase(found);
 }
 
 std::string GlobalMemory::Describe(uint64_t address) const {
@@ -94,16 +106,16 @@ std::string GlobalMemory::Describe(uint64_t address) const {
 }
 
 bool GlobalMemory::Contains(uint64_t address, size_t bytes) const {
-  const auto [begin, size] = AllocationAround(address);
-  return bytes <= size && address - begin <= size - bytes;
+  const MemoryRange around = AllocationAround(address);
+  return bytes <= around.bytes && address - around.begin <= around.bytes - bytes;
 }
 
-std::pair<uint64_t, size_t> GlobalMemory::AllocationAround(uint64_t address) const {
+MemoryRange GlobalMemory::AllocationAround(uint64_t address) const {
   auto after = areas_.upper_bound(address);
-  if (after == areas_.begin()) return {0, 0};
+  if (after == areas_.begin()) return {};
   const auto& [begin, area] = *std::prev(after);
-  if (address - begin >= area.bytes) return {0, 0};
-  return {begin, area.bytes};
+  if (address - begin >= area.bytes) return {};
+  return {begin, area.bytes, area.writers};
 }
 
 }  // namespace fewbit::emulator

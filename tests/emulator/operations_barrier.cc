@@ -203,6 +203,17 @@ Flow Trap(Warp& warp, const Instruction& in, uint32_t lanes) {
   Fault(warp, in, FirstLane(lanes), "the kernel gives up");
 }
 
+Flow WaitForKernels(Warp& warp, const Instruction&, uint32_t) {
+  warp.block->has_waited = true;
+  return Flow::kNext;
+}
+Flow LetNextStart(Warp& warp, const Instruction&, uint32_t) {
+  Grid& grid = *warp.block->grid;
+  grid.lets_next = true;
+  grid.lets_next_late |= warp.block->has_waited;
+  return Flow::kNext;
+}
+
 constexpr Meeting kAll = Meeting::kWholeWarp;
 
 constexpr NamedOperation kOperations[] = {
@@ -230,8 +241,8 @@ constexpr NamedOperation kOperations[] = {
     {"fence.sc.gpu", {Nothing, 0}},
     {"membar.gl", {Nothing, 0}},
     {"membar.cta", {Nothing, 0}},
-    {"griddepcontrol.wait", {Nothing, 0}},
-    {"griddepcontrol.launch_dependents", {Nothing, 0}},
+    {"griddepcontrol.wait", {WaitForKernels, 0}},
+    {"griddepcontrol.launch_dependents", {LetNextStart, 0}},
     {"setmaxnreg.inc.sync.aligned.u32", {Nothing, 1}},
     {"setmaxnreg.dec.sync.aligned.u32", {Nothing, 1}},
     {"prefetch.global.L2", {Nothing, 1}},

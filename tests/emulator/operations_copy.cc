@@ -45,6 +45,7 @@ Flow BulkCopy(Warp& warp, const Instruction& in, uint32_t lanes) {
     copy->from = Locate(warp, in, lane, Space::kGlobal,
                         std::as_const(warp).Pairs(from)[lane] + static_cast<uint64_t>(from.offset),
                         size, 16);
+    CheckRead(warp, in, lane, copy->from, size);
     const uint32_t blocks =
         kMulticast ? std::as_const(warp).Cells(warp.operand(in, 4))[lane] & 0xffff : 1;
     for (uint32_t rank = 0; rank < 16; ++rank) {
@@ -90,6 +91,7 @@ Flow LaneCopies(Warp& warp, const Instruction& in, uint32_t lanes) {
       copy.from = Locate(warp, in, lane, Space::kGlobal,
                          std::as_const(warp).Pairs(from)[lane] + static_cast<uint64_t>(from.offset),
                          copy.read_bytes, 1);
+      CheckRead(warp, in, lane, copy.from, copy.read_bytes);
     }
     if (late) {
       warp.copies.push_back(copy);

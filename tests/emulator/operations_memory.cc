@@ -55,6 +55,7 @@ Flow Load(Warp& warp, const Instruction& in, uint32_t lanes) {
   ForLanes(lanes, [&](int lane) { at[lane] = Address(warp, address, lane); });
   ForLanes(lanes, [&](int lane) {
     const uint8_t* from = Locate(warp, in, lane, in.space, at[lane], n * sizeof(T), n * sizeof(T));
+    CheckRead(warp, in, lane, from, n * sizeof(T));
     for (int i = 0; i < n; ++i) {
       T value;
       std::memcpy(&value, from + i * sizeof(T), sizeof(T));
@@ -71,6 +72,7 @@ Flow Store(Warp& warp, const Instruction& in, uint32_t lanes) {
   ForLanes(lanes, [&](int lane) {
     uint8_t* to = Locate(warp, in, lane, in.space, Address(warp, address, lane), n * sizeof(T),
                          n * sizeof(T));
+    NoteWrite(warp, in, lane, to, n * sizeof(T));
     for (int i = 0; i < n; ++i) {
       const T value = GetRegister<T>(warp, warp.operand(in, 1 + i), lane);
       std::memcpy(to + i * sizeof(T), &value, sizeof(T));
@@ -88,6 +90,8 @@ Flow Atomic(Warp& warp, const Instruction& in, uint32_t lanes) {
   ForLanes(lanes, [&](int lane) {
     uint8_t* at =
         Locate(warp, in, lane, in.space, Address(warp, address, lane), sizeof(T), sizeof(T));
+    CheckRead(warp, in, lane, at, sizeof(T));
+    NoteWrite(warp, in, lane, at, sizeof(T));
     T value;
     std::memcpy(&value, at, sizeof(T));
     const T result = F{}(value, FromCell<T>(with[lane]));
@@ -212,17 +216,55 @@ uint8_t* LocateAnywhere(Warp& warp, const Instruction& in, int lane, Space space
     }
     return owner.shared.data() + offset;
   }
-  const auto [begin, size] = grid.last_allocation;
-  if (address < begin || address - begin + bytes > size) {
+  const auto lies_in = [&](const MemoryRange& allocation) {
+    const uint64_t place = address - allocation.begin;
+    return place < allocation.bytes && allocation.bytes - place >= bytes;
+  };
+  if (!lies_in(grid.last_allocation)) {
     grid.last_allocation = grid.machine->memory->AllocationAround(address);
-    const auto [new_begin, new_size] = grid.last_allocation;
-    if (new_size == 0 || address - new_begin + bytes > new_size) {
+    if (!lies_in(grid.last_allocation)) {
       Fault(warp, in, lane,
             std::to_string(bytes) +
                 " bytes of global memory: " + grid.machine->memory->Describe(address));
     }
   }
   return reinterpret_cast<uint8_t*>(address);
+}
+
+namespace {
+
+// Of words of global memory; null for other memory.
+uint32_t* WritersOf(const Grid& grid, const uint8_t* at) {
+  const MemoryRange& allocation = grid.last_allocation;
+  const uint64_t place = reinterpret_cast<uint64_t>(at) - allocation.begin;
+  return place < allocation.bytes ? allocation.writers + place / 4 : nullptr;
+}
+
+void CheckWriters(Warp& warp, const Instruction& in, int lane, const uint32_t* writers,
+                  size_t words) {
+  const Machine& machine = *warp.block->grid->machine;
+  for (size_t i = 0; i < words; ++i) {
+    if (writers[i] < machine.first_unfinished || writers[i] == machine.launch) continue;
+    Fault(warp, in, lane,
+          "launch " + std::to_string(writers[i]) + " wrote this, " +
+              std::to_string(machine.launch - writers[i]) +
+              " before this one, which has not waited for it");
+  }
+}
+
+}  // namespace
+
+void CheckEarlyRead(Warp& warp, const Instruction& in, int lane, const uint8_t* at, size_t bytes) {
+  const uint32_t* writers = WritersOf(*warp.block->grid, at);
+  if (writers != nullptr) CheckWriters(warp, in, lane, writers, (bytes + 3) / 4);
+}
+
+void NoteWrite(Warp& warp, const Instruction& in, int lane, const uint8_t* at, size_t bytes) {
+  uint32_t* writers = WritersOf(*warp.block->grid, at);
+  if (writers == nullptr) return;
+  const size_t words = (bytes + 3) / 4;
+  if (warp.MayBeEarly()) CheckWriters(warp, in, lane, writers, words);
+  std::fill_n(writers, words, warp.block->grid->machine->launch);
 }
 
 }  // namespace fewbit::emulator

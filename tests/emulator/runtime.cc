@@ -67,13 +67,23 @@ std::optional<LaunchShape> ShapeOf(const cudaLaunchConfig_t& config) {
       const auto& cluster = attribute.val.clusterDim;
       shape.cluster = {cluster.x, cluster.y, cluster.z};
     } else if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization) {
-      // The one passed over allows an overlap of kernels, which need not happen.
+      // The one passed over says whether kernels may overlap: MayOverlap().
       std::fprintf(stderr, "emulator: launch attribute %d is not known\n",
                    static_cast<int>(attribute.id));
       return std::nullopt;
     }
   }
   return shape;
+}
+
+// With the kernel before it in its stream (programmatic dependent launch).
+bool MayOverlap(const cudaLaunchConfig_t& config) {
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    if (config.attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization) {
+      return config.attrs[i].val.programmaticStreamSerializationAllowed != 0;
+    }
+  }
+  return false;
 }
 
 std::vector<std::byte> ArgumentBlock(const Kernel& kernel, void** arguments) {
@@ -218,16 +228,36 @@ cudaError_t Runtime::Launch(const void* function, const cudaLaunchConfig_t& conf
   if (ResidentBlocks(*found->kernel, *shape, NextMachine(seed_)) == 0) {
     return cudaErrorLaunchOutOfResources;
   }
-  return streams_.Enqueue(config.stream, [this, kernel = found->kernel, shape = *shape,
-                                          block = ArgumentBlock(*found->kernel, arguments)] {
-    try {
-      Run(*kernel, shape, block, NextMachine(Mix(seed_ + Mix(launches_++))));
-    } catch (const KernelFault& fault) {
-      std::fprintf(stderr, "emulator: %s\n", fault.what());
-      faulted_ = true;
+  return streams_.Enqueue(
+      config.stream, [this, kernel = found->kernel, shape = *shape, overlaps = MayOverlap(config),
+                      block = ArgumentBlock(*found->kernel, arguments)] {
+        return RunNow(*kernel, shape, overlaps, block);
+      });
+}
+
+cudaError_t Runtime::RunNow(const Kernel& kernel, const LaunchShape& shape, bool overlaps,
+                            const std::vector<std::byte>& arguments) {
+  ++launches_;
+  if (!overlaps) first_unfinished_ = launches_;
+  Machine machine = NextMachine(Mix(seed_ + Mix(launches_)));
+  machine.launch = launches_;
+  machine.first_unfinished = first_unfinished_;
+  try {
+    switch (Run(kernel, shape, arguments, machine)) {
+      case NextStarts::kAtTheEnd:
+        first_unfinished_ = launches_ + 1;
+        break;
+      case NextStarts::kAfterWait:
+        first_unfinished_ = launches_;
+        break;
+      case NextStarts::kBeforeWait:
+        break;
     }
-    return faulted_ ? cudaErrorIllegalAddress : cudaSuccess;
-  });
+  } catch (const KernelFault& fault) {
+    std::fprintf(stderr, "emulator: %s\n", fault.what());
+    faulted_ = true;
+  }
+  return faulted_ ? cudaErrorIllegalAddress : cudaSuccess;
 }
 
 cudaError_t Runtime::Allocate(size_t bytes, void** address) {
@@ -263,12 +293,12 @@ cudaError_t Runtime::FreeHost(void* address) {
 bool Runtime::IsDevice(const void* address, size_t bytes) const {
   const auto at = reinterpret_cast<uint64_t>(address);
   return memory_.Contains(at, bytes) &&
-         !pinned_.contains(reinterpret_cast<const void*>(memory_.AllocationAround(at).first));
+         !pinned_.contains(reinterpret_cast<const void*>(memory_.AllocationAround(at).begin));
 }
 
 bool Runtime::IsHost(const void* address, size_t bytes) const {
   const auto at = reinterpret_cast<uint64_t>(address);
-  const uint64_t begin = memory_.AllocationAround(at).first;
+  const uint64_t begin = memory_.AllocationAround(at).begin;
   if (begin == 0) return address != nullptr;
   return pinned_.contains(reinterpret_cast<const void*>(begin)) && memory_.Contains(at, bytes);
 }
@@ -296,12 +326,15 @@ cudaError_t Runtime::CopyNow(void* to, const void* from, size_t bytes, cudaMemcp
 
 cudaError_t Runtime::Copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                           cudaStream_t stream) {
-  return streams_.Enqueue(stream,
-                          [this, to, from, bytes, kind] { return CopyNow(to, from, bytes, kind); });
+  return streams_.Enqueue(stream, [this, to, from, bytes, kind] {
+    AllEnded();
+    return CopyNow(to, from, bytes, kind);
+  });
 }
 
 cudaError_t Runtime::Set(void* to, int value, size_t bytes, cudaStream_t stream) {
   return streams_.Enqueue(stream, [this, to, value, bytes] {
+    AllEnded();
     if (bytes == 0) return cudaSuccess;
     if (!IsDevice(to, bytes)) {
       std::fprintf(stderr, "emulator: memset of %zu bytes at %p: not in one allocation\n", bytes,

@@ -13,6 +13,7 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "tests/emulator/emulator.h"
 #include "tests/emulator/ptx_folder.h"
@@ -65,6 +66,9 @@ class Runtime {
                    cudaStream_t stream);
   cudaError_t Set(void* to, int value, size_t bytes, cudaStream_t stream);
 
+  // Whoever comes next, or waits on the host, finds every launch so far ended.
+  void AllEnded() { first_unfinished_ = launches_ + 1; }
+
   // After a kernel's fault every call fails.
   bool faulted() const { return faulted_; }
 
@@ -87,6 +91,8 @@ class Runtime {
   Function* Find(const void* function);
   cudaError_t CheckShape(const Function& function, const LaunchShape& shape) const;
   Machine NextMachine(uint64_t seed) const;
+  cudaError_t RunNow(const Kernel& kernel, const LaunchShape& shape, bool overlaps,
+                     const std::vector<std::byte>& arguments);
   bool IsDevice(const void* address, size_t bytes) const;
   bool IsHost(const void* address, size_t bytes) const;
   cudaError_t CopyNow(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) const;
@@ -97,7 +103,8 @@ class Runtime {
   const int multiprocessors_;
   const uint64_t seed_;
   PtxFolder ptx_;
-  uint64_t launches_ = 0;
+  uint32_t launches_ = 0;
+  uint32_t first_unfinished_ = 1;  // see Machine
   GlobalMemory memory_;
   std::set<const void*> pinned_;
   Streams streams_;

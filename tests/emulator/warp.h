@@ -39,6 +39,8 @@ struct Block {
   std::vector<uint8_t> shared;
   std::array<BlockBarrier, 16> barriers;
   uint32_t alive_warps = 0;
+  // For the kernels before (griddepcontrol.wait): some warp, which may have told the others.
+  bool has_waited = false;
 };
 
 struct ClusterBarrier {
@@ -125,6 +127,9 @@ struct Warp {
   void Branch(const Instruction& in, uint32_t taken);
   void Exit(uint32_t lanes);
 
+  // Whether kernels before may still run.
+  bool MayBeEarly() const;
+
   const Operand& operand(const Instruction& in, int i) const {
     return kernel->operands[in.operands + static_cast<uint32_t>(i)];
   }
@@ -160,11 +165,18 @@ struct Grid {
   uint64_t tick = 0;
   std::vector<std::unique_ptr<Copy>> copies;
   std::vector<ClusterBarrier> clusters;  // by index of the cluster in the grid
-  std::pair<uint64_t, size_t> last_allocation = {0, 0};
+  MemoryRange last_allocation;
+  // Whether some block let the next kernel start, and whether one did so behind its wait.
+  bool lets_next = false, lets_next_late = false;
 
   // Uniform in [0, n).
   uint32_t Random(uint32_t n) { return static_cast<uint32_t>(random() >> 3) % n; }
 };
+
+inline bool Warp::MayBeEarly() const {
+  const Machine& machine = *block->grid->machine;
+  return !block->has_waited && machine.first_unfinished != machine.launch;
+}
 
 [[noreturn]] void Fault(const Warp& warp, const Instruction& in, int lane,
                         const std::string& message);
@@ -179,8 +191,9 @@ inline uint8_t* Locate(Warp& warp, const Instruction& in, int lane, Space space,
                        size_t bytes, size_t alignment) {
   Block& block = *warp.block;
   if ((address & (alignment - 1)) == 0) {
-    const auto [begin, size] = block.grid->last_allocation;
-    if (space == Space::kGlobal && address - begin < size && size - (address - begin) >= bytes) {
+    const MemoryRange& last = block.grid->last_allocation;
+    const uint64_t place = address - last.begin;
+    if (space == Space::kGlobal && place < last.bytes && last.bytes - place >= bytes) {
       return reinterpret_cast<uint8_t*>(address);
     }
     const uint64_t offset = address - kSharedBegin;
@@ -195,6 +208,15 @@ inline uint8_t* LocateShared(Warp& warp, const Instruction& in, int lane, uint32
                              size_t bytes, size_t alignment) {
   return Locate(warp, in, lane, Space::kShared, address, bytes, alignment);
 }
+
+// For bytes of global memory that were located: faults if a kernel that may still run has written
+// them, and the warp has not waited for it; notes who writes.
+void CheckEarlyRead(Warp& warp, const Instruction& in, int lane, const uint8_t* at, size_t bytes);
+inline void CheckRead(Warp& warp, const Instruction& in, int lane, const uint8_t* at,
+                      size_t bytes) {
+  if (warp.MayBeEarly()) CheckEarlyRead(warp, in, lane, at, bytes);
+}
+void NoteWrite(Warp& warp, const Instruction& in, int lane, const uint8_t* at, size_t bytes);
 
 // mbarriers (operations_barrier.cc): the counts are kept where the program put the barrier.
 void CompleteBytes(uint8_t* barrier, uint64_t bytes);
