@@ -10,15 +10,6 @@
 namespace fewbit::emulator {
 namespace {
 
-using U16 = uint16_t;
-using U32 = uint32_t;
-using U64 = uint64_t;
-using S16 = int16_t;
-using S32 = int32_t;
-using S64 = int64_t;
-using F32 = float;
-using F64 = double;
-
 template <typename T>
 T Min(T a, T b) {
   return b < a ? b : a;
@@ -188,7 +179,6 @@ constexpr auto kAnd = [](auto a, auto b) { return a & b; };
 constexpr auto kOr = [](auto a, auto b) { return a | b; };
 constexpr auto kXor = [](auto a, auto b) { return a ^ b; };
 constexpr auto kNot = [](auto a) { return ~a; };
-constexpr auto kSame = [](auto a) { return a; };
 constexpr auto kLeft = [](auto a, U32 by) { return ShiftLeft(a, by); };
 constexpr auto kRight = [](auto a, U32 by) { return ShiftRight(a, by); };
 constexpr auto kInsert = [](auto a, auto b, U32 p, U32 n) { return InsertBits(a, b, p, n); };

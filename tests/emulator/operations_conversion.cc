@@ -8,17 +8,6 @@
 namespace fewbit::emulator {
 namespace {
 
-using U8 = uint8_t;
-using U16 = uint16_t;
-using U32 = uint32_t;
-using U64 = uint64_t;
-using S8 = int8_t;
-using S16 = int16_t;
-using S32 = int32_t;
-using S64 = int64_t;
-using F32 = float;
-using F64 = double;
-
 // A rounded float as an integer: what does not fit becomes the nearest limit, NaN 0.
 template <typename T>
 T Clamp(double x) {
@@ -42,7 +31,6 @@ F16 ToF16Up(float x) {
 
 F32 Saturate(F32 x) { return std::isnan(x) ? 0.0f : std::fmin(std::fmax(x, 0.0f), 1.0f); }
 
-constexpr auto kSame = [](auto a) { return a; };
 constexpr auto kNearest = [](auto a) { return std::nearbyint(a); };
 
 // The first source is the upper half.

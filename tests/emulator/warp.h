@@ -284,6 +284,20 @@ constexpr Operation Elementwise(F) {
   return {handler, static_cast<int>(sizeof...(A)) + 1};
 }
 
+// Types by their names in PTX.
+using U8 = uint8_t;
+using U16 = uint16_t;
+using U32 = uint32_t;
+using U64 = uint64_t;
+using S8 = int8_t;
+using S16 = int16_t;
+using S32 = int32_t;
+using S64 = int64_t;
+using F32 = float;
+using F64 = double;
+
+inline constexpr auto kSame = [](auto a) { return a; };
+
 struct NamedOperation {
   std::string_view opcode;
   Operation operation;
